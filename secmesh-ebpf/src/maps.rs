@@ -1,0 +1,73 @@
+//! The maps, one declaration each. BTF definitions, so that `bpftool map dump` prints field names.
+//!
+//! Sizes here are defaults; the controller sets its configured ones before the maps are made.
+
+use aya_ebpf::{
+    Global,
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use secmesh_common::{
+    account::{SLOTS, SourceSlot},
+    block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
+    config::Config,
+    counters::{Counters, EventBudget},
+    event::Event,
+};
+
+/// Seed of the source hash; the controller puts a random one here before loading, so that nobody can
+/// choose addresses that meet in one slot.
+#[unsafe(no_mangle)]
+pub static HASH_SEED: Global<u64> = Global::new(0);
+
+/// Exact IPv4 blocks. A plain hash: an LRU would let an attacker push blocks out.
+#[btf_map]
+pub static BLOCK4: HashMap<Addr4, BlockEntry, 131_072> = HashMap::new();
+
+/// Exact IPv6 blocks.
+#[btf_map]
+pub static BLOCK6: HashMap<Addr6, BlockEntry, 131_072> = HashMap::new();
+
+/// IPv4 prefix blocks.
+#[btf_map]
+pub static PREFIX4: LpmTrie<Net4, BlockEntry, 16_384> = LpmTrie::new();
+
+/// IPv6 prefix blocks.
+#[btf_map]
+pub static PREFIX6: LpmTrie<Net6, BlockEntry, 16_384> = LpmTrie::new();
+
+/// IPv4 allowlist.
+#[btf_map]
+pub static ALLOW4: LpmTrie<Net4, AllowEntry, 4096> = LpmTrie::new();
+
+/// IPv6 allowlist.
+#[btf_map]
+pub static ALLOW6: LpmTrie<Net6, AllowEntry, 4096> = LpmTrie::new();
+
+/// IPv4 sources whose packets are all reported, with the time (`CLOCK_MONOTONIC` ns) that ends it.
+#[btf_map]
+pub static WATCH4: HashMap<Addr4, u64, 1024> = HashMap::new();
+
+/// IPv6 sources whose packets are all reported.
+#[btf_map]
+pub static WATCH6: HashMap<Addr6, u64, 1024> = HashMap::new();
+
+/// The run-time configuration; one entry.
+#[btf_map]
+pub static CONFIG: Array<Config, 1> = Array::new();
+
+/// Counters; one entry per CPU.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+
+/// Event budgets; one entry per CPU.
+#[btf_map]
+pub static BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+
+/// Per-source accounting.
+#[btf_map]
+pub static SOURCES: Array<SourceSlot, SLOTS> = Array::new();
+
+/// Events to the controller; size in bytes.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 1_048_576> = RingBuf::new();

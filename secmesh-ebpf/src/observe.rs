@@ -1,0 +1,259 @@
+//! Per-source accounting and the events that come of it.
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_NO_SRC_ADDR, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT,
+        bpf_fib_lookup, bpf_sock_tuple,
+    },
+    helpers::{
+        bpf_fib_lookup as fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
+    programs::XdpContext,
+};
+use secmesh_common::{
+    account::{Observed, SourceSlot, account, place},
+    block::{Addr4, Addr6},
+    config::Config,
+    counters::{Counter, Counters},
+    event::{Event, EventKind, OPEN_NO, OPEN_UNKNOWN, OPEN_YES},
+    packet::{Family, PROTO_UDP, Packet},
+};
+
+use crate::{
+    block::{bytes16, now_ns},
+    count::bump,
+    maps::{BUDGET, EVENTS, HASH_SEED, SOURCES, WATCH4, WATCH6},
+};
+
+/// Accounts a packet that nothing blocked, and reports what is worth it.
+#[inline(always)]
+pub fn observe(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Counters) {
+    let now = now_ns();
+    let Some(slot) = claim(packet, now) else {
+        bump(counters, Counter::SourcesContended);
+        return;
+    };
+    let seen = account(slot, packet, now, config);
+    let watched = config.watched > 0 && is_watched(packet, now);
+    if seen.rate_count == 0 && !seen.contact && !watched {
+        return;
+    }
+    let first = slot.first_ns;
+    let packets = slot.packets;
+    report(
+        ctx, packet, config, counters, &seen, watched, now, first, packets,
+    );
+}
+
+/// The source's slot, if it has one or can take one.
+#[inline(always)]
+fn claim(packet: &Packet, now: u64) -> Option<&'static mut SourceSlot> {
+    let place = place(packet, HASH_SEED.load());
+    let first = SOURCES.get_ptr_mut(place.first)?;
+    // SAFETY: array entries are never freed while the program runs. Other CPUs may write the same slot;
+    // its fields are independent counters (see secmesh_common::account).
+    let first = unsafe { &mut *first };
+    if first.holds(place.tag) {
+        return Some(first);
+    }
+    let second = SOURCES.get_ptr_mut(place.second)?;
+    // SAFETY: as above; if both places are one slot, `first` is not used after this.
+    let second = unsafe { &mut *second };
+    if second.holds(place.tag) {
+        return Some(second);
+    }
+    let weaker = if first.resistance(now) <= second.resistance(now) {
+        first
+    } else {
+        second
+    };
+    weaker.contend(place.tag, now).then_some(weaker)
+}
+
+#[inline(always)]
+fn is_watched(packet: &Packet, now: u64) -> bool {
+    let until = match packet.family {
+        Family::V4 => WATCH4.get_ptr(Addr4 {
+            addr: packet.src[0].to_ne_bytes(),
+        }),
+        Family::V6 => WATCH6.get_ptr(Addr6 {
+            addr: bytes16(&packet.src),
+        }),
+        Family::Other => None,
+    };
+    // SAFETY: the pointer came from a map lookup of this program run; one aligned u64 is read.
+    until.is_some_and(|until| unsafe { *until } > now)
+}
+
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "BPF has no heap and 512 bytes of stack: a struct would be copied there for nothing"
+)]
+fn report(
+    ctx: &XdpContext,
+    packet: &Packet,
+    config: &Config,
+    counters: &mut Counters,
+    seen: &Observed,
+    watched: bool,
+    now: u64,
+    first: u64,
+    packets: u32,
+) {
+    if !within_budget(config, now) {
+        bump(counters, Counter::EventsOverBudget);
+        return;
+    }
+    let mut open = 0;
+    let kind = if seen.rate_count != 0 {
+        EventKind::Rate
+    } else if seen.contact {
+        open = lookup_open(ctx, packet);
+        // A datagram to an open UDP port is a service at work or the answer to a question of ours.
+        if open == OPEN_YES && packet.proto == PROTO_UDP && !watched {
+            return;
+        }
+        EventKind::Contact
+    } else {
+        EventKind::Sample
+    };
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        bump(counters, Counter::EventsRingFull);
+        return;
+    };
+    let detail = if packet.tcp_flags != 0 {
+        packet.tcp_flags
+    } else {
+        packet.icmp_type
+    };
+    entry.write(Event {
+        ts_ns: now,
+        first_ns: first,
+        src: bytes16(&packet.src),
+        dst: bytes16(&packet.dst),
+        count: seen.rate_count,
+        packets,
+        ifindex: ctx.ingress_ifindex() as u32,
+        wire_len: packet.wire_len,
+        sport: packet.sport,
+        dport: packet.dport,
+        kind: kind as u8,
+        family: packet.family as u8,
+        proto: packet.proto,
+        detail,
+        class: seen.rate_class,
+        open,
+        pad: [0; 6],
+    });
+    // Flags 0: the kernel wakes the reader only when it had caught up (kernel/bpf/ringbuf.c).
+    entry.submit(0);
+    bump(counters, Counter::EventsSent);
+}
+
+#[inline(always)]
+fn within_budget(config: &Config, now: u64) -> bool {
+    let Some(budget) = BUDGET.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: a per-CPU entry; XDP runs to its end on one CPU.
+    let budget = unsafe { &mut *budget };
+    if now.wrapping_sub(budget.tick_start_ns) >= config.event_tick_ns {
+        budget.tick_start_ns = now;
+        budget.used = 0;
+    }
+    if budget.used >= u64::from(config.event_budget) {
+        return false;
+    }
+    budget.used += 1;
+    true
+}
+
+/// Whether a socket of this host takes packets for the packet's destination.
+#[inline(always)]
+fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
+    // SAFETY: all-zero is a valid value of this union of integers.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let size = match packet.family {
+        Family::V4 => {
+            let v4 = &mut tuple.__bindgen_anon_1;
+            // SAFETY: writing fields of a union of plain integers.
+            let v4 = unsafe { &mut v4.ipv4 };
+            v4.saddr = packet.src[0];
+            v4.daddr = packet.dst[0];
+            v4.sport = packet.sport.to_be();
+            v4.dport = packet.dport.to_be();
+            12
+        }
+        Family::V6 => {
+            let v6 = &mut tuple.__bindgen_anon_1;
+            // SAFETY: writing fields of a union of plain integers.
+            let v6 = unsafe { &mut v6.ipv6 };
+            v6.saddr = packet.src;
+            v6.daddr = packet.dst;
+            v6.sport = packet.sport.to_be();
+            v6.dport = packet.dport.to_be();
+            size_of::<bpf_sock_tuple>() as u32
+        }
+        Family::Other => return 0,
+    };
+    let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
+    let socket = if packet.proto == PROTO_UDP {
+        // SAFETY: tuple and size match the family; the context is ours (net/core/filter.c).
+        unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size, netns, 0) }
+    } else {
+        // SAFETY: as above. The `skc` form also finds a listener's request sockets.
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, netns, 0) }
+    };
+    if socket.is_null() {
+        // What this host forwards has its socket elsewhere: nothing can be said about it.
+        return if is_forwarded(ctx, packet) {
+            OPEN_UNKNOWN
+        } else {
+            OPEN_NO
+        };
+    }
+    // SAFETY: the reference came from the lookup above and is given back exactly once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    OPEN_YES
+}
+
+/// Whether this host would forward the packet to another one.
+#[inline(always)]
+fn is_forwarded(ctx: &XdpContext, packet: &Packet) -> bool {
+    const AF_INET: u8 = 2;
+    const AF_INET6: u8 = 10;
+    // SAFETY: all-zero is a valid value of this struct of integers and unions of integers.
+    let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    match packet.family {
+        Family::V4 => {
+            route.family = AF_INET;
+            route.__bindgen_anon_3.ipv4_src = packet.src[0];
+            route.__bindgen_anon_4.ipv4_dst = packet.dst[0];
+        }
+        Family::V6 => {
+            route.family = AF_INET6;
+            route.__bindgen_anon_3.ipv6_src = packet.src;
+            route.__bindgen_anon_4.ipv6_dst = packet.dst;
+        }
+        Family::Other => return false,
+    }
+    route.l4_protocol = packet.proto;
+    route.ifindex = ctx.ingress_ifindex() as u32;
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the struct lives on our stack and has the size we say (net/core/filter.c).
+    let answer = unsafe { fib_lookup(ctx.as_ptr(), &raw mut route, size, 0) };
+    // A host that does not forward answers FWD_DISABLED; a destination that is its own, NOT_FWDED.
+    matches!(
+        answer as u32,
+        BPF_FIB_LKUP_RET_SUCCESS
+            | BPF_FIB_LKUP_RET_UNSUPP_LWT
+            | BPF_FIB_LKUP_RET_NO_NEIGH
+            | BPF_FIB_LKUP_RET_FRAG_NEEDED
+            | BPF_FIB_LKUP_RET_NO_SRC_ADDR
+    )
+}
