@@ -1,0 +1,427 @@
+//! The loop, and what it owns.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use secmesh_common::event::Event;
+use tokio::{
+    signal::unix::Signal,
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{debug, error, info, warn};
+
+use super::{AgentError, Options};
+use crate::{
+    addr::Prefix,
+    api::{
+        server::Call,
+        types::{DecisionState, Origin},
+    },
+    clock::Clock,
+    dataplane::{AllowTable, BlockTable, CounterReader, Dataplane, EventReader, WatchTable},
+    detect::{Alert, Detectors, TimeBase},
+    ledger::{LedgerHandle, Record},
+    mesh::{
+        engine::{Engine, Input, Policy},
+        identity::Identity,
+        ids::{Hash, NodeId},
+        store::MeshStore,
+        transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportHandle},
+        vote::AttackClass,
+    },
+    respond::{Allowlist, Blocks, Book, Now, refusal},
+    sense::observation::{Observation, What},
+    state::{AgentLock, StateDir},
+};
+
+/// Alerts kept in memory for the operator.
+pub(super) const MAX_ALERTS: usize = 2048;
+/// Kernel events taken from the ring before anything else gets a turn.
+const EVENT_BATCH: usize = 1024;
+/// How often time-driven work is looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// A source whose block was hit within this time is still attacking, µs.
+pub(super) const QUIET_US: u64 = 10_000_000;
+/// How often the system is asked again what must never be blocked.
+const DISCOVERY_US: u64 = 60_000_000;
+/// A wall clock that moved this much against the monotonic one was set, µs.
+const CLOCK_STEP_US: u64 = 2_000_000;
+/// How often own evidence is renewed while an attack lasts, µs.
+const RENEW_EVIDENCE_US: u64 = 5_000_000;
+
+/// Why a source is watched.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Watch {
+    pub until_unix_us: u64,
+    pub reported_by: NodeId,
+    /// Packets of it that the kernel showed us since.
+    pub packets: u64,
+}
+
+/// What a detector's word rests on, kept while the attack lasts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Evidence {
+    pub class: AttackClass,
+    pub root: [u8; 32],
+    pub detector: [u8; 32],
+    pub renewed_unix_us: u64,
+}
+
+/// Numbers that are nobody else's to count.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub events: u64,
+    pub events_unknown: u64,
+    pub alerts: u64,
+    pub alerts_allowlisted: u64,
+    pub votes_not_sent: u64,
+    pub watch_full: u64,
+    pub clock_steps: u64,
+}
+
+/// Everything an agent is.
+pub(super) struct Agent {
+    pub options: Options,
+    pub clock: Arc<dyn Clock>,
+    pub state: StateDir,
+    pub identity: Identity,
+    pub dataplane: Dataplane,
+    pub table: BlockTable,
+    pub allows: AllowTable,
+    pub watches: WatchTable,
+    pub counters: CounterReader,
+    pub allowlist: Allowlist,
+    pub detectors: Detectors,
+    pub alerts: VecDeque<Alert>,
+    pub watched: BTreeMap<IpAddr, Watch>,
+    pub evidence: BTreeMap<Prefix, Evidence>,
+    pub engine: Engine,
+    pub blocks: Blocks,
+    pub book: Book,
+    pub ledger: LedgerHandle,
+    pub transport: TransportHandle,
+    pub allowed: Arc<AllowedPeers>,
+    pub store: MeshStore,
+    pub tally: Tally,
+    pub started_ns: u64,
+    /// Unix time at the monotonic clock's zero, µs; moves when the wall clock is set.
+    pub clock_origin_us: u64,
+    pub last_discovery_us: u64,
+    /// Peers of sshd that were connected when the agent started.
+    pub ssh_at_start: Vec<(Prefix, String)>,
+    pub refusal_log: RateLimitedLog<(NodeId, &'static str)>,
+    pub streams: Option<Streams>,
+    pub _lock: AgentLock,
+}
+
+/// What feeds the loop.
+pub(super) struct Streams {
+    pub events: EventReader,
+    pub peers: mpsc::Receiver<TransportEvent>,
+    pub calls: mpsc::Receiver<Call>,
+    pub interrupt: Signal,
+    pub terminate: Signal,
+}
+
+/// This node's own view, for the engine.
+pub(super) struct View<'a> {
+    pub allowlist: &'a Allowlist,
+    pub table: &'a BlockTable,
+    pub now_ns: u64,
+}
+
+impl Policy for View<'_> {
+    fn vetoes(&self, subject: &Prefix) -> Option<String> {
+        self.allowlist
+            .protects(subject)
+            .map(|entry| refusal(subject, &entry))
+    }
+
+    fn is_quiet(&self, subject: &Prefix) -> bool {
+        self.table.get(subject).is_none_or(|entry| {
+            entry.last_hit_ns == 0
+                || self.now_ns.saturating_sub(entry.last_hit_ns) / 1000 > QUIET_US
+        })
+    }
+}
+
+impl Agent {
+    /// Runs until a signal comes.
+    pub async fn run(&mut self) {
+        let Some(mut streams) = self.streams.take() else {
+            return;
+        };
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch: Vec<Event> = Vec::with_capacity(EVENT_BATCH);
+        loop {
+            tokio::select! {
+                // A flood of events must not keep an operator or a vote waiting, nor the other way
+                // round, so the choice is left to chance (no `biased`).
+                read = streams.events.read(&mut batch, EVENT_BATCH) => {
+                    if let Err(error) = read {
+                        error!(%error, "the event ring failed; detection stops, enforcement goes on");
+                        break;
+                    }
+                    self.take_events(&batch).await;
+                    batch.clear();
+                }
+                Some(event) = streams.peers.recv() => self.take_peer(event).await,
+                Some(call) = streams.calls.recv() => {
+                    let answer = self.answer(call.request).await;
+                    // The asker may have gone.
+                    drop(call.reply.send(answer));
+                }
+                _ = tick.tick() => self.take_time().await,
+                _ = streams.interrupt.recv() => break,
+                _ = streams.terminate.recv() => break,
+            }
+        }
+    }
+
+    /// Stops in order: peers, record, and if asked the program.
+    pub async fn stop(self) -> Result<(), AgentError> {
+        info!("stopping");
+        let record = Record::Stopped {
+            reason: "signal".to_owned(),
+        };
+        if let Err(error) = self.ledger.append_durable(&record).await {
+            warn!(%error, "the ledger did not take the last entry");
+        }
+        self.transport.shutdown().await;
+        self.ledger.close().await;
+        if self.options.detach_on_exit {
+            let dir = self.options.config.dataplane.pin_dir.clone();
+            drop(self.dataplane);
+            let pins = crate::dataplane::detach_all(&dir)?;
+            info!(pins, "detached: nothing is filtered any more");
+        } else {
+            info!(
+                "the program stays attached and blocks stay in force; `secmesh detach` removes them"
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now {
+            unix_us: self.clock.unix_us(),
+            mono_ns: self.clock.mono_ns(),
+        }
+    }
+
+    pub(super) fn time_base(&self) -> TimeBase {
+        let now = self.now();
+        TimeBase::from_reading(now.unix_us, now.mono_ns)
+    }
+
+    /// A reading of the kernel's clock as unix time; 0 is never.
+    pub(super) fn kernel_time(&self, ns: u64) -> Option<u64> {
+        (ns != 0).then(|| self.time_base().unix_us(ns))
+    }
+
+    async fn take_events(&mut self, events: &[Event]) {
+        let base = self.time_base();
+        let mut alerts = Vec::new();
+        for event in events {
+            self.tally.events += 1;
+            let Some(seen) = Observation::from_event(event) else {
+                self.tally.events_unknown += 1;
+                continue;
+            };
+            // What was in the ring when the block came must not raise the alert again.
+            if self.blocks.is_desired(&Prefix::host(seen.src)) {
+                continue;
+            }
+            let watch = self.watched.get_mut(&seen.src);
+            let watched = watch.is_some();
+            if let (Some(watch), What::Packet) = (watch, seen.what) {
+                watch.packets += 1;
+            }
+            self.detectors.observe(&seen, watched, base, &mut alerts);
+        }
+        for alert in alerts {
+            self.raise(alert).await;
+        }
+    }
+
+    /// An alert: recorded, acted on here at once, then put to the mesh.
+    pub(super) async fn raise(&mut self, mut alert: Alert) {
+        alert.raised_unix_us = self.clock.unix_us();
+        self.tally.alerts += 1;
+        let root = alert.evidence_root();
+        let evidence = Evidence {
+            class: alert.class,
+            root,
+            detector: alert.detector_hash_bytes(),
+            renewed_unix_us: alert.raised_unix_us,
+        };
+        let subject = alert.subject;
+        let protected = self.allowlist.protects(&subject);
+        if protected.is_none() {
+            self.block_unilaterally(&alert);
+        }
+        info!(
+            %subject, class = %alert.class, confidence = alert.confidence, watched = alert.watched,
+            allowlisted = protected.is_some(), "alert"
+        );
+        if let Ok(value) = serde_json::to_value(&alert) {
+            self.record(&Record::Alert { alert: value });
+        }
+        if self.alerts.len() >= MAX_ALERTS {
+            self.alerts.pop_front();
+        }
+        self.alerts.push_back(alert);
+        if protected.is_some() {
+            self.tally.alerts_allowlisted += 1;
+            return;
+        }
+        self.evidence.insert(subject, evidence);
+        self.drive(Input::OwnEvidence {
+            subject,
+            class: evidence.class,
+            evidence_root: Hash(root),
+            detector_hash: Hash(evidence.detector),
+        })
+        .await;
+    }
+
+    async fn take_peer(&mut self, event: TransportEvent) {
+        match event {
+            TransportEvent::PeerUp { node } => {
+                info!(peer = %self.name_of(&node), "connected");
+                self.drive(Input::PeerUp(node)).await;
+            }
+            TransportEvent::PeerDown { node } => {
+                warn!(peer = %self.name_of(&node), "disconnected");
+                self.drive(Input::PeerDown(node)).await;
+            }
+            TransportEvent::Message { from, bytes } => {
+                self.drive(Input::Message {
+                    from,
+                    bytes: &bytes,
+                })
+                .await;
+            }
+            TransportEvent::JoinRequest {
+                ticket,
+                bytes,
+                reply,
+            } => {
+                let answer = self.admit(ticket, &bytes).await;
+                // The joiner may have gone; it will ask again.
+                drop(reply.send(answer));
+            }
+        }
+    }
+
+    async fn take_time(&mut self) {
+        let now = self.now();
+        self.notice_clock_step(now);
+        self.renew_unilateral(now).await;
+        for (prefix, id) in self.blocks.tick(&mut self.table, now) {
+            self.ended(&prefix, &id, DecisionState::Ended, None);
+        }
+        let over: Vec<IpAddr> = self
+            .watched
+            .iter()
+            .filter(|(_, w)| w.until_unix_us <= now.unix_us)
+            .map(|(a, _)| *a)
+            .collect();
+        for addr in over {
+            self.unwatch(addr);
+        }
+        self.update_sizes();
+        if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {
+            self.discover_allowlist(false);
+        }
+        self.drive(Input::Tick).await;
+    }
+
+    /// Kernel entries end on the monotonic clock, decisions on the wall clock: when that is set, the
+    /// entries are written again.
+    fn notice_clock_step(&mut self, now: Now) {
+        let origin = now.unix_us.saturating_sub(now.mono_ns / 1000);
+        if origin.abs_diff(self.clock_origin_us) < CLOCK_STEP_US {
+            return;
+        }
+        self.tally.clock_steps += 1;
+        warn!(
+            by_seconds = origin.abs_diff(self.clock_origin_us) / 1_000_000,
+            forward = origin > self.clock_origin_us,
+            "the wall clock was set; writing the ends of all blocks again"
+        );
+        self.clock_origin_us = origin;
+        self.reconcile(now);
+    }
+
+    pub(super) fn reconcile(&mut self, now: Now) {
+        let present: Vec<Prefix> = self.table.entries().into_iter().map(|(p, _)| p).collect();
+        let done = self.blocks.reconcile(&mut self.table, now, &present);
+        self.update_sizes();
+        if done.failed > 0 {
+            error!(
+                failed = done.failed,
+                "blocks are not enforced; `secmesh status` names them"
+            );
+        }
+        debug!(?done, "kernel maps reconciled");
+    }
+
+    /// Blocks on this node's own right are renewed while the source keeps coming, and so is the
+    /// evidence that peers may join.
+    async fn renew_unilateral(&mut self, now: Now) {
+        let own: Vec<(String, Prefix, AttackClass, u64)> = self
+            .book
+            .active()
+            .filter(|e| e.origin == Origin::Unilateral)
+            .map(|e| (e.id.clone(), e.subject, e.class, e.expires_unix_us))
+            .collect();
+        for (id, subject, class, expires) in own {
+            let attacking = self.table.get(&subject).is_some_and(|entry| {
+                entry.last_hit_ns != 0
+                    && now.mono_ns.saturating_sub(entry.last_hit_ns) / 1000 <= QUIET_US
+            });
+            if !attacking {
+                continue;
+            }
+            if expires <= now.unix_us {
+                let reason = format!("renewed, the source still comes; before: {id}");
+                self.claim_unilaterally(subject, class, reason);
+            }
+            let Some(evidence) = self.evidence.get_mut(&subject) else {
+                continue;
+            };
+            if now.unix_us.saturating_sub(evidence.renewed_unix_us) >= RENEW_EVIDENCE_US {
+                evidence.renewed_unix_us = now.unix_us;
+                let evidence = *evidence;
+                self.drive(Input::OwnEvidence {
+                    subject,
+                    class: evidence.class,
+                    evidence_root: Hash(evidence.root),
+                    detector_hash: Hash(evidence.detector),
+                })
+                .await;
+            }
+        }
+        let blocks = &self.blocks;
+        let keep_until =
+            u64::try_from(self.options.config.detect.evidence_ttl.as_micros()).unwrap_or(u64::MAX);
+        self.evidence.retain(|subject, evidence| {
+            blocks.is_desired(subject)
+                || now.unix_us.saturating_sub(evidence.renewed_unix_us) < keep_until
+        });
+    }
+
+    pub(super) fn name_of(&self, node: &NodeId) -> String {
+        self.engine
+            .roster()
+            .get(node)
+            .map_or_else(|| node.to_string(), |m| m.record.name.to_string())
+    }
+}

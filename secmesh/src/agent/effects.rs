@@ -1,0 +1,667 @@
+//! Carrying out what the engine wants: votes on the disk before they leave, blocks into the kernel,
+//! everything into the record.
+
+use std::net::IpAddr;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use tracing::{debug, error, info, warn};
+
+use super::core::{Agent, View, Watch};
+use crate::{
+    addr::Prefix,
+    api::types::{CertificateView, DecisionScope, DecisionState, Origin, VoteView},
+    dataplane::TableError,
+    detect::Alert,
+    ledger::{EffectKind, Record},
+    mesh::{
+        admission::AdmittedRecord,
+        cert::CertVerdict,
+        crypto::sha256,
+        decision::{Decision, Warrant},
+        engine::{Input, Output, RefusalReason, VoteSummary},
+        identity::ed25519_spki_sha256,
+        ids::{NodeId, TicketId, to_hex},
+        join::JoinReply,
+        message::EquivocationProof,
+        transport::{PeerAddress, PeerIdentity},
+        vote::{ActionKind, AttackClass},
+    },
+    respond::{Claim, Entry, Source},
+    sense::netinfo::{self, AllowReason, LiveSystem},
+};
+
+/// Sources watched at once; the kernel's watch maps hold as many per family.
+const MAX_WATCHED: usize = 1024;
+
+impl Agent {
+    /// Gives the engine one input and carries out what comes of it.
+    pub(super) async fn drive(&mut self, input: Input<'_>) {
+        let mut out = Vec::new();
+        let now_ns = self.clock.mono_ns();
+        self.engine.handle(
+            self.clock.unix_us(),
+            input,
+            &View {
+                allowlist: &self.allowlist,
+                table: &self.table,
+                now_ns,
+            },
+            &mut out,
+        );
+        // Alerts that a report makes of what was seen before are inputs of their own; they wait until
+        // this input's outputs are carried out.
+        let mut rechecks = Vec::new();
+        let mut muted = false;
+        for output in out {
+            match output {
+                Output::Persist(vote) => {
+                    let record = Record::VoteSigned {
+                        vote: BASE64_STANDARD.encode(&vote),
+                    };
+                    if let Err(error) = self.ledger.append_durable(&record).await {
+                        error!(%error, "a vote is not on the disk, so it does not leave this node");
+                        self.tally.votes_not_sent += 1;
+                        muted = true;
+                    }
+                }
+                Output::Broadcast(_) | Output::Send { .. } if muted => {}
+                Output::Broadcast(bytes) => self.transport.broadcast(&Bytes::from(bytes)),
+                Output::Send { to, bytes } => {
+                    let outcome = self.transport.send(to, Bytes::from(bytes));
+                    debug!(?outcome, peer = %to, "sent");
+                }
+                Output::Watch {
+                    subject,
+                    until_unix_us,
+                    reported_by,
+                } => {
+                    if self.watch(subject, until_unix_us, reported_by) {
+                        rechecks.push(subject.addr());
+                    }
+                }
+                Output::Decide(decision) => self.decided(&decision),
+                Output::Release(decision) => self.released(&decision),
+                Output::Vetoed {
+                    decision,
+                    subject,
+                    reason,
+                } => self.vetoed(&decision.to_string(), &subject, &reason),
+                Output::Equivocation(proof) => self.equivocated(&proof),
+                Output::Admitted(record) => self.admitted(&record),
+                Output::GrantOpened(grant) => {
+                    self.record(&Record::Grant {
+                        grant: BASE64_STANDARD.encode(grant.to_bytes()),
+                        expires_unix_us: grant.grant.expires_unix_us,
+                    });
+                    self.membership_changed();
+                }
+                Output::GrantUsed { ticket, node } => {
+                    info!(%ticket, node = %self.name_of(&node), "ticket used");
+                    self.membership_changed();
+                }
+                Output::VoteSeen(vote) => self.vote_seen(&vote),
+                Output::Refused { from, reason } => self.refused(&from, reason),
+                Output::QuorumState(state) => {
+                    info!(
+                        reachable = state.reachable_weight,
+                        total = state.total_weight,
+                        nodes = state.nodes,
+                        "quorum is {}",
+                        state.state
+                    );
+                }
+            }
+        }
+        if !rechecks.is_empty() {
+            self.recheck(rechecks).await;
+        }
+    }
+
+    /// Judges by the lower threshold what was already seen of sources that are watched from now on.
+    async fn recheck(&mut self, sources: Vec<IpAddr>) {
+        let (now_ns, base) = (self.clock.mono_ns(), self.time_base());
+        let mut alerts = Vec::new();
+        for source in sources {
+            if !self.blocks.is_desired(&Prefix::host(source)) {
+                self.detectors.recheck(source, now_ns, base, &mut alerts);
+            }
+        }
+        for alert in alerts {
+            Box::pin(self.raise(alert)).await;
+        }
+    }
+
+    fn equivocated(&self, proof: &EquivocationProof) {
+        let (first, second) = proof.votes();
+        warn!(voter = %self.name_of(&proof.voter()), "proved to have lied; its votes count for nothing");
+        self.record(&Record::Equivocation {
+            voter: proof.voter().to_string(),
+            first: BASE64_STANDARD.encode(proof.to_bytes()),
+            second: to_hex(&sha256(
+                &[first.vote.to_bytes(), second.vote.to_bytes()].concat(),
+            )),
+        });
+    }
+
+    fn vote_seen(&self, vote: &VoteSummary) {
+        debug!(
+            voter = %self.name_of(&vote.voter), subject = %vote.subject, verdict = %vote.verdict,
+            own = vote.own, "vote"
+        );
+        // Our own votes are in the record already, as signed bytes, from before they left.
+        if !vote.own
+            && let Ok(text) = serde_json::to_string(vote)
+        {
+            self.record(&Record::VoteSeen {
+                voter: vote.voter.to_string(),
+                vote: text,
+            });
+        }
+    }
+
+    /// Writes to the record; trouble there is visible in `status` and was logged by the ledger.
+    pub(super) fn record(&self, record: &Record) {
+        if let Err(error) = self.ledger.append(record) {
+            debug!(%error, "not recorded");
+        }
+    }
+
+    fn refused(&mut self, from: &NodeId, reason: RefusalReason) {
+        if let Some(held_back) = self.refusal_log.allow((*from, reason.name())) {
+            warn!(peer = %self.name_of(from), %reason, held_back, "refused a message");
+            self.record(&Record::Refused {
+                source: from.to_string(),
+                reason: reason.name().to_owned(),
+                count: held_back + 1,
+            });
+        }
+    }
+
+    /// Class 0: this node blocks for itself, at once.
+    pub(super) fn block_unilaterally(&mut self, alert: &Alert) {
+        if self.book.active_on(&alert.subject).next().is_none() {
+            self.claim_unilaterally(alert.subject, alert.class, format!("alert {}", alert.id));
+        }
+    }
+
+    /// A new class-0 block, as long as the configuration says and never longer than 15 minutes.
+    pub(super) fn claim_unilaterally(
+        &mut self,
+        subject: Prefix,
+        class: AttackClass,
+        reason: String,
+    ) {
+        let ttl = self.options.config.respond.own_block;
+        let now_unix_us = self.clock.unix_us();
+        let entry = Entry {
+            id: local_id(&subject, now_unix_us),
+            subject,
+            class,
+            scope: DecisionScope::Node,
+            origin: Origin::Unilateral,
+            state: DecisionState::Active,
+            incident: None,
+            reason: Some(reason),
+            created_unix_us: now_unix_us,
+            certified_unix_us: None,
+            enforced_unix_us: None,
+            expires_unix_us: now_unix_us
+                .saturating_add(u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX)),
+            votes: Vec::new(),
+            certificate: None,
+            rule: self.book.next_rule(),
+            final_hits: None,
+        };
+        // The outcome is in the book and in the record.
+        drop(self.enforce(entry, None));
+    }
+
+    /// Puts a decision into the kernel first, then into the book and the record.
+    pub(super) fn enforce(
+        &mut self,
+        mut entry: Entry,
+        warrant: Option<&Warrant>,
+    ) -> Result<(), TableError> {
+        let now = self.now();
+        let (subject, id) = (entry.subject, entry.id.clone());
+        if !subject.is_single() {
+            // Before the entry goes in, or the program would not look for it.
+            self.expect_network(&subject);
+        }
+        let claim = Claim {
+            origin: entry.origin,
+            expires_unix_us: entry.expires_unix_us,
+            rule: entry.rule,
+        };
+        let result = self
+            .blocks
+            .claim(&mut self.table, now, subject, id.clone(), claim);
+        let (what, reason) = match &result {
+            Ok(()) => {
+                entry.enforced_unix_us = Some(self.clock.unix_us());
+                (EffectKind::Enforced, None)
+            }
+            Err(error) => {
+                error!(%subject, %error, "not enforced");
+                (EffectKind::NotEnforced, Some(error.to_string()))
+            }
+        };
+        self.record_decision(&entry, warrant);
+        self.record(&Record::Effect {
+            decision: id,
+            subject: subject.to_string(),
+            what,
+            reason,
+        });
+        if self.watched.contains_key(&subject.addr()) {
+            self.unwatch(subject.addr());
+        }
+        self.book.put(entry);
+        result
+    }
+
+    fn record_decision(&self, entry: &Entry, warrant: Option<&Warrant>) {
+        if let Ok(action) = serde_json::to_value(entry) {
+            self.record(&Record::Decision {
+                decision: entry.id.clone(),
+                origin: serde_json::to_value(entry.origin)
+                    .ok()
+                    .and_then(|v| v.as_str().map(str::to_owned))
+                    .unwrap_or_default(),
+                action,
+                certificate: warrant.map(|w| BASE64_STANDARD.encode(w.to_bytes())),
+            });
+        }
+    }
+
+    fn decided(&mut self, decision: &Decision) {
+        let entry = self.entry_of(decision);
+        info!(subject = %entry.subject, class = %entry.class, decision = %entry.id, "the mesh has decided: blocked");
+        // The outcome is in the book and in the record.
+        drop(self.enforce(entry, Some(&decision.warrant)));
+    }
+
+    pub(super) fn entry_of(&mut self, decision: &Decision) -> Entry {
+        let votes = decision
+            .verdict
+            .as_ref()
+            .map_or_else(Vec::new, |verdict| self.votes_of(verdict));
+        Entry {
+            id: decision.id.to_string(),
+            subject: decision.action.subject,
+            class: decision.action.class,
+            scope: DecisionScope::Mesh,
+            origin: Origin::Quorum,
+            state: DecisionState::Active,
+            incident: Some(decision.incident.to_string()),
+            reason: None,
+            created_unix_us: votes
+                .iter()
+                .map(|v| v.issued_unix_us)
+                .min()
+                .unwrap_or(decision.certified_unix_us),
+            certified_unix_us: Some(decision.certified_unix_us),
+            enforced_unix_us: None,
+            expires_unix_us: decision.expires_unix_us,
+            certificate: decision
+                .verdict
+                .as_ref()
+                .map(|verdict| certificate_view(verdict, decision)),
+            votes,
+            rule: self.book.next_rule(),
+            final_hits: None,
+        }
+    }
+
+    pub(super) fn votes_of(&self, verdict: &CertVerdict) -> Vec<VoteView> {
+        verdict
+            .votes
+            .iter()
+            .map(|vote| VoteView {
+                node: vote.voter.to_string(),
+                name: self.name_of(&vote.voter),
+                verdict: vote.verdict.to_string(),
+                weight: vote.weight,
+                issued_unix_us: vote.issued_at_us,
+            })
+            .collect()
+    }
+
+    /// A release: every mesh-wide block of the subject ends here, and this node's own ones too, for
+    /// they rest on the same sightings.
+    fn released(&mut self, decision: &Decision) {
+        let subject = decision.action.subject;
+        info!(%subject, decision = %decision.id, "the mesh has decided: released");
+        let entry = Entry {
+            state: DecisionState::Released,
+            ..self.entry_of(decision)
+        };
+        self.record_decision(&entry, Some(&decision.warrant));
+        self.release_here(&subject, &format!("release {}", decision.id));
+    }
+
+    /// Ends every block of exactly `subject` on this node. Returns how many there were.
+    pub(super) fn release_here(&mut self, subject: &Prefix, reason: &str) -> usize {
+        let now = self.now();
+        let claims = self.blocks.claims(subject);
+        let count = claims.len();
+        for (id, _) in claims {
+            let hits = self.hits_of(subject);
+            if let Err(error) = self.blocks.release(&mut self.table, now, subject, &id) {
+                error!(%subject, %error, "the kernel keeps the entry until its time is over");
+            }
+            self.close(
+                subject,
+                &id,
+                DecisionState::Released,
+                hits,
+                Some(reason.to_owned()),
+            );
+        }
+        self.evidence.remove(subject);
+        self.unwatch(subject.addr());
+        self.update_sizes();
+        count
+    }
+
+    fn hits_of(&self, subject: &Prefix) -> Option<(u64, u64)> {
+        self.table.get(subject).map(|e| (e.hits, e.bytes))
+    }
+
+    /// A claim is over.
+    pub(super) fn ended(
+        &mut self,
+        subject: &Prefix,
+        id: &str,
+        state: DecisionState,
+        reason: Option<String>,
+    ) {
+        let hits = self.hits_of(subject);
+        self.close(subject, id, state, hits, reason);
+    }
+
+    fn close(
+        &mut self,
+        subject: &Prefix,
+        id: &str,
+        state: DecisionState,
+        hits: Option<(u64, u64)>,
+        reason: Option<String>,
+    ) {
+        if !self.book.end(id, state, hits) {
+            return;
+        }
+        info!(%subject, decision = id, ?state, "block ended");
+        self.record(&Record::Effect {
+            decision: id.to_owned(),
+            subject: subject.to_string(),
+            what: if state == DecisionState::Released {
+                EffectKind::Released
+            } else {
+                EffectKind::Ended
+            },
+            reason,
+        });
+    }
+
+    fn vetoed(&mut self, id: &str, subject: &Prefix, reason: &str) {
+        warn!(%subject, decision = id, reason, "the mesh has decided on a block; this node takes no part");
+        let decision = self
+            .engine
+            .decisions_about(subject)
+            .find(|d| d.id.to_string() == id)
+            .cloned();
+        if let Some(decision) = decision {
+            let entry = Entry {
+                state: DecisionState::Vetoed,
+                reason: Some(reason.to_owned()),
+                ..self.entry_of(&decision)
+            };
+            self.record_decision(&entry, Some(&decision.warrant));
+            self.book.put(entry);
+        }
+        self.record(&Record::Effect {
+            decision: id.to_owned(),
+            subject: subject.to_string(),
+            what: EffectKind::Vetoed,
+            reason: Some(reason.to_owned()),
+        });
+    }
+
+    /// A peer saw `subject` attack: from now on the first hostile contact here is enough. Returns
+    /// whether it was not watched before.
+    fn watch(&mut self, subject: Prefix, until_unix_us: u64, reported_by: NodeId) -> bool {
+        let addr = subject.addr();
+        if !subject.is_single() || self.allowlist.protects(&subject).is_some() {
+            return false;
+        }
+        let now = self.now();
+        let until_ns = now.mono_ns.saturating_add(
+            until_unix_us
+                .saturating_sub(now.unix_us)
+                .saturating_mul(1000),
+        );
+        let new = !self.watched.contains_key(&addr);
+        if new && self.watched.len() >= MAX_WATCHED {
+            self.tally.watch_full += 1;
+            return false;
+        }
+        if let Err(error) = self.watches.put(addr, until_ns) {
+            self.tally.watch_full += 1;
+            debug!(%addr, %error, "not watched in the kernel");
+        }
+        let entry = self.watched.entry(addr).or_insert(Watch {
+            until_unix_us,
+            reported_by,
+            packets: 0,
+        });
+        entry.until_unix_us = entry.until_unix_us.max(until_unix_us);
+        if new {
+            info!(%addr, reported_by = %self.name_of(&reported_by), "watching");
+            self.update_sizes();
+        }
+        new
+    }
+
+    pub(super) fn unwatch(&mut self, addr: IpAddr) {
+        if self.watched.remove(&addr).is_some() {
+            if let Err(error) = self.watches.remove(addr) {
+                debug!(%addr, %error, "still watched in the kernel until its time is over");
+            }
+            self.update_sizes();
+        }
+    }
+
+    fn expect_network(&mut self, subject: &Prefix) {
+        let (v4, v6) = self.blocks.network_counts();
+        let (v4, v6) = if subject.is_ipv4() {
+            (v4 + 1, v6)
+        } else {
+            (v4, v6 + 1)
+        };
+        self.set_sizes(v4, v6);
+    }
+
+    pub(super) fn update_sizes(&mut self) {
+        let (v4, v6) = self.table.prefix_counts();
+        self.set_sizes(v4, v6);
+    }
+
+    fn set_sizes(&mut self, v4: u32, v6: u32) {
+        let watched = u32::try_from(self.watched.len()).unwrap_or(u32::MAX);
+        if let Err(error) = self.dataplane.set_sizes(v4, v6, watched) {
+            error!(%error, "the kernel program was not told how many prefixes there are");
+        }
+    }
+
+    /// Somebody with a ticket asks to be let in.
+    pub(super) async fn admit(&mut self, ticket: TicketId, bytes: &[u8]) -> Vec<u8> {
+        let refuse = |reason: String| JoinReply::Refused { reason }.to_bytes();
+        let record = match AdmittedRecord::from_bytes(bytes) {
+            Ok(record) => record,
+            Err(error) => return refuse(format!("the request is not understood: {error}")),
+        };
+        if record.ticket() != Some(ticket) {
+            return refuse(
+                "the request is not under the ticket that opened the connection".to_owned(),
+            );
+        }
+        let node = record.record.node;
+        self.drive(Input::Admit(Box::new(record))).await;
+        if self.engine.roster().get(&node).is_none() {
+            return refuse(
+                "not admitted: the ticket was used or has ended, or the name or address is taken (the member's log says which)"
+                    .to_owned(),
+            );
+        }
+        let me = self.engine.node();
+        let mut members: Vec<AdmittedRecord> = self.engine.admissions().cloned().collect();
+        members.sort_by_key(|m| m.record.node != me && m.record.node != node);
+        JoinReply::Accepted { members }.to_bytes()
+    }
+
+    fn admitted(&mut self, record: &AdmittedRecord) {
+        info!(name = %record.record.name, node = %record.record.node, "admitted");
+        self.record(&Record::Admitted {
+            node: record.record.node.to_string(),
+            name: record.record.name.to_string(),
+            admission: BASE64_STANDARD.encode(record.to_bytes()),
+        });
+        self.membership_changed();
+    }
+
+    /// The roster or the open tickets changed: who may connect, whom to dial, whom never to block, and
+    /// what is on the disk.
+    pub(super) fn membership_changed(&mut self) {
+        self.apply_membership();
+        self.store.members = self.engine.admissions().cloned().collect();
+        self.store.grants = self.engine.open_grants().cloned().collect();
+        if let Err(error) = self.store.save(&self.state) {
+            error!(%error, "the roster is not on the disk");
+        }
+        self.discover_allowlist(false);
+    }
+
+    pub(super) fn apply_membership(&self) {
+        let me = self.engine.node();
+        let members = self
+            .engine
+            .roster()
+            .members()
+            .map(|(node, member)| (member.record.tls_spki_sha256, PeerIdentity::Member(*node)));
+        let tickets = self.engine.open_grants().map(|grant| {
+            (
+                ed25519_spki_sha256(&grant.grant.ticket_key),
+                PeerIdentity::Ticket(grant.grant.ticket),
+            )
+        });
+        self.allowed.replace(members.chain(tickets));
+        let peers = self
+            .engine
+            .roster()
+            .members()
+            .filter(|(node, _)| **node != me)
+            .filter_map(|(node, member)| {
+                Some(PeerAddress {
+                    node: *node,
+                    spki_sha256: member.record.tls_spki_sha256,
+                    address: member.record.address?,
+                })
+            })
+            .collect();
+        self.transport.set_peers(peers);
+    }
+
+    /// Asks the system what must never be blocked. Bare TCP connections to the SSH port are only
+    /// believed at start: later, anybody could make one to become untouchable.
+    pub(super) fn discover_allowlist(&mut self, at_start: bool) {
+        self.last_discovery_us = self.clock.unix_us();
+        if self.options.config.allow.builtin {
+            let found = netinfo::discover(&LiveSystem);
+            if at_start {
+                for warning in &found.warnings {
+                    warn!("{warning}");
+                }
+            }
+            let mut entries: Vec<(Prefix, String)> = found
+                .allow
+                .iter()
+                .filter(|a| at_start || a.reason != AllowReason::SshConnection)
+                .map(|a| (a.prefix, a.reason.to_string()))
+                .collect();
+            if at_start {
+                self.ssh_at_start = found
+                    .allow
+                    .iter()
+                    .filter(|a| a.reason == AllowReason::SshConnection)
+                    .map(|a| (a.prefix, a.reason.to_string()))
+                    .collect();
+            } else {
+                entries.extend(self.ssh_at_start.iter().cloned());
+            }
+            let me = self.engine.node();
+            entries.extend(
+                self.engine
+                    .roster()
+                    .members()
+                    .filter(|(node, _)| **node != me)
+                    .filter_map(|(_, m)| {
+                        Some((
+                            Prefix::host(m.record.address?.ip()),
+                            format!("{} {}", AllowReason::MeshPeer, m.record.name),
+                        ))
+                    }),
+            );
+            let left_out = self.allowlist.replace(Source::Builtin, entries);
+            if !left_out.is_empty() {
+                error!(
+                    count = left_out.len(),
+                    "the allowlist is full; these are not protected"
+                );
+            }
+        }
+        self.write_allowlist();
+    }
+
+    /// Makes the kernel's allowlist equal to ours, and lets go of blocks that it now forbids.
+    pub(super) fn write_allowlist(&mut self) {
+        if let Err(error) = self.allows.replace(&self.allowlist.prefixes()) {
+            error!(%error, "the kernel's allowlist is incomplete");
+        }
+        let forbidden: Vec<Prefix> = self
+            .book
+            .active()
+            .map(|e| e.subject)
+            .filter(|s| self.allowlist.protects(s).is_some())
+            .collect();
+        for subject in forbidden {
+            self.release_here(&subject, "now on the allowlist");
+        }
+    }
+}
+
+/// Id of a decision that only this node made.
+pub(super) fn local_id(subject: &Prefix, unix_us: u64) -> String {
+    let mut id = to_hex(&sha256(format!("local {subject} {unix_us}").as_bytes()));
+    id.truncate(32);
+    id
+}
+
+fn certificate_view(verdict: &CertVerdict, decision: &Decision) -> CertificateView {
+    let error = verdict.check().err().map(|e| e.to_string());
+    CertificateView {
+        valid: error.is_none() || decision.action.kind == ActionKind::Release,
+        error,
+        weight: verdict.weight,
+        needed: verdict.needed,
+        total: verdict.total,
+        confirms: verdict.confirms,
+        confirms_needed: verdict.confirms_needed,
+        zones: verdict.zones,
+        epoch: match &decision.warrant {
+            Warrant::Votes(certificate) => certificate.epoch,
+            Warrant::Operator(_) => 0,
+        },
+    }
+}

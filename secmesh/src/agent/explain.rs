@@ -1,0 +1,117 @@
+//! `secmesh explain`: everything this node knows of an address, gathered in one answer.
+
+use super::core::Agent;
+use crate::{
+    addr::Prefix,
+    api::types::{
+        DecisionScope, DecisionState, DecisionView, Explanation, IncidentView, KernelEntry,
+    },
+    config::Mode,
+    respond::refusal,
+};
+
+/// Alerts in one explanation.
+const MAX_ALERTS: usize = 20;
+
+impl Agent {
+    pub(super) fn explain(&self, subject: Prefix) -> Explanation {
+        let decisions = self.decisions(true, Some(subject));
+        let covering: Vec<&DecisionView> = decisions
+            .iter()
+            .filter(|d| d.state == DecisionState::Active && d.subject.contains(&subject))
+            .collect();
+        let allowlisted = self.allowlist.protects(&subject);
+        let watched_until_unix_us = self.watched_until(&subject.addr());
+        let (verdict, summary) = if let Some(entry) = &allowlisted {
+            (
+                "allowlisted",
+                format!("{}: it cannot be blocked here", refusal(&subject, entry)),
+            )
+        } else if let Some(decision) = covering.iter().find(|d| d.enforced) {
+            ("blocked", self.blocked(&subject, decision))
+        } else if let Some(decision) = covering.first() {
+            let why = decision.not_enforced_reason.as_deref().unwrap_or("unknown");
+            (
+                "not_enforced",
+                format!("{subject} should be blocked and is NOT: {why}"),
+            )
+        } else if watched_until_unix_us.is_some() {
+            (
+                "watched",
+                format!(
+                    "{subject} is not blocked here; a peer saw it attack, so its first hostile contact is enough"
+                ),
+            )
+        } else {
+            ("clear", format!("{subject} is not blocked here"))
+        };
+        Explanation {
+            verdict: verdict.to_owned(),
+            summary,
+            mode: self.dataplane.mode(),
+            allowlisted,
+            watched_until_unix_us,
+            alerts: self
+                .alerts
+                .iter()
+                .rev()
+                .filter(|a| a.subject.overlaps(&subject))
+                .take(MAX_ALERTS)
+                .cloned()
+                .collect(),
+            kernel: covering.iter().find_map(|d| self.kernel_entry(&d.subject)),
+            incidents: self.incidents(&subject),
+            decisions,
+            subject,
+        }
+    }
+
+    fn blocked(&self, subject: &Prefix, decision: &DecisionView) -> String {
+        let whose = match decision.scope {
+            DecisionScope::Mesh => "by decision of the mesh",
+            DecisionScope::Node => "by this node alone",
+        };
+        let how = match self.dataplane.mode() {
+            Mode::Enforce => "its packets are dropped",
+            Mode::Monitor => "monitor mode: its packets are counted, not dropped",
+        };
+        format!("{subject} is blocked {whose} ({}); {how}", decision.class)
+    }
+
+    fn kernel_entry(&self, prefix: &Prefix) -> Option<KernelEntry> {
+        let entry = self.table.get(prefix)?;
+        let map = match (prefix.is_ipv4(), prefix.is_single()) {
+            (true, true) => "BLOCK4",
+            (false, true) => "BLOCK6",
+            (true, false) => "PREFIX4",
+            (false, false) => "PREFIX6",
+        };
+        Some(KernelEntry {
+            map: map.to_owned(),
+            prefix: *prefix,
+            expires_unix_us: self.kernel_time(entry.expires_ns).unwrap_or_default(),
+            rule: entry.rule,
+            hits: entry.hits,
+            bytes: entry.bytes,
+            first_hit_unix_us: self.kernel_time(entry.first_hit_ns),
+            last_hit_unix_us: self.kernel_time(entry.last_hit_ns),
+        })
+    }
+
+    fn incidents(&self, subject: &Prefix) -> Vec<IncidentView> {
+        self.engine
+            .incidents(Some(subject))
+            .into_iter()
+            .filter(|i| !i.decided)
+            .map(|i| IncidentView {
+                id: i.incident.to_string(),
+                subject: i.action.subject,
+                class: i.action.class,
+                action: i.action.kind.to_string(),
+                weight: i.verdict.weight,
+                needed: i.verdict.needed,
+                votes: self.votes_of(&i.verdict),
+            })
+            .collect()
+    }
+}

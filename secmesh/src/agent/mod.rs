@@ -1,0 +1,108 @@
+//! The agent: one task that owns all state, and the streams that feed it.
+//!
+//! Kernel events, peers' messages and operators' requests meet in one loop ([`core`]). Nothing else
+//! writes the maps, the book of decisions or the engine, so there is one order of events and no lock.
+
+mod core;
+mod effects;
+mod explain;
+mod recover;
+mod requests;
+mod setup;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use crate::{
+    config::{Config, Mode},
+    dataplane::DataplaneError,
+    ledger::LedgerError,
+    mesh::{identity::IdentityError, store::StoreError, transport::TransportError},
+    state::StateError,
+};
+
+/// What an agent is started with: the configuration and what the command line says over it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration.
+    pub config: Config,
+    /// Interfaces; empty means the configured ones, or those with a default route.
+    pub interfaces: Vec<String>,
+    /// Mode; overrides the configuration and the state that an earlier agent left.
+    pub mode: Option<Mode>,
+    /// Where to listen for peers.
+    pub listen: Option<SocketAddr>,
+    /// Where this node keeps its things.
+    pub state_dir: PathBuf,
+    /// The local socket.
+    pub socket: PathBuf,
+    /// Whether to take the program off the interfaces when the agent stops.
+    pub detach_on_exit: bool,
+}
+
+/// Why an agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The kernel side.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Who we are.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Who the others are.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The record.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The mesh port.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The local socket.
+    #[error("local socket {}: {source}", socket.display())]
+    Socket {
+        /// Its path.
+        socket: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The system has no interface that we should protect.
+    #[error(
+        "no interface to protect: none has a default route\n  remedy: name one with --interface, or in [dataplane] interfaces"
+    )]
+    NoInterface,
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// No random bytes.
+    #[error(transparent)]
+    Entropy(#[from] crate::entropy::EntropyError),
+}
+
+impl AgentError {
+    /// The command's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Dataplane(DataplaneError::Capability { .. }) => 4,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs an agent until it is told to stop by SIGINT or SIGTERM.
+///
+/// # Errors
+///
+/// Whatever keeps it from starting. Once it runs, trouble is logged, counted and shown in `status`.
+pub async fn run(options: Options) -> Result<(), AgentError> {
+    let mut agent = setup::start(options).await?;
+    agent.run().await;
+    agent.stop().await
+}

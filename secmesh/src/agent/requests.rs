@@ -1,0 +1,445 @@
+//! Operators' requests, answered from the loop so that an answer is one consistent picture.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use secmesh_common::counters::Counter;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tracing::error;
+
+use super::{
+    core::Agent,
+    effects::local_id,
+    setup::{ALLOW_FILE, ALLOW_FORMAT},
+};
+use crate::{
+    addr::Prefix,
+    api::types::{
+        BlockTotals, DecisionScope, DecisionState, DecisionView, Done, InviteTerms, LedgerView,
+        NodeView, Origin, Peer, ReleaseTerms, Request, Status,
+    },
+    config::Mode,
+    ledger::{LedgerState, Record},
+    mesh::{
+        admission::SignedGrant, decision::SignedRelease, engine::Input, ids::to_hex,
+        vote::AttackClass,
+    },
+    respond::{Entry, Source, refusal},
+};
+
+/// How long an operator has to sign a release, seconds.
+const RELEASE_VALID_S: u32 = 300;
+/// Longest block that an operator can ask for on this node, seconds.
+const MAX_BLOCK_S: u64 = 30 * 86_400;
+/// Longest reason that is recorded, characters.
+const MAX_REASON: usize = 512;
+/// Not-enforced blocks named in `status`.
+const MAX_NAMED: usize = 100;
+/// Addresses and pins in a ticket.
+const MAX_MEMBERS_IN_TICKET: usize = 8;
+
+type Answer = Result<Value, String>;
+
+fn to_value<T: Serialize>(value: &T) -> Answer {
+    serde_json::to_value(value).map_err(|e| e.to_string())
+}
+
+fn done(message: String, decision: Option<String>) -> Answer {
+    to_value(&Done { message, decision })
+}
+
+impl Agent {
+    /// Answers one request; `{"error": …}` is a refusal.
+    pub(super) async fn answer(&mut self, request: Request) -> Value {
+        let answer = match request {
+            Request::Status {} => to_value(&self.status()),
+            Request::Peers {} => to_value(&self.peers()),
+            Request::Alerts { limit } => {
+                to_value(&self.alerts.iter().rev().take(limit).collect::<Vec<_>>())
+            }
+            Request::Decisions { all, subject } => to_value(&self.decisions(all, subject)),
+            Request::Explain { subject } => to_value(&self.explain(subject)),
+            Request::Block {
+                subject,
+                ttl_s,
+                mesh,
+                reason,
+            } => self.block(subject, ttl_s, mesh, reason).await,
+            Request::Unblock { subject, signed } => self.unblock(subject, signed).await,
+            Request::ReleaseTerms { subject } => {
+                let draft =
+                    self.engine
+                        .draft_release(subject, self.clock.unix_us(), RELEASE_VALID_S);
+                to_value(&ReleaseTerms {
+                    release: BASE64_STANDARD.encode(draft.to_bytes()),
+                })
+            }
+            Request::AllowList {} => to_value(&self.allowlist.list()),
+            Request::AllowAdd { prefix, reason } => self.allow_add(prefix, reason),
+            Request::AllowRemove { prefix } => self.allow_remove(prefix),
+            Request::SetMode { mode } => self.set_mode(mode),
+            Request::InviteTerms {} => to_value(&self.invite_terms()),
+            Request::OpenGrant { grant } => self.open_grant(&grant).await,
+        };
+        answer.unwrap_or_else(|error| json!({ "error": error }))
+    }
+
+    fn status(&self) -> Status {
+        let genesis = self.engine.genesis();
+        let (desired, enforced, not_enforced) = self.blocks.totals(MAX_NAMED);
+        let ledger = self.ledger.status();
+        Status {
+            node: NodeView {
+                id: self.engine.node().to_string(),
+                name: self.identity.name().to_string(),
+                zone: self.identity.zone().to_string(),
+            },
+            mesh: genesis.mesh_name.to_string(),
+            mesh_id: genesis.mesh_id().to_string(),
+            mode: self.dataplane.mode(),
+            interfaces: self.dataplane.attached().to_vec(),
+            quorum: serde_json::to_value(self.engine.quorum()).unwrap_or_default(),
+            blocks: BlockTotals {
+                desired,
+                enforced,
+                not_enforced,
+            },
+            watched: self.watched.len(),
+            counters: self.kernel_counters(),
+            controller: self.controller_counters(),
+            ledger: LedgerView {
+                entries: ledger.entries,
+                head: to_hex(&ledger.head),
+                state: match ledger.state {
+                    LedgerState::Ok => "running".to_owned(),
+                    LedgerState::Failed(why) => why,
+                },
+                dropped: ledger.dropped,
+            },
+            uptime_s: self.clock.mono_ns().saturating_sub(self.started_ns) / 1_000_000_000,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn kernel_counters(&self) -> BTreeMap<String, u64> {
+        match self.counters.read() {
+            Ok(counters) => Counter::ALL
+                .iter()
+                .map(|c| (c.name().to_owned(), counters.get(*c)))
+                .collect(),
+            Err(error) => {
+                error!(%error, "reading the kernel's counters");
+                BTreeMap::new()
+            }
+        }
+    }
+
+    fn controller_counters(&self) -> BTreeMap<String, u64> {
+        let tally = &self.tally;
+        let own = [
+            ("events_read", tally.events),
+            ("events_unknown", tally.events_unknown),
+            ("alerts", tally.alerts),
+            ("alerts_allowlisted", tally.alerts_allowlisted),
+            ("alerts_cooled_down", self.detectors.cooled_down),
+            ("detector_sources_forgotten", self.detectors.forgotten()),
+            ("votes_not_sent", tally.votes_not_sent),
+            ("watch_full", tally.watch_full),
+            ("clock_steps", tally.clock_steps),
+        ];
+        let transport = self.transport.counters();
+        let refusals = self.engine.refusals();
+        own.into_iter()
+            .map(|(k, v)| (k.to_owned(), v))
+            .chain(
+                transport
+                    .into_iter()
+                    .map(|(k, v)| (format!("transport_{k}"), v)),
+            )
+            .chain(
+                refusals
+                    .into_iter()
+                    .map(|(k, v)| (format!("refused_{}", k.name()), v)),
+            )
+            .collect()
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        let me = self.engine.node();
+        let connected = self.engine.connected();
+        let liars = self.engine.liars();
+        self.engine
+            .roster()
+            .members()
+            .map(|(node, member)| Peer {
+                id: node.to_string(),
+                name: member.record.name.to_string(),
+                zone: member.record.zone.to_string(),
+                address: member.record.address.map(|a| a.to_string()),
+                connected: *node == me || connected.contains(node),
+                weight: u64::from(member.weight),
+                equivocated: liars.contains(node),
+                this_node: *node == me,
+            })
+            .collect()
+    }
+
+    pub(super) fn decisions(&self, all: bool, subject: Option<Prefix>) -> Vec<DecisionView> {
+        self.book
+            .newest_first()
+            .into_iter()
+            .filter(|e| all || e.state == DecisionState::Active)
+            .filter(|e| subject.is_none_or(|s| e.subject.overlaps(&s)))
+            .map(|e| self.view(e))
+            .collect()
+    }
+
+    fn view(&self, entry: &Entry) -> DecisionView {
+        let active = entry.state == DecisionState::Active;
+        let kernel = active.then(|| self.table.get(&entry.subject)).flatten();
+        let (hits, bytes) = entry
+            .final_hits
+            .or_else(|| kernel.map(|k| (k.hits, k.bytes)))
+            .unwrap_or_default();
+        DecisionView {
+            id: entry.id.clone(),
+            subject: entry.subject,
+            class: entry.class,
+            scope: entry.scope,
+            origin: entry.origin,
+            state: entry.state,
+            incident: entry.incident.clone(),
+            reason: entry.reason.clone(),
+            created_unix_us: entry.created_unix_us,
+            certified_unix_us: entry.certified_unix_us,
+            enforced_unix_us: entry.enforced_unix_us,
+            expires_unix_us: entry.expires_unix_us,
+            enforced: kernel.is_some(),
+            not_enforced_reason: active
+                .then(|| self.blocks.not_enforced(&entry.subject).map(str::to_owned))
+                .flatten(),
+            hits,
+            bytes,
+            first_hit_unix_us: kernel.and_then(|k| self.kernel_time(k.first_hit_ns)),
+            last_hit_unix_us: kernel.and_then(|k| self.kernel_time(k.last_hit_ns)),
+            votes: entry.votes.clone(),
+            certificate: entry.certificate.clone(),
+        }
+    }
+
+    async fn block(
+        &mut self,
+        subject: Prefix,
+        ttl_s: u64,
+        mesh: bool,
+        reason: Option<String>,
+    ) -> Answer {
+        if let Some(entry) = self.allowlist.protects(&subject) {
+            return Err(format!(
+                "not blocked: {}; `secmesh allow list` shows the allowlist",
+                refusal(&subject, &entry)
+            ));
+        }
+        if ttl_s == 0 || ttl_s > MAX_BLOCK_S {
+            return Err(format!(
+                "a block lasts from 1 second to {} days",
+                MAX_BLOCK_S / 86_400
+            ));
+        }
+        if mesh && !subject.is_single() {
+            return Err(format!(
+                "the mesh decides on single addresses, {subject} is a network; without --mesh it is blocked on this node"
+            ));
+        }
+        let reason = reason.map(|r| r.chars().take(MAX_REASON).collect());
+        let now = self.now();
+        let entry = Entry {
+            id: local_id(&subject, now.unix_us),
+            subject,
+            class: AttackClass::Manual,
+            scope: DecisionScope::Node,
+            origin: Origin::Operator,
+            state: DecisionState::Active,
+            incident: None,
+            reason,
+            created_unix_us: now.unix_us,
+            certified_unix_us: None,
+            enforced_unix_us: None,
+            expires_unix_us: now.unix_us.saturating_add(ttl_s.saturating_mul(1_000_000)),
+            votes: Vec::new(),
+            certificate: None,
+            rule: self.book.next_rule(),
+            final_hits: None,
+        };
+        let id = entry.id.clone();
+        self.enforce(entry, None).map_err(|e| {
+            format!("{subject} is NOT blocked: {e}. It is tried again every second.")
+        })?;
+        let mode = self.mode_note();
+        if mesh {
+            self.drive(Input::OperatorBlock { subject }).await;
+            return done(
+                format!(
+                    "{subject} is blocked on this node and proposed to the mesh: another node has to confirm it{mode}"
+                ),
+                Some(id),
+            );
+        }
+        done(format!("{subject} is blocked on this node{mode}"), Some(id))
+    }
+
+    fn mode_note(&self) -> &'static str {
+        match self.dataplane.mode() {
+            Mode::Monitor => " (monitor mode: its packets are counted, not dropped)",
+            Mode::Enforce => "",
+        }
+    }
+
+    async fn unblock(&mut self, subject: Prefix, signed: Option<String>) -> Answer {
+        let signed = match signed {
+            Some(text) => {
+                let bytes = BASE64_STANDARD
+                    .decode(text)
+                    .map_err(|e| format!("the signed release is not base64: {e}"))?;
+                let release = SignedRelease::from_bytes(&bytes)
+                    .map_err(|e| format!("the signed release is not understood: {e}"))?;
+                release
+                    .verify(self.engine.genesis())
+                    .map_err(|e| format!("the signed release is refused: {e}"))?;
+                if release.release.subject != subject {
+                    return Err(format!(
+                        "the signed release is about {}, not {subject}",
+                        release.release.subject
+                    ));
+                }
+                Some(Box::new(release))
+            }
+            None => None,
+        };
+        let by_key = signed.is_some();
+        let in_mesh = self
+            .book
+            .active_on(&subject)
+            .any(|e| e.scope == DecisionScope::Mesh);
+        let here = self.release_here(&subject, "operator of this node");
+        if subject.is_single() {
+            self.drive(Input::OperatorRelease { subject, signed }).await;
+        }
+        if here == 0 && !in_mesh && !by_key {
+            return Err(format!(
+                "{subject} is not blocked on this node; peers were asked to release it all the same"
+            ));
+        }
+        let rest = match (by_key, in_mesh) {
+            (true, _) => "; released on every node by the operator's signature",
+            (false, true) => "; the other nodes vote on releasing it too",
+            (false, false) => "",
+        };
+        done(
+            format!(
+                "{subject} is free on this node ({here} block{} ended){rest}",
+                if here == 1 { "" } else { "s" }
+            ),
+            None,
+        )
+    }
+
+    fn allow_add(&mut self, prefix: Prefix, reason: Option<String>) -> Answer {
+        let reason: String = reason
+            .unwrap_or_else(|| "operator".to_owned())
+            .chars()
+            .take(MAX_REASON)
+            .collect();
+        self.allowlist
+            .add(prefix, Source::Operator, reason.clone())
+            .map_err(|e| e.to_string())?;
+        self.save_allowlist()?;
+        self.record(&Record::Allow {
+            prefix: prefix.to_string(),
+            added: true,
+            by: "operator".to_owned(),
+            reason: Some(reason),
+        });
+        self.write_allowlist();
+        done(format!("{prefix} is on the allowlist of this node"), None)
+    }
+
+    fn allow_remove(&mut self, prefix: Prefix) -> Answer {
+        self.allowlist.remove(prefix).map_err(|e| e.to_string())?;
+        self.save_allowlist()?;
+        self.record(&Record::Allow {
+            prefix: prefix.to_string(),
+            added: false,
+            by: "operator".to_owned(),
+            reason: None,
+        });
+        self.write_allowlist();
+        done(format!("{prefix} is off the allowlist of this node"), None)
+    }
+
+    fn save_allowlist(&self) -> Result<(), String> {
+        self.state
+            .write_json(ALLOW_FILE, ALLOW_FORMAT, &self.allowlist.operator_entries())
+            .map_err(|e| format!("the allowlist is changed but not on the disk: {e}"))
+    }
+
+    fn set_mode(&mut self, mode: Mode) -> Answer {
+        let before = self.dataplane.mode();
+        self.dataplane.set_mode(mode).map_err(|e| e.to_string())?;
+        self.record(&Record::Mode {
+            mode: mode.to_string(),
+            by: "operator".to_owned(),
+        });
+        done(
+            if before == mode {
+                format!("{mode} mode, as before")
+            } else {
+                format!("{mode} mode, was {before}")
+            },
+            None,
+        )
+    }
+
+    fn invite_terms(&self) -> InviteTerms {
+        let me = self.engine.node();
+        let mut members: Vec<_> = self.engine.roster().members().collect();
+        // This node first: it surely knows of the ticket.
+        members.sort_by_key(|(node, _)| **node != me);
+        let reachable: Vec<_> = members
+            .iter()
+            .filter_map(|(_, m)| Some((m.record.address?, m.record.tls_spki_sha256)))
+            .take(MAX_MEMBERS_IN_TICKET)
+            .collect();
+        InviteTerms {
+            genesis: BASE64_STANDARD.encode(self.store.genesis.to_bytes()),
+            addresses: reachable.iter().map(|(a, _)| a.to_string()).collect(),
+            pins: reachable.iter().map(|(_, pin)| to_hex(pin)).collect(),
+        }
+    }
+
+    async fn open_grant(&mut self, grant: &str) -> Answer {
+        let bytes = BASE64_STANDARD
+            .decode(grant)
+            .map_err(|e| format!("the grant is not base64: {e}"))?;
+        let grant = SignedGrant::from_bytes(&bytes)
+            .map_err(|e| format!("the grant is not understood: {e}"))?;
+        grant
+            .verify(self.engine.genesis())
+            .map_err(|e| format!("the grant is refused: {e}"))?;
+        let ticket = grant.grant.ticket;
+        self.drive(Input::OpenGrant(Box::new(grant))).await;
+        if !self.engine.open_grants().any(|g| g.grant.ticket == ticket) {
+            return Err(
+                "the ticket was not opened: it has ended, was used, or too many are open"
+                    .to_owned(),
+            );
+        }
+        done("the ticket is open".to_owned(), None)
+    }
+
+    /// Until when an address is watched.
+    pub(super) fn watched_until(&self, addr: &IpAddr) -> Option<u64> {
+        self.watched.get(addr).map(|w| w.until_unix_us)
+    }
+}

@@ -1,0 +1,305 @@
+//! From nothing to a running agent, in the order that keeps what an earlier one left in force.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{info, warn};
+
+use super::{
+    AgentError, Options,
+    core::{Agent, Streams, Tally},
+    recover,
+};
+use crate::{
+    api::server::Server,
+    clock::{Clock, SystemClock},
+    config::KernelLog,
+    dataplane::{
+        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, LoadOptions, Mode,
+        WatchTable,
+    },
+    detect::{Detectors, kernel_levels},
+    entropy,
+    ledger::{Ledger, LedgerHandle, Record},
+    mesh::{
+        crypto::Signer,
+        engine::{Engine, EngineConfig, Input},
+        identity::Identity,
+        store::MeshStore,
+        transport::{AllowedPeers, RateLimitedLog, Transport, TransportConfig, TransportEvent},
+    },
+    respond::{Allowlist, Blocks, Book, Source},
+    sense::netinfo::{self, LiveSystem},
+    state::StateDir,
+};
+
+/// Local requests that wait for the loop.
+const CALLS: usize = 64;
+/// File of the operator's allowlist entries in the state directory.
+pub(super) const ALLOW_FILE: &str = "allow.json";
+/// Its format.
+pub(super) const ALLOW_FORMAT: u32 = 1;
+/// Refusals are logged once per peer, reason and this time.
+const REFUSAL_LOG: std::time::Duration = std::time::Duration::from_mins(1);
+/// Peers and reasons whose last log line is remembered.
+const REFUSAL_KEYS: usize = 4096;
+
+/// The kernel's side, loaded and with its maps in our hands.
+struct Kernel {
+    dataplane: Dataplane,
+    table: BlockTable,
+    allows: AllowTable,
+    watches: WatchTable,
+    counters: CounterReader,
+    events: EventReader,
+}
+
+fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
+    let mut dataplane = Dataplane::load(&load_options(options)?)?;
+    if let Some(mode) = options.mode {
+        dataplane.set_mode(mode)?;
+    } else if dataplane.mode() != options.config.dataplane.mode {
+        warn!(
+            in_force = %dataplane.mode(), configured = %options.config.dataplane.mode,
+            "the mode that the earlier agent left stays in force; `secmesh mode` changes it"
+        );
+    }
+    if options.config.dataplane.kernel_log != KernelLog::Off {
+        let log = dataplane.take_log()?;
+        tokio::spawn(async move {
+            if let Err(error) = log.run().await {
+                warn!(%error, "the kernel program's log ended");
+            }
+        });
+    }
+    Ok(Kernel {
+        table: dataplane.take_blocks()?,
+        allows: dataplane.take_allows()?,
+        watches: dataplane.take_watches()?,
+        counters: dataplane.take_counters()?,
+        events: dataplane.take_events()?,
+        dataplane,
+    })
+}
+
+/// The record, and what it remembers.
+fn open_ledger(
+    state: &StateDir,
+    identity: &Identity,
+    clock: &Arc<dyn Clock>,
+) -> Result<(LedgerHandle, recover::Memory), AgentError> {
+    let now = clock.unix_us();
+    let (ledger, opened) = Ledger::open(
+        &state.ledger(),
+        identity.node_id().0,
+        identity.ledger_key().clone(),
+        now,
+    )?;
+    if opened.truncated_bytes > 0 {
+        warn!(
+            bytes = opened.truncated_bytes,
+            "the ledger ended in an unfinished entry (a crash); it was cut off and that is recorded"
+        );
+    }
+    let memory = recover::read(&state.ledger(), now);
+    Ok((LedgerHandle::start(ledger, Arc::clone(clock))?, memory))
+}
+
+/// Starts everything; the loop is the caller's to run.
+pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
+    dataplane::check_system()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let state = StateDir::open(&options.state_dir)?;
+    let lock = state.lock()?;
+    let identity = Identity::load(&state)?;
+    let store = MeshStore::load(&state)?;
+    let (ledger, memory) = open_ledger(&state, &identity, &clock)?;
+    let engine = Engine::new(
+        EngineConfig {
+            genesis: store.genesis.genesis.clone(),
+            node: identity.node_id(),
+            incarnation: identity.incarnation(),
+            signer: Signer::from_secret(identity.vote_key().as_bytes()),
+            evidence_ttl_s: u32::try_from(options.config.detect.evidence_ttl.as_secs())
+                .unwrap_or(u32::MAX),
+        },
+        store.members.iter().cloned(),
+    );
+    let kernel = load_kernel(&options)?;
+    let allowed = Arc::new(AllowedPeers::new());
+    let (transport, peers) = Transport::start(TransportConfig {
+        listen: options.listen.unwrap_or(options.config.mesh.listen),
+        node: identity.node_id(),
+        tls: identity.tls().clone(),
+        mesh: store.genesis.genesis.mesh_id(),
+        allowed: Arc::clone(&allowed),
+        peers: Vec::new(),
+        clock: Arc::clone(&clock),
+    })?;
+    let (started_unix_us, started_ns) = (clock.unix_us(), clock.mono_ns());
+    let mut agent = Agent {
+        detectors: Detectors::new(&options.config.detect),
+        alerts: VecDeque::new(),
+        watched: BTreeMap::new(),
+        evidence: BTreeMap::new(),
+        allowlist: Allowlist::default(),
+        blocks: Blocks::default(),
+        book: Book::default(),
+        tally: Tally::default(),
+        ssh_at_start: Vec::new(),
+        refusal_log: RateLimitedLog::new(Arc::clone(&clock), REFUSAL_LOG, REFUSAL_KEYS),
+        clock_origin_us: started_unix_us.saturating_sub(started_ns / 1000),
+        last_discovery_us: started_unix_us,
+        streams: None,
+        options,
+        clock,
+        state,
+        identity,
+        dataplane: kernel.dataplane,
+        table: kernel.table,
+        allows: kernel.allows,
+        watches: kernel.watches,
+        counters: kernel.counters,
+        engine,
+        ledger,
+        transport,
+        allowed,
+        store,
+        started_ns,
+        _lock: lock,
+    };
+    agent.load_allowlist()?;
+    agent.recover(memory);
+    for grant in agent.store.grants.clone() {
+        agent.drive(Input::OpenGrant(Box::new(grant))).await;
+    }
+    agent.apply_membership();
+    agent.attach()?;
+    agent.listen(kernel.events, peers).await?;
+    agent.announce();
+    Ok(agent)
+}
+
+impl Agent {
+    /// Opens the local socket and gathers what feeds the loop.
+    async fn listen(
+        &mut self,
+        events: EventReader,
+        peers: mpsc::Receiver<TransportEvent>,
+    ) -> Result<(), AgentError> {
+        let server =
+            Server::bind(&self.options.socket)
+                .await
+                .map_err(|source| AgentError::Socket {
+                    socket: self.options.socket.clone(),
+                    source,
+                })?;
+        let (sender, calls) = mpsc::channel(CALLS);
+        tokio::spawn(server.run(sender));
+        let signal_error = |source| AgentError::System {
+            what: "waiting for signals",
+            source,
+        };
+        self.streams = Some(Streams {
+            events,
+            peers,
+            calls,
+            interrupt: signal(SignalKind::interrupt()).map_err(signal_error)?,
+            terminate: signal(SignalKind::terminate()).map_err(signal_error)?,
+        });
+        Ok(())
+    }
+
+    fn announce(&self) {
+        self.record(&Record::Started {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.engine.node().to_string(),
+            incarnation: self.identity.incarnation(),
+            epoch: self.engine.roster().epoch(),
+            mode: self.dataplane.mode().to_string(),
+        });
+        info!(
+            node = %self.identity.name(), id = %self.engine.node(), mode = %self.dataplane.mode(),
+            listen = %self.transport.local_addr(), socket = %self.options.socket.display(), "running"
+        );
+        if self.dataplane.mode() == Mode::Monitor {
+            info!(
+                "monitor mode: nothing is dropped, `would_drop` counters tell what would be; `secmesh mode enforce` arms it"
+            );
+        }
+    }
+}
+
+fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
+    let config = &options.config.dataplane;
+    let mut seed = [0; 8];
+    entropy::fill(&mut seed)?;
+    Ok(LoadOptions {
+        pin_dir: Some(config.pin_dir.clone()),
+        max_blocks: config.max_blocks,
+        max_prefixes: config.max_prefixes,
+        event_budget: config.event_budget,
+        log_level: match config.kernel_log {
+            KernelLog::Off => 0,
+            KernelLog::Error => 1,
+            KernelLog::Warn => 2,
+            KernelLog::Info => 3,
+            KernelLog::Debug => 4,
+            KernelLog::Trace => 5,
+        },
+        seed: u64::from_ne_bytes(seed),
+        mode: options.mode.unwrap_or(config.mode),
+        levels: kernel_levels(&options.config.detect),
+    })
+}
+
+impl Agent {
+    fn load_allowlist(&mut self) -> Result<(), AgentError> {
+        let configured: Vec<_> = self
+            .options
+            .config
+            .allow
+            .addresses
+            .iter()
+            .map(|p| (*p, "[allow] addresses".to_owned()))
+            .collect();
+        self.allowlist.replace(Source::Configuration, configured);
+        let kept: Option<Vec<(crate::addr::Prefix, String)>> =
+            self.state.read_json(ALLOW_FILE, ALLOW_FORMAT)?;
+        self.allowlist
+            .replace(Source::Operator, kept.unwrap_or_default());
+        self.discover_allowlist(true);
+        Ok(())
+    }
+
+    /// Attaches last: by now the maps say what the ledger says.
+    fn attach(&mut self) -> Result<(), AgentError> {
+        let mut names = if self.options.interfaces.is_empty() {
+            self.options.config.dataplane.interfaces.clone()
+        } else {
+            self.options.interfaces.clone()
+        };
+        if names.is_empty() {
+            names = netinfo::default_route_interfaces(&LiveSystem);
+        }
+        if names.is_empty() {
+            return Err(AgentError::NoInterface);
+        }
+        for name in names {
+            let attached = self
+                .dataplane
+                .attach(&name, self.options.config.dataplane.attach)?;
+            info!(
+                interface = %attached.name, "XDP attached in {} mode{}", attached.attach_mode,
+                if attached.resumed { ", taking over the running link" } else { "" }
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,411 @@
+//! What can be asked of an agent, and what it answers. `--json` prints these answers as they are.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    addr::Prefix,
+    dataplane::{AttachedInterface, Mode},
+    detect::Alert,
+    mesh::vote::AttackClass,
+};
+
+/// A request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// [`Status`].
+    Status {},
+    /// `Vec<`[`Peer`]`>`.
+    Peers {},
+    /// `Vec<`[`Alert`]`>`, newest first.
+    Alerts {
+        /// At most this many.
+        limit: usize,
+    },
+    /// `Vec<`[`DecisionView`]`>`, newest first.
+    Decisions {
+        /// Also those that have ended.
+        all: bool,
+        /// Only those whose subject covers or lies in this prefix.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subject: Option<Prefix>,
+    },
+    /// [`Explanation`].
+    Explain {
+        /// The address or prefix.
+        subject: Prefix,
+    },
+    /// [`Done`]. Blocks on this node; proposes it to the mesh too if `mesh`.
+    Block {
+        /// Address or prefix.
+        subject: Prefix,
+        /// For how long, seconds.
+        ttl_s: u64,
+        /// Also propose it to the mesh (single addresses).
+        mesh: bool,
+        /// Why, for the record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// [`Done`]. Ends every block of the subject on this node and proposes the release to the mesh.
+    Unblock {
+        /// Address or prefix.
+        subject: Prefix,
+        /// A release signed by the operator key, base64 of its canonical bytes; without it the mesh
+        /// votes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signed: Option<String>,
+    },
+    /// [`ReleaseTerms`]: what an operator's signature has to cover.
+    ReleaseTerms {
+        /// Address or prefix.
+        subject: Prefix,
+    },
+    /// `Vec<`[`AllowView`]`>`.
+    AllowList {},
+    /// [`Done`].
+    AllowAdd {
+        /// Address or prefix.
+        prefix: Prefix,
+        /// Why, for the record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// [`Done`].
+    AllowRemove {
+        /// Address or prefix, exactly as it was added.
+        prefix: Prefix,
+    },
+    /// [`Done`].
+    SetMode {
+        /// The mode wanted.
+        mode: Mode,
+    },
+    /// [`InviteTerms`]: what a ticket has to contain.
+    InviteTerms {},
+    /// [`Done`]. Opens a ticket whose grant the operator signed.
+    OpenGrant {
+        /// Base64 of the signed grant's canonical bytes.
+        grant: String,
+    },
+}
+
+/// Something was done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Done {
+    /// What, in one sentence for people.
+    pub message: String,
+    /// The decision that came of it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<String>,
+}
+
+/// Why a request failed; the command exits with 1.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// What is wrong and what to do.
+    pub error: String,
+}
+
+/// State of a node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// This node.
+    pub node: NodeView,
+    /// Name of the mesh.
+    pub mesh: String,
+    /// Id of the mesh.
+    pub mesh_id: String,
+    /// Whether packets are dropped.
+    pub mode: Mode,
+    /// Interfaces with our program.
+    pub interfaces: Vec<AttachedInterface>,
+    /// State of the quorum: `state`, `reachable_weight`, `total_weight`, `t_lo`, `t_hi`, `needed`,
+    /// `nodes`, `epoch`, `tolerance`.
+    pub quorum: serde_json::Value,
+    /// Blocks that should be, and are, in the kernel.
+    pub blocks: BlockTotals,
+    /// Sources that peers reported and this node watches.
+    pub watched: usize,
+    /// The kernel's packet counters by name.
+    pub counters: BTreeMap<String, u64>,
+    /// The controller's counters by name: refused messages by reason, bounded queues, detectors.
+    pub controller: BTreeMap<String, u64>,
+    /// State of the ledger.
+    pub ledger: LedgerView,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
+    /// Version of the agent.
+    pub version: String,
+}
+
+/// Who a node is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its zone.
+    pub zone: String,
+}
+
+/// Blocks, desired against enforced.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct BlockTotals {
+    /// Prefixes that should be blocked.
+    pub desired: usize,
+    /// Of those, in the kernel's maps.
+    pub enforced: usize,
+    /// Of those, not there, with the reason by prefix (at most 100).
+    pub not_enforced: BTreeMap<String, String>,
+}
+
+/// State of the ledger.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LedgerView {
+    /// Entries in it.
+    pub entries: u64,
+    /// Hash of the last one, hex.
+    pub head: String,
+    /// `running` or why not.
+    pub state: String,
+    /// Entries that were not recorded because the queue was full.
+    pub dropped: u64,
+}
+
+/// A node of the mesh.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its zone.
+    pub zone: String,
+    /// Where it says it can be reached.
+    pub address: Option<String>,
+    /// Whether we are connected to it.
+    pub connected: bool,
+    /// Its weight in this epoch.
+    pub weight: u64,
+    /// Whether it was proved to lie.
+    pub equivocated: bool,
+    /// Whether it is this node.
+    pub this_node: bool,
+}
+
+/// Whose decision it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The mesh, with a certificate.
+    Quorum,
+    /// This node on its own right (class 0).
+    Unilateral,
+    /// An operator on this node.
+    Operator,
+}
+
+/// Whom it binds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecisionScope {
+    /// Every node.
+    Mesh,
+    /// This node.
+    Node,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecisionState {
+    /// In force.
+    Active,
+    /// Its time ran out.
+    Ended,
+    /// Taken back.
+    Released,
+    /// This node's allowlist forbids it.
+    Vetoed,
+}
+
+/// A counted vote.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VoteView {
+    /// Who.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+    /// `confirm`, `concur`, `reject` or `abstain`.
+    pub verdict: String,
+    /// With which weight.
+    pub weight: u64,
+    /// When it was signed.
+    pub issued_unix_us: u64,
+}
+
+/// A decision and what this node made of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DecisionView {
+    /// Its id; for mesh decisions the same on every node.
+    pub id: String,
+    /// Whom it concerns.
+    pub subject: Prefix,
+    /// Attack class.
+    pub class: AttackClass,
+    /// Whom it binds.
+    pub scope: DecisionScope,
+    /// Whose it was.
+    pub origin: Origin,
+    /// What became of it.
+    pub state: DecisionState,
+    /// The incident it answers.
+    pub incident: Option<String>,
+    /// Why, where somebody said.
+    pub reason: Option<String>,
+    /// When this node first heard of the incident or decided.
+    pub created_unix_us: u64,
+    /// When this node saw the certificate complete.
+    pub certified_unix_us: Option<u64>,
+    /// When it was written into the kernel's map here.
+    pub enforced_unix_us: Option<u64>,
+    /// When it ends.
+    pub expires_unix_us: u64,
+    /// Whether the entry is in the kernel's map now.
+    pub enforced: bool,
+    /// Why it is not.
+    pub not_enforced_reason: Option<String>,
+    /// Packets that met the entry.
+    pub hits: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When the first came.
+    pub first_hit_unix_us: Option<u64>,
+    /// When the last came.
+    pub last_hit_unix_us: Option<u64>,
+    /// The votes of the certificate.
+    pub votes: Vec<VoteView>,
+    /// What the certificate's check says; absent without a certificate.
+    pub certificate: Option<CertificateView>,
+}
+
+/// The check of a certificate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// Whether it holds.
+    pub valid: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// Weight of the votes for it.
+    pub weight: u64,
+    /// Weight that was needed.
+    pub needed: u64,
+    /// Weight of all nodes.
+    pub total: u64,
+    /// Nodes that saw it themselves.
+    pub confirms: usize,
+    /// How many of them were needed.
+    pub confirms_needed: usize,
+    /// Zones that the votes came from.
+    pub zones: usize,
+    /// Epoch of the roster it was counted against.
+    pub epoch: u64,
+}
+
+/// An open incident.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IncidentView {
+    /// Its id.
+    pub id: String,
+    /// Whom it concerns.
+    pub subject: Prefix,
+    /// Attack class.
+    pub class: AttackClass,
+    /// `block` or `release`.
+    pub action: String,
+    /// Votes so far.
+    pub votes: Vec<VoteView>,
+    /// Weight for it so far.
+    pub weight: u64,
+    /// Weight needed.
+    pub needed: u64,
+}
+
+/// Everything this node knows of an address.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The address or prefix asked for.
+    pub subject: Prefix,
+    /// In one word: `blocked`, `not_enforced`, `allowlisted`, `watched`, `clear`.
+    pub verdict: String,
+    /// In one sentence.
+    pub summary: String,
+    /// Whether this node drops or only counts.
+    pub mode: Mode,
+    /// Why it cannot be blocked, if so.
+    pub allowlisted: Option<AllowView>,
+    /// Until when it is watched, unix µs, and on whose word.
+    pub watched_until_unix_us: Option<u64>,
+    /// Alerts on it, newest first.
+    pub alerts: Vec<Alert>,
+    /// Decisions on it or on a prefix that contains it, newest first.
+    pub decisions: Vec<DecisionView>,
+    /// Incidents that are being voted on.
+    pub incidents: Vec<IncidentView>,
+    /// The kernel's map entry.
+    pub kernel: Option<KernelEntry>,
+}
+
+/// An entry of the kernel's block maps.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KernelEntry {
+    /// The map: `BLOCK4`, `BLOCK6`, `PREFIX4` or `PREFIX6`.
+    pub map: String,
+    /// The key.
+    pub prefix: Prefix,
+    /// When it ends, unix µs.
+    pub expires_unix_us: u64,
+    /// The controller's number for it.
+    pub rule: u32,
+    /// Packets that met it.
+    pub hits: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When the first came.
+    pub first_hit_unix_us: Option<u64>,
+    /// When the last came.
+    pub last_hit_unix_us: Option<u64>,
+}
+
+/// An entry of the allowlist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowView {
+    /// What is allowed.
+    pub prefix: Prefix,
+    /// Why: `loopback`, `own_address`, `mesh_peer`, …, or the operator's words.
+    pub reason: String,
+    /// `builtin`, `configuration` or `operator`.
+    pub source: String,
+}
+
+/// What an operator's release has to name; base64 is canonical bytes, hex is an id.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReleaseTerms {
+    /// Base64 of the unsigned release.
+    pub release: String,
+}
+
+/// What a ticket has to contain.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InviteTerms {
+    /// Base64 of the signed genesis.
+    pub genesis: String,
+    /// Addresses of members.
+    pub addresses: Vec<String>,
+    /// Hex SHA-256 of the members' TLS keys.
+    pub pins: Vec<String>,
+}

@@ -1,0 +1,440 @@
+//! The command line: what there is, with its help and examples.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
+
+use crate::addr::Prefix;
+use crate::config::Mode;
+use crate::mesh::ids::{Name, Zone};
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed or refused, 2 bad usage or configuration, 3 the agent does not run, \
+4 not permitted.
+
+A first mesh:
+  secmesh init --name n1 --advertise 192.0.2.1:4747   on the first server
+  secmesh run                                         there, as root
+  secmesh invite --name n2                            prints a ticket for the second one
+  secmesh join TICKET --name n2 --advertise 192.0.2.2:4747";
+
+/// Linux servers that defend each other: attackers that several of them see are dropped by all of
+/// them, in the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "secmesh", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Configuration file [default: /etc/secmesh/secmesh.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", env = "SECMESH_CONFIG", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// State directory: keys, members, ledger [default: from the configuration, else /var/lib/secmesh]
+    #[arg(long, global = true, value_name = "DIR", env = "SECMESH_STATE", hide_env_values = true, value_hint = ValueHint::DirPath)]
+    pub state: Option<PathBuf>,
+    /// Socket of the agent [default: from the configuration, else /run/secmesh/secmesh.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "SECMESH_SOCKET", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// Print JSON for scripts instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log more to standard error (-vv: even more); `RUST_LOG` overrides it
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent: watch, vote, and drop what was decided; stop it with Ctrl-C or SIGTERM
+    #[command(after_help = "\
+What is blocked stays blocked when the agent stops, until it ends by itself; --detach-on-exit or \
+`secmesh detach` takes everything out of the kernel.
+
+Examples:
+  secmesh run                                   as the configuration says (default: monitor mode)
+  secmesh run --interface eth0 --mode enforce   drop, on one interface")]
+    Run(RunArgs),
+    /// Make this machine the first node of a new mesh
+    #[command(after_help = "\
+Makes this node's keys, the operator key (operator.key in the state directory: who holds it admits \
+nodes and lifts blocks; keep a copy off this machine), and the genesis, which fixes for all nodes how \
+long a block of the mesh lasts.
+
+Examples:
+  secmesh init --name n1 --zone rack1 --advertise 192.0.2.1:4747
+  secmesh init --mesh production --block-ttl 2h")]
+    Init(InitArgs),
+    /// Print a ticket that lets one new node join, once
+    #[command(after_help = "\
+The ticket alone goes to standard output. It is a secret until it was used: hand it over as you would \
+a password. Needs the running agent, and the operator key.
+
+Examples:
+  secmesh invite --name n2
+  secmesh invite --expires 10m --operator-key /media/usb/operator.key
+  secmesh join \"$(ssh n1 secmesh invite)\" --name n2      on the new node")]
+    Invite(InviteArgs),
+    /// Join a mesh with a ticket from `secmesh invite`
+    #[command(after_help = "\
+Asks the member that made the ticket; if it says no, or does not answer, nothing is left behind.
+
+Examples:
+  secmesh join secmesh1-AQF… --name n2 --zone rack2 --advertise 192.0.2.2:4747
+  secmesh invite | ssh n2 secmesh join - --name n2      reads the ticket from standard input")]
+    Join(JoinArgs),
+    /// Show this node: mode, interfaces, quorum, blocks, counters
+    #[command(
+        after_help = "Examples:\n  secmesh status\n  secmesh status --json | jq .quorum.state"
+    )]
+    Status {
+        /// Show every counter, also those at zero
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show the nodes of the mesh
+    #[command(after_help = "Example:\n  secmesh peers")]
+    Peers,
+    /// Show what this node's detectors raised, newest first
+    #[command(
+        after_help = "Examples:\n  secmesh alerts\n  secmesh alerts --limit 1000 --json | jq '.[].subject'"
+    )]
+    Alerts {
+        /// At most this many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = limit)]
+        limit: usize,
+    },
+    /// Show, add and delete decisions: who is blocked, why, until when
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  secmesh decisions list --all
+  secmesh decisions show 3f2a
+  secmesh decisions add 203.0.113.9 --for 1h
+  secmesh decisions delete 203.0.113.9"
+    )]
+    Decisions(DecisionsCommand),
+    /// Block an address or network on this node, or propose it to the mesh
+    #[command(after_help = "\
+Allowlisted addresses, and networks that contain one, are refused.
+
+Examples:
+  secmesh block 203.0.113.9
+  secmesh block 2001:db8:bad::/48 --for 2h --reason \"ticket 4711\"
+  secmesh block 203.0.113.9 --mesh            every node, if enough of them agree")]
+    Block(BlockArgs),
+    /// End a block, on this node at once and in the mesh by vote or by the operator's signature
+    #[command(after_help = "\
+Examples:
+  secmesh unblock 203.0.113.9
+  secmesh unblock 203.0.113.9 --operator-key /var/lib/secmesh/operator.key    without a vote")]
+    Unblock(UnblockArgs),
+    /// Change and show what is never blocked
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  secmesh allow list
+  secmesh allow add 198.51.100.0/24 --reason office
+  secmesh allow remove 198.51.100.0/24"
+    )]
+    Allow(AllowCommand),
+    /// Tell the story of an address: what was seen, who voted what, what the kernel does with it
+    #[command(
+        after_help = "Examples:\n  secmesh explain 203.0.113.9\n  secmesh explain 2001:db8::7 --json"
+    )]
+    Explain {
+        /// Address or network
+        #[arg(value_name = "ADDR")]
+        subject: Prefix,
+    },
+    /// Show or change whether packets are dropped or only counted
+    #[command(after_help = "\
+Examples:
+  secmesh mode             says which it is
+  secmesh mode enforce     drops from now on; the configuration decides after a restart")]
+    Mode {
+        /// The mode wanted
+        mode: Option<ModeArg>,
+    },
+    /// Verify and show this node's signed record
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  secmesh ledger verify
+  secmesh ledger verify /backup/n1/ledger.log
+  secmesh ledger show --last 20"
+    )]
+    Ledger(LedgerCommand),
+    /// Run the detectors over packet captures and print the alerts
+    #[command(after_help = "\
+Reads pcap and pcapng, also gzip-compressed, of Ethernet, raw IP and Linux cooked captures, with the \
+thresholds of the configuration. Needs neither agent nor root.
+
+Examples:
+  secmesh replay attack.pcap
+  secmesh replay day1.pcapng.gz day2.pcapng.gz --json      one alert per line")]
+    Replay {
+        /// Captures
+        #[arg(value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
+        files: Vec<PathBuf>,
+    },
+    /// Take secmesh out of the kernel: programs leave their interfaces, all blocks end
+    #[command(after_help = "Stop the agent first. Needs root.\n\nExample:\n  secmesh detach")]
+    Detach,
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  secmesh completions bash > /etc/bash_completion.d/secmesh
+  secmesh completions fish > ~/.config/fish/completions/secmesh.fish")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write one per command
+    #[command(after_help = "\
+Examples:
+  secmesh man | man -l -
+  secmesh man --dir /usr/local/share/man/man1")]
+    Man {
+        /// Write all pages to this directory, which must exist
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        dir: Option<PathBuf>,
+    },
+    /// Print the version
+    #[command(after_help = "Example:\n  secmesh version --json")]
+    Version,
+}
+
+/// `secmesh run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Protect this interface (again for more) [default: from the configuration, else those with a
+    /// default route]
+    #[arg(long = "interface", short = 'i', value_name = "IF")]
+    pub interfaces: Vec<String>,
+    /// Drop, or only count what would be dropped [default: from the configuration, else monitor]
+    #[arg(long)]
+    pub mode: Option<ModeArg>,
+    /// Listen here for other nodes [default: from the configuration, else [::]:4747]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Leave nothing in the kernel when the agent stops: no program, no block
+    #[arg(long)]
+    pub detach_on_exit: bool,
+}
+
+/// How this node appears to others.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Name of this node, of a-z A-Z 0-9 . _ - [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<Name>,
+    /// Failure zone: rack, site or provider, which fails (or is broken into) as one; witnesses must
+    /// come from two of them [default: a zone of its own, called as the node]
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<Zone>,
+    /// Where other nodes reach this one [default: from the configuration, else it only connects out]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = reachable)]
+    pub advertise: Option<SocketAddr>,
+}
+
+/// `secmesh init`
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// This node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Name of the mesh
+    #[arg(long, value_name = "NAME", default_value = "mesh")]
+    pub mesh: Name,
+    /// How long a block of the mesh lasts, 1s to 24h; fixed for ever
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub block_ttl: Duration,
+}
+
+/// `secmesh invite`
+#[derive(Debug, Args)]
+pub struct InviteArgs {
+    /// Name meant for the new node, for the record; it may take another
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<Name>,
+    /// How long the ticket can be used, at most 30 days
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub expires: Duration,
+    /// The operator key [default: operator.key in the state directory]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub operator_key: Option<PathBuf>,
+}
+
+/// `secmesh join`
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The ticket, or - to read it from standard input, which keeps it out of the process list
+    #[arg(value_name = "TICKET")]
+    pub ticket: String,
+    /// This node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// `secmesh decisions …`
+#[derive(Debug, Subcommand)]
+pub enum DecisionsCommand {
+    /// List decisions, newest first
+    List {
+        /// Also those that have ended
+        #[arg(long)]
+        all: bool,
+        /// Only those on this address or network
+        #[arg(long, value_name = "ADDR")]
+        subject: Option<Prefix>,
+    },
+    /// Show one decision with its votes
+    Show {
+        /// Its id, or the beginning of it
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// The same as `secmesh block`
+    Add(BlockArgs),
+    /// The same as `secmesh unblock`
+    Delete(UnblockArgs),
+}
+
+/// `secmesh block`
+#[derive(Debug, Args)]
+pub struct BlockArgs {
+    /// Address or network, like 203.0.113.9, 203.0.113.0/24 or `2001:db8::/48`
+    #[arg(value_name = "ADDR")]
+    pub subject: Prefix,
+    /// For how long on this node; the mesh has its own duration
+    #[arg(long = "for", value_name = "DURATION", default_value = "15m", value_parser = duration)]
+    pub ttl: Duration,
+    /// Also propose it to the mesh (single addresses)
+    #[arg(long)]
+    pub mesh: bool,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// `secmesh unblock`
+#[derive(Debug, Args)]
+pub struct UnblockArgs {
+    /// Address or network
+    #[arg(value_name = "ADDR")]
+    pub subject: Prefix,
+    /// Sign the release with this operator key: the mesh then takes no vote
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub operator_key: Option<PathBuf>,
+}
+
+/// `secmesh allow …`
+#[derive(Debug, Subcommand)]
+pub enum AllowCommand {
+    /// Never block this; ends what blocks it now
+    Add {
+        /// Address or network
+        #[arg(value_name = "ADDR")]
+        prefix: Prefix,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Take an entry back that `allow add` made
+    Remove {
+        /// Address or network, exactly as it was added
+        #[arg(value_name = "ADDR")]
+        prefix: Prefix,
+    },
+    /// List what is never blocked, and why
+    List,
+}
+
+/// `secmesh ledger …`
+#[derive(Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// Check structure, hash chain and every signature
+    Verify {
+        /// A ledger or a copy of one [default: this node's]
+        #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
+        path: Option<PathBuf>,
+    },
+    /// Print the entries, oldest first; JSON: one object per line
+    Show {
+        /// Only the last N
+        #[arg(long, value_name = "N", value_parser = limit)]
+        last: Option<usize>,
+        /// A ledger or a copy of one [default: this node's]
+        #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
+        path: Option<PathBuf>,
+    },
+}
+
+/// Whether packets are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    /// Count what would be dropped, drop nothing
+    Monitor,
+    /// Drop
+    Enforce,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Monitor => Self::Monitor,
+            ModeArg::Enforce => Self::Enforce,
+        }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| "write a duration like 90s, 15m or 1h 30m".to_owned())?;
+    if duration.as_secs() == 0 || duration.subsec_nanos() != 0 {
+        return Err("whole seconds, at least 1s".to_owned());
+    }
+    Ok(duration)
+}
+
+/// Most entries that can be asked for at once; all of them are held in memory.
+const MAX_LIMIT: usize = 100_000;
+
+fn limit(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=MAX_LIMIT).contains(n))
+        .ok_or_else(|| format!("a number from 1 to {MAX_LIMIT}"))
+}
+
+fn reachable(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "write it like 192.0.2.1:4747 or [2001:db8::1]:4747".to_owned())?;
+    if address.ip().is_unspecified() || address.ip().is_multicast() || address.port() == 0 {
+        return Err(
+            "no other node can reach that; name one address of this machine and a port".to_owned(),
+        );
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+#[path = "args_tests.rs"]
+mod tests;

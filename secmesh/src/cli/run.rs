@@ -1,0 +1,53 @@
+//! `run` and `detach`.
+
+use serde_json::json;
+use tokio::runtime::Builder;
+
+use super::args::RunArgs;
+use super::output::Out;
+use super::time::count;
+use super::{CliError, Context};
+use crate::agent::{self, Options};
+use crate::dataplane;
+
+/// Threads of the agent's runtime: one for the loop that owns the state, one for everything else.
+const WORKERS: usize = 2;
+
+/// `secmesh run`
+pub fn run(context: &Context, args: RunArgs) -> Result<(), CliError> {
+    let config = context.config()?.clone();
+    let options = Options {
+        interfaces: args.interfaces,
+        mode: args.mode.map(Into::into),
+        listen: args.listen,
+        state_dir: context.state_dir()?,
+        socket: context.socket()?,
+        detach_on_exit: args.detach_on_exit || config.dataplane.detach_on_exit,
+        config,
+    };
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("secmesh")
+        .enable_all()
+        .build();
+    let runtime =
+        runtime.map_err(|e| CliError::Failed(format!("cannot start the runtime: {e}")))?;
+    Ok(runtime.block_on(agent::run(options))?)
+}
+
+/// `secmesh detach`
+pub fn detach(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
+    let dir = &context.config()?.dataplane.pin_dir;
+    let removed = dataplane::detach_all(dir)?;
+    if out.json {
+        return out.json(&json!({"pin_dir": dir, "removed": removed}));
+    }
+    out.text(&match removed {
+        0 => format!("There was nothing of secmesh in {}.\n", dir.display()),
+        _ => format!(
+            "Removed {} from {}; no packet is dropped by secmesh any more.\n",
+            count(removed, "pin"),
+            dir.display()
+        ),
+    })
+}

@@ -1,0 +1,354 @@
+//! `status` and `peers` for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::output::{Paint, Style, clean};
+use super::table::{Table, plain, styled};
+use super::time::{count, grouped, span};
+use crate::api::types::{Peer, Status};
+use crate::dataplane::{AttachMode, Mode};
+
+/// Blocks listed as not enforced; the rest is counted.
+const MAX_LISTED: usize = 10;
+
+/// The status of a node; `all` also shows the counters at zero.
+pub fn status(status: &Status, all: bool, paint: Paint) -> String {
+    let mut out = String::new();
+    let node = &status.node;
+    let mut table = Table::bare(0);
+    let mut line = |name: &str, text: String| {
+        // Not through `plain`: the parts are cleaned one by one, and may hold colour. It is the last
+        // column, whose width does not matter.
+        table.row(vec![styled(name, Style::Bold), (text, Style::Plain)]);
+    };
+    line(
+        "node",
+        format!(
+            "{} ({}), zone {}",
+            clean(&node.name),
+            clean(&node.id),
+            clean(&node.zone)
+        ),
+    );
+    line(
+        "mesh",
+        format!(
+            "{} ({})",
+            clean(&status.mesh),
+            short(&clean(&status.mesh_id))
+        ),
+    );
+    line(
+        "agent",
+        format!(
+            "version {}, up {}",
+            clean(&status.version),
+            span(status.uptime_s.saturating_mul(1_000_000))
+        ),
+    );
+    line(
+        "mode",
+        match status.mode {
+            Mode::Enforce => paint.apply(Style::Good, "enforce"),
+            Mode::Monitor => format!(
+                "{}: nothing is dropped, only counted",
+                paint.apply(Style::Warning, "monitor")
+            ),
+        },
+    );
+    line("interfaces", interfaces(status, paint));
+    line("quorum", quorum(&status.quorum, paint));
+    line("blocks", blocks(status, paint));
+    if status.watched > 0 {
+        line(
+            "watched",
+            format!("{} that peers reported", count(status.watched, "source")),
+        );
+    }
+    line("ledger", ledger(status, paint));
+    out.push_str(&table.render(paint));
+    for warning in warnings(status) {
+        let _ = writeln!(out, "{} {warning}", paint.apply(Style::Bad, "warning:"));
+    }
+    counters(&mut out, "packets", &status.counters, all, paint);
+    counters(&mut out, "agent", &status.controller, all, paint);
+    out
+}
+
+/// The first characters of an id, enough to tell two apart by eye.
+pub fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+fn interfaces(status: &Status, paint: Paint) -> String {
+    if status.interfaces.is_empty() {
+        return paint.apply(Style::Bad, "none: nothing is protected");
+    }
+    let each = status.interfaces.iter().map(|interface| {
+        let style = match interface.attach_mode {
+            AttachMode::Driver => Style::Good,
+            AttachMode::Generic => Style::Warning,
+        };
+        format!(
+            "{} ({})",
+            clean(&interface.name),
+            paint.apply(style, &format!("{} mode", interface.attach_mode))
+        )
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
+fn number(value: &Value, name: &str) -> u64 {
+    value.get(name).and_then(Value::as_u64).unwrap_or(0)
+}
+
+fn quorum(quorum: &Value, paint: Paint) -> String {
+    let state = clean(
+        quorum
+            .get("state")
+            .and_then(Value::as_str)
+            .unwrap_or("unknown"),
+    );
+    let style = match state.as_str() {
+        "FULL" => Style::Good,
+        "SINGLE" | "DEGRADED" | "NOT-BFT" => Style::Warning,
+        _ => Style::Bad,
+    };
+    let mut text = format!(
+        "{}: {} of {} weight in reach, {} needed (T_lo {}, T_hi {}); {}, epoch {}",
+        paint.apply(style, &state),
+        number(quorum, "reachable_weight"),
+        number(quorum, "total_weight"),
+        number(quorum, "needed"),
+        number(quorum, "t_lo"),
+        number(quorum, "t_hi"),
+        count(
+            usize::try_from(number(quorum, "nodes")).unwrap_or(usize::MAX),
+            "node"
+        ),
+        number(quorum, "epoch"),
+    );
+    if let Some(why) = quorum.pointer("/tolerance/why").and_then(Value::as_str) {
+        let _ = write!(text, "; {}", clean(why));
+    }
+    text
+}
+
+fn blocks(status: &Status, paint: Paint) -> String {
+    let blocks = &status.blocks;
+    let missing = blocks.desired.saturating_sub(blocks.enforced);
+    let text = format!("{} of {} enforced", blocks.enforced, blocks.desired);
+    if missing == 0 {
+        text
+    } else {
+        paint.apply(Style::Bad, &text)
+    }
+}
+
+fn ledger(status: &Status, paint: Paint) -> String {
+    let ledger = &status.ledger;
+    let state = clean(&ledger.state);
+    let style = if state == "running" {
+        Style::Good
+    } else {
+        Style::Bad
+    };
+    format!(
+        "{}, {} entries, head {}",
+        paint.apply(style, &state),
+        grouped(ledger.entries),
+        short(&clean(&ledger.head))
+    )
+}
+
+fn warnings(status: &Status) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let missing = &status.blocks.not_enforced;
+    for (prefix, reason) in missing.iter().take(MAX_LISTED) {
+        warnings.push(format!(
+            "{} is not enforced: {}",
+            clean(prefix),
+            clean(reason)
+        ));
+    }
+    let not_enforced = status.blocks.desired.saturating_sub(status.blocks.enforced);
+    let rest = not_enforced
+        .max(missing.len())
+        .saturating_sub(missing.len().min(MAX_LISTED));
+    if rest > 0 {
+        warnings.push(format!(
+            "{rest} more blocks are not enforced; --json lists up to 100 with the reason"
+        ));
+    }
+    if status.ledger.dropped > 0 {
+        warnings.push(format!(
+            "{} entries did not get into the ledger",
+            grouped(status.ledger.dropped)
+        ));
+    }
+    warnings
+}
+
+fn counters(
+    out: &mut String,
+    title: &str,
+    counters: &BTreeMap<String, u64>,
+    all: bool,
+    paint: Paint,
+) {
+    let mut table = Table::bare(2).right(&[1]);
+    let mut any = false;
+    for (name, value) in counters.iter().filter(|(_, value)| all || **value > 0) {
+        table.row(vec![plain(name), plain(grouped(*value))]);
+        any = true;
+    }
+    if any {
+        let _ = writeln!(out, "{}", paint.apply(Style::Bold, title));
+        out.push_str(&table.render(paint));
+    }
+}
+
+/// The nodes of the mesh.
+pub fn peers(peers: &[Peer], paint: Paint) -> String {
+    let mut table = Table::new(&["NAME", "ID", "ZONE", "ADDRESS", "WEIGHT", "STATE"]).right(&[4]);
+    for peer in peers {
+        let state = if peer.equivocated {
+            styled("proved to lie, counts nothing", Style::Bad)
+        } else if peer.this_node {
+            styled("this node", Style::Dim)
+        } else if peer.connected {
+            styled("connected", Style::Good)
+        } else {
+            styled("not connected", Style::Warning)
+        };
+        table.row(vec![
+            plain(&peer.name),
+            plain(short(&peer.id)),
+            plain(&peer.zone),
+            plain(peer.address.as_deref().unwrap_or("-")),
+            plain(peer.weight.to_string()),
+            state,
+        ]);
+    }
+    table.render(paint)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn fixture() -> Status {
+        serde_json::from_value(json!({
+            "node": {"id": "00112233445566778899aabbccddeeff", "name": "n1", "zone": "z1"},
+            "mesh": "lab", "mesh_id": "abcdefabcdefabcdef",
+            "mode": "enforce",
+            "interfaces": [{"name": "eth0", "index": 2, "attach_mode": "driver", "resumed": false},
+                           {"name": "eth1", "index": 3, "attach_mode": "generic", "resumed": true}],
+            "quorum": {"state": "FULL", "reachable_weight": 400, "total_weight": 400, "t_lo": 134, "t_hi": 267,
+                       "needed": 134, "nodes": 4, "epoch": 4, "tolerance": {"kind": "tolerant"}},
+            "blocks": {"desired": 2, "enforced": 2, "not_enforced": {}},
+            "watched": 1,
+            "counters": {"pass": 12345, "drop_block4": 7, "malformed": 0},
+            "controller": {},
+            "ledger": {"entries": 1500, "head": "0123456789abcdef0123", "state": "running", "dropped": 0},
+            "uptime_s": 5400, "version": "0.1.0"
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn status_is_compact() {
+        assert_eq!(
+            status(&fixture(), false, Paint(false)),
+            "\
+node        n1 (00112233445566778899aabbccddeeff), zone z1
+mesh        lab (abcdefabcdef)
+agent       version 0.1.0, up 1 h 30 min
+mode        enforce
+interfaces  eth0 (driver mode), eth1 (generic mode)
+quorum      FULL: 400 of 400 weight in reach, 134 needed (T_lo 134, T_hi 267); 4 nodes, epoch 4
+blocks      2 of 2 enforced
+watched     1 source that peers reported
+ledger      running, 1,500 entries, head 0123456789ab
+packets
+  drop_block4       7
+  pass         12,345
+"
+        );
+        assert!(status(&fixture(), true, Paint(false)).contains("malformed         0\n"));
+    }
+
+    #[test]
+    fn what_is_not_enforced_is_a_warning() {
+        let mut fixture = fixture();
+        fixture.blocks.desired = 14;
+        for n in 0..12 {
+            fixture
+                .blocks
+                .not_enforced
+                .insert(format!("192.0.2.{n}"), "the map is full".to_owned());
+        }
+        fixture.ledger.dropped = 3;
+        let text = status(&fixture, false, Paint(false));
+        assert!(text.contains("blocks      2 of 14 enforced\n"), "{text}");
+        assert!(
+            text.contains("warning: 192.0.2.0 is not enforced: the map is full\n"),
+            "{text}"
+        );
+        assert_eq!(text.matches("the map is full").count(), 10);
+        assert!(
+            text.contains("warning: 2 more blocks are not enforced"),
+            "{text}"
+        );
+        assert!(
+            text.contains("warning: 3 entries did not get into the ledger\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_quorums_state_is_coloured_by_what_it_means() {
+        let mut fixture = fixture();
+        for (state, code) in [
+            ("FULL", "\x1b[32m"),
+            ("NOT-BFT", "\x1b[33m"),
+            ("ISOLATED", "\x1b[1;31m"),
+        ] {
+            fixture.quorum["state"] = json!(state);
+            fixture.quorum["tolerance"] =
+                json!({"kind": "not_byzantine_tolerant", "why": "2 nodes", "needs_all": true});
+            let text = status(&fixture, false, Paint(true));
+            assert!(
+                text.contains(&format!("{code}{state}\x1b[0m: 400")),
+                "{text}"
+            );
+            assert!(text.contains("epoch 4; 2 nodes"), "{text}");
+        }
+        fixture.quorum = Value::Null;
+        assert!(status(&fixture, false, Paint(false)).contains("quorum      unknown"));
+    }
+
+    #[test]
+    fn peers_are_a_table() {
+        let list: Vec<Peer> = serde_json::from_value(json!([
+            {"id": "00112233445566778899aabbccddeeff", "name": "n1", "zone": "z1", "address": "10.0.0.1:4747",
+             "connected": false, "weight": 100, "equivocated": false, "this_node": true},
+            {"id": "ff112233445566778899aabbccddeeff", "name": "node2", "zone": "z2", "address": null,
+             "connected": true, "weight": 0, "equivocated": true, "this_node": false},
+        ]))
+        .unwrap();
+        assert_eq!(
+            peers(&list, Paint(false)),
+            "\
+NAME   ID            ZONE  ADDRESS        WEIGHT  STATE
+n1     001122334455  z1    10.0.0.1:4747     100  this node
+node2  ff1122334455  z2    -                   0  proved to lie, counts nothing
+"
+        );
+    }
+}

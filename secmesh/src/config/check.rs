@@ -1,0 +1,215 @@
+//! One description of every field: what it takes, and whether its value is that.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Component, Path};
+use std::time::Duration;
+
+use crate::addr::Prefix;
+
+/// A value that is not allowed.
+#[derive(Debug)]
+pub(super) struct Finding {
+    /// Dotted path of the field.
+    pub(super) path: String,
+    /// The element, where the field is a list and one element is at fault.
+    pub(super) item: Option<usize>,
+    /// The field to point at where the first is not in the file.
+    pub(super) or_path: Option<String>,
+    /// What is wrong, to be read after the quoted value.
+    pub(super) what: String,
+    /// How to mend it.
+    pub(super) remedy: String,
+}
+
+/// Walks over a configuration. Each field method takes note of what the field expects, whatever
+/// its value is, and of a finding when the value is not that.
+#[derive(Debug, Default)]
+pub(super) struct Checker {
+    prefix: String,
+    /// Dotted path and what it takes, to be read after "use".
+    pub(super) fields: Vec<(String, String)>,
+    pub(super) findings: Vec<Finding>,
+}
+
+impl Checker {
+    /// Describes a section.
+    pub(super) fn section(&mut self, name: &str, describe: impl FnOnce(&mut Self)) {
+        let path = self.at(name);
+        self.fields.push((
+            path.clone(),
+            format!("a section, which starts with the line [{path}]"),
+        ));
+        let outer = std::mem::replace(&mut self.prefix, path);
+        describe(self);
+        self.prefix = outer;
+    }
+
+    /// What the field at `path` takes.
+    pub(super) fn expects(&self, path: &str) -> Option<&str> {
+        self.fields
+            .iter()
+            .find(|(known, _)| known == path)
+            .map(|(_, expects)| expects.as_str())
+    }
+
+    pub(super) fn count(&mut self, key: &str, value: u32, range: RangeInclusive<u32>) {
+        let expects = format!("a whole number from {} to {}", range.start(), range.end());
+        self.field(
+            key,
+            expects,
+            (!range.contains(&value)).then(|| "is out of range".to_owned()),
+        );
+    }
+
+    pub(super) fn duration(&mut self, key: &str, value: Duration, range: RangeInclusive<Duration>) {
+        let text = |duration: &Duration| humantime::format_duration(*duration).to_string();
+        let expects = format!(
+            "a duration from \"{}\" to \"{}\"",
+            text(range.start()),
+            text(range.end())
+        );
+        self.field(
+            key,
+            expects,
+            (!range.contains(&value)).then(|| "is out of range".to_owned()),
+        );
+    }
+
+    pub(super) fn flag(&mut self, key: &str) {
+        self.field(key, "true or false".to_owned(), None);
+    }
+
+    pub(super) fn choice(&mut self, key: &str, words: &[&str]) {
+        let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+        self.field(key, format!("one of {}", words.join(", ")), None);
+    }
+
+    pub(super) fn path(&mut self, key: &str, value: &Path, max_bytes: Option<usize>) {
+        let limit = max_bytes.map_or_else(String::new, |max| format!(" of at most {max} bytes"));
+        let len = value.as_os_str().len();
+        let wrong = if !value.is_absolute() {
+            Some("is not an absolute path".to_owned())
+        } else if value.components().any(|part| part == Component::ParentDir) {
+            Some("goes up with `..`".to_owned())
+        } else if value.as_os_str().as_encoded_bytes().contains(&0) {
+            Some("contains a NUL character".to_owned())
+        } else {
+            max_bytes
+                .filter(|max| len > *max)
+                .map(|_| format!("is {len} bytes long"))
+        };
+        self.field(key, format!("an absolute path{limit}, without `..`"), wrong);
+    }
+
+    /// A network address with its port; `exact` for one that others connect to.
+    pub(super) fn socket(&mut self, key: &str, value: Option<SocketAddr>, exact: bool) {
+        let wrong = value.and_then(|value| {
+            if value.port() == 0 {
+                Some("has no port".to_owned())
+            } else if exact && (value.ip().is_unspecified() || value.ip().is_multicast()) {
+                Some("is not an address that others can connect to".to_owned())
+            } else {
+                None
+            }
+        });
+        let expects = "an address and port, like \"192.0.2.1:4747\" or \"[2001:db8::1]:4747\"";
+        self.field(key, expects.to_owned(), wrong);
+    }
+
+    pub(super) fn interfaces(&mut self, key: &str, names: &[String], max: usize) {
+        let expects = format!("a list of at most {max} interface names, like [\"eth0\"]");
+        let mut seen = BTreeSet::new();
+        for (item, name) in names.iter().enumerate() {
+            // dev_valid_name() in net/core/dev.c.
+            let valid = (1..16).contains(&name.len())
+                && name != "."
+                && name != ".."
+                && !name.contains(|c: char| {
+                    c == '/' || c == ':' || c == '\0' || c.is_ascii_whitespace()
+                });
+            if !valid {
+                self.item(
+                    key,
+                    item,
+                    "cannot be the name of an interface",
+                    "`ip link` lists the names there are",
+                );
+            } else if !seen.insert(name) {
+                self.item(key, item, "is there twice", "remove one of them");
+            }
+        }
+        self.list(key, expects, names.len(), max);
+    }
+
+    pub(super) fn prefixes(&mut self, key: &str, prefixes: &[Prefix], max: usize) {
+        let expects = format!(
+            "a list of at most {max} addresses or networks, like [\"192.0.2.7\", \"2001:db8::/32\"]"
+        );
+        for (item, prefix) in prefixes.iter().enumerate() {
+            if prefix.len() == 0 {
+                self.item(
+                    key,
+                    item,
+                    "would allow every address of its family, and so end all protection",
+                    "name the networks that you trust; to drop nothing, set mode = \"monitor\" in [dataplane]",
+                );
+            }
+        }
+        self.list(key, expects, prefixes.len(), max);
+    }
+
+    /// A number that must not be above another one.
+    pub(super) fn not_above(&mut self, (key, value): (&str, u32), (limit_key, limit): (&str, u32)) {
+        if value > limit {
+            self.findings.push(Finding {
+                path: self.at(key),
+                item: None,
+                or_path: Some(self.at(limit_key)),
+                what: format!("does not fit: {key} ({value}) is above {limit_key} ({limit})"),
+                remedy: format!("set {key} to {limit_key} or less"),
+            });
+        }
+    }
+
+    fn list(&mut self, key: &str, expects: String, len: usize, max: usize) {
+        self.field(
+            key,
+            expects,
+            (len > max).then(|| format!("has {len} entries")),
+        );
+    }
+
+    fn item(&mut self, key: &str, item: usize, what: &str, remedy: &str) {
+        self.findings.push(Finding {
+            path: self.at(key),
+            item: Some(item),
+            or_path: None,
+            what: what.to_owned(),
+            remedy: remedy.to_owned(),
+        });
+    }
+
+    fn field(&mut self, key: &str, expects: String, wrong: Option<String>) {
+        let path = self.at(key);
+        if let Some(what) = wrong {
+            self.findings.push(Finding {
+                path: path.clone(),
+                item: None,
+                or_path: None,
+                what,
+                remedy: format!("use {expects}"),
+            });
+        }
+        self.fields.push((path, expects));
+    }
+
+    fn at(&self, key: &str) -> String {
+        if self.prefix.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.prefix)
+        }
+    }
+}

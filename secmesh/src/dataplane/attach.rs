@@ -1,0 +1,265 @@
+//! Links: driver mode where the driver can, generic mode where it cannot, pinned so that they stay.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    ProgramError, Xdp, XdpMode,
+    links::{FdLink, PinnedLink},
+    xdp::{XdpLink, XdpLinkId},
+};
+use tracing::{info, warn};
+
+use super::DataplaneError;
+use crate::config;
+
+/// Where in the kernel the program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachMode {
+    /// In the driver, before the kernel makes a socket buffer.
+    Driver,
+    /// In the network stack: works everywhere, saves less.
+    Generic,
+}
+
+impl AttachMode {
+    const ALL: [Self; 2] = [Self::Driver, Self::Generic];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Driver => "driver",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+impl std::fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An interface with our program on it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AttachedInterface {
+    /// The interface's name.
+    pub name: String,
+    /// Its index when we attached.
+    pub index: u32,
+    /// The mode that worked.
+    pub attach_mode: AttachMode,
+    /// Whether an earlier agent's link was taken over without a gap.
+    pub resumed: bool,
+}
+
+pub(super) fn attach(
+    program: &mut Xdp,
+    interface: &str,
+    policy: config::AttachMode,
+    pin_dir: Option<&Path>,
+) -> Result<AttachedInterface, DataplaneError> {
+    let index = nix::net::if_::if_nametoindex(interface).map_err(|_unknown| {
+        DataplaneError::NoInterface {
+            name: interface.to_owned(),
+        }
+    })?;
+    if let Some(dir) = pin_dir {
+        for mode in AttachMode::ALL {
+            let path = pin_path(dir, interface, mode);
+            if path.exists() && take_over(program, interface, &path)? {
+                return Ok(AttachedInterface {
+                    name: interface.to_owned(),
+                    index,
+                    attach_mode: mode,
+                    resumed: true,
+                });
+            }
+        }
+    }
+    let (mode, link) = try_modes(program, interface, index, policy)?;
+    if let Some(dir) = pin_dir {
+        pin(program, link, interface, &pin_path(dir, interface, mode))?;
+    }
+    Ok(AttachedInterface {
+        name: interface.to_owned(),
+        index,
+        attach_mode: mode,
+        resumed: false,
+    })
+}
+
+/// Puts our program into a pinned link in one step. `false`: the link's interface is gone, so the pin
+/// was removed.
+fn take_over(program: &mut Xdp, interface: &str, path: &Path) -> Result<bool, DataplaneError> {
+    let failed = |reason: String| DataplaneError::Attach {
+        name: interface.to_owned(),
+        reason,
+    };
+    let pinned = PinnedLink::from_pin(path).map_err(|e| failed(e.to_string()))?;
+    let link = FdLink::from(pinned);
+    let link = XdpLink::try_from(link).map_err(|e| failed(e.to_string()))?;
+    match program.attach_to_link(link) {
+        Ok(id) => {
+            // The pin holds the link; ours is only let go so that dropping the program does not detach.
+            let link = program.take_link(id).map_err(DataplaneError::Verifier)?;
+            drop(link);
+            info!(interface, "took over the pinned link of an earlier agent");
+            Ok(true)
+        }
+        Err(error) => {
+            // The kernel answers ENOLINK when the link's device was removed (net/core/dev.c,
+            // bpf_xdp_link_update).
+            warn!(interface, %error, "a pinned link is dead (its interface was removed); making a new one");
+            std::fs::remove_file(path).map_err(|source| DataplaneError::PinDir {
+                dir: path.to_path_buf(),
+                source,
+            })?;
+            Ok(false)
+        }
+    }
+}
+
+fn try_modes(
+    program: &mut Xdp,
+    interface: &str,
+    index: u32,
+    policy: config::AttachMode,
+) -> Result<(AttachMode, XdpLinkId), DataplaneError> {
+    let modes: &[AttachMode] = match policy {
+        config::AttachMode::Auto => &AttachMode::ALL,
+        config::AttachMode::Driver => &[AttachMode::Driver],
+        config::AttachMode::Generic => &[AttachMode::Generic],
+    };
+    let mut reasons = Vec::new();
+    for mode in modes {
+        let flag = match mode {
+            AttachMode::Driver => XdpMode::Driver,
+            AttachMode::Generic => XdpMode::Skb,
+        };
+        match program.attach_to_if_index(index, flag) {
+            Ok(link) => return Ok((*mode, link)),
+            Err(error) if is_busy(&error) => {
+                return Err(DataplaneError::Busy {
+                    name: interface.to_owned(),
+                });
+            }
+            Err(error) => {
+                let text = chain(&error);
+                if modes.len() > 1 && matches!(mode, AttachMode::Driver) {
+                    warn!(interface, error = %text, "driver mode refused, trying generic mode");
+                }
+                reasons.push(format!("{mode} mode: {text}"));
+            }
+        }
+    }
+    Err(DataplaneError::Attach {
+        name: interface.to_owned(),
+        reason: reasons.join("; "),
+    })
+}
+
+fn pin(
+    program: &mut Xdp,
+    link: XdpLinkId,
+    interface: &str,
+    path: &Path,
+) -> Result<(), DataplaneError> {
+    let failed = |reason: String| DataplaneError::Attach {
+        name: interface.to_owned(),
+        reason,
+    };
+    let link = program.take_link(link).map_err(DataplaneError::Verifier)?;
+    let link = FdLink::try_from(link).map_err(|e| {
+        failed(format!(
+            "this kernel gave a link that cannot be pinned ({e}), so blocks would end with the agent"
+        ))
+    })?;
+    link.pin(path)
+        .map_err(|e| failed(format!("pinning: {e}")))?;
+    Ok(())
+}
+
+fn is_busy(error: &ProgramError) -> bool {
+    io_error(error).is_some_and(|e| {
+        matches!(
+            e.raw_os_error().map(nix::errno::Errno::from_raw),
+            Some(nix::errno::Errno::EBUSY | nix::errno::Errno::EEXIST)
+        )
+    })
+}
+
+fn io_error(error: &ProgramError) -> Option<&io::Error> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = source {
+        if let Some(io) = e.downcast_ref::<io::Error>() {
+            return Some(io);
+        }
+        source = e.source();
+    }
+    match error {
+        ProgramError::SyscallError(e) => Some(&e.io_error),
+        _ => None,
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        let part = e.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        source = e.source();
+    }
+    text
+}
+
+/// bpffs allows no dots in names, interfaces do.
+fn pin_path(dir: &Path, interface: &str, mode: AttachMode) -> PathBuf {
+    let name = interface.replace('%', "%25").replace('.', "%2e");
+    dir.join(format!("link-{}-{name}", mode.name()))
+}
+
+/// Removes every pin in `dir` and the directory; links first, so that no packet meets half a policy.
+pub(super) fn remove_pins(dir: &Path) -> Result<usize, DataplaneError> {
+    let failed = |source| DataplaneError::PinDir {
+        dir: dir.to_path_buf(),
+        source,
+    };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    paths.sort_by_key(|p| {
+        !p.file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with("link-"))
+    });
+    for path in &paths {
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    std::fs::remove_dir(dir).map_err(failed)?;
+    Ok(paths.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names_with_dots_get_pin_names_without() {
+        let path = pin_path(Path::new("/x"), "eth0.100", AttachMode::Generic);
+        assert_eq!(path, Path::new("/x/link-generic-eth0%2e100"));
+        assert_ne!(
+            pin_path(Path::new("/x"), "a%2eb", AttachMode::Driver),
+            pin_path(Path::new("/x"), "a.b", AttachMode::Driver)
+        );
+    }
+}

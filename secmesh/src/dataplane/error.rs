@@ -1,0 +1,107 @@
+//! What can go wrong between us and the kernel, and what to do about it.
+
+use std::{io, path::PathBuf};
+
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
+
+/// A failure of the data plane; each message ends with a remedy where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// A capability is missing.
+    #[error(
+        "missing {capability}: {needed_for}\n  remedy: run as root, or give the binary the capability: setcap cap_bpf,cap_net_admin,cap_perfmon+ep /path/to/secmesh"
+    )]
+    Capability {
+        /// The capability's name.
+        capability: &'static str,
+        /// What it is needed for.
+        needed_for: &'static str,
+    },
+    /// bpffs is not where the pins should go.
+    #[error("{} is not on a BPF file system\n  remedy: {}", dir.display(), super::mount_hint(dir))]
+    NoBpffs {
+        /// The configured pin directory.
+        dir: PathBuf,
+    },
+    /// The kernel is too old.
+    #[error(
+        "kernel {found} is too old: secmesh needs {needed} or later\n  remedy: boot a newer kernel"
+    )]
+    Kernel {
+        /// The running release.
+        found: String,
+        /// The floor.
+        needed: &'static str,
+    },
+    /// The pin directory cannot be used.
+    #[error("pin directory {}: {source}", dir.display())]
+    PinDir {
+        /// The directory.
+        dir: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// Pinned state of another version.
+    #[error(
+        "{} holds state of schema {found}, this version has schema {ours}\n  remedy: `secmesh detach` with the version that made it, then start this one", dir.display()
+    )]
+    Schema {
+        /// The version found.
+        found: u32,
+        /// Our version.
+        ours: u32,
+        /// Where.
+        dir: PathBuf,
+    },
+    /// A pinned map of another shape.
+    #[error(
+        "{} is not of this version: its keys and values have {found:?} bytes, ours {ours:?}\n  remedy: `secmesh detach` with the version that made it, then start this one", path.display()
+    )]
+    ForeignState {
+        /// The pin.
+        path: PathBuf,
+        /// Sizes of its key and value.
+        found: (u32, u32),
+        /// Ours.
+        ours: (u32, u32),
+    },
+    /// The object could not be loaded.
+    #[error("loading the kernel object: {0}")]
+    Load(#[source] EbpfError),
+    /// The verifier or a program call refused.
+    #[error("the kernel refused the program: {0}")]
+    Verifier(#[source] ProgramError),
+    /// A map call failed.
+    #[error("BPF map: {0}")]
+    Map(#[source] MapError),
+    /// Something that the object must contain is not there (or was taken before).
+    #[error("the kernel object has no {0}, or it is in use already")]
+    Missing(&'static str),
+    /// No such interface.
+    #[error(
+        "no interface {name}\n  remedy: `ip link` lists them; set [dataplane] interfaces or --interface"
+    )]
+    NoInterface {
+        /// Its name.
+        name: String,
+    },
+    /// Somebody else's program is there.
+    #[error(
+        "interface {name} already runs another XDP program\n  remedy: `bpftool net show dev {name}` tells which; detach it (`ip link set dev {name} xdp off`) or leave this interface out"
+    )]
+    Busy {
+        /// The interface.
+        name: String,
+    },
+    /// Attaching failed.
+    #[error("attaching to {name}: {reason}")]
+    Attach {
+        /// The interface.
+        name: String,
+        /// Why, mode by mode.
+        reason: String,
+    },
+    /// The event ring cannot be watched.
+    #[error("event ring: {0}")]
+    Ring(#[source] io::Error),
+}

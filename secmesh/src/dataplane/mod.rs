@@ -1,0 +1,417 @@
+//! What the kernel sees and what it enforces: the BPF object, its maps, its links, its events.
+//!
+//! Loading pins maps and links in bpffs, so that enforcement goes on while no agent runs; a new agent
+//! opens the pinned maps and swaps its program into the pinned links without a gap.
+
+mod attach;
+mod counters;
+mod error;
+mod events;
+mod preflight;
+mod tables;
+
+use std::path::{Path, PathBuf};
+
+pub use aya::programs::{TestRun, TestRunOptions};
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{Array, MapData},
+    programs::Xdp,
+};
+use secmesh_common::{
+    SCHEMA,
+    block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
+    config::{Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR},
+    counters::Counters,
+};
+
+pub use self::{
+    attach::{AttachMode, AttachedInterface},
+    counters::CounterReader,
+    error::DataplaneError,
+    events::{EventReader, KernelLog},
+    preflight::{check_system, mount_hint},
+    tables::{AllowTable, BlockTable, TableError, WatchTable},
+};
+pub use crate::config::Mode;
+use crate::{addr::Prefix, config};
+
+/// The kernel programs, built by the build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SECMESH_BPF_OBJECT"));
+
+/// Name of the XDP program in the object, and as `bpftool prog` shows it.
+pub const PROGRAM: &str = "secmesh";
+
+/// Maps that outlive the agent, with the sizes of their keys and values. The others (accounting,
+/// budgets) start fresh with each program.
+const PINNED_MAPS: &[(&str, usize, usize)] = &[
+    ("BLOCK4", size_of::<Addr4>(), size_of::<BlockEntry>()),
+    ("BLOCK6", size_of::<Addr6>(), size_of::<BlockEntry>()),
+    ("PREFIX4", 4 + size_of::<Net4>(), size_of::<BlockEntry>()),
+    ("PREFIX6", 4 + size_of::<Net6>(), size_of::<BlockEntry>()),
+    ("ALLOW4", 4 + size_of::<Net4>(), size_of::<AllowEntry>()),
+    ("ALLOW6", 4 + size_of::<Net6>(), size_of::<AllowEntry>()),
+    ("WATCH4", size_of::<Addr4>(), size_of::<u64>()),
+    ("WATCH6", size_of::<Addr6>(), size_of::<u64>()),
+    ("CONFIG", size_of::<u32>(), size_of::<KernelConfig>()),
+    ("COUNTERS", size_of::<u32>(), size_of::<Counters>()),
+    ("EVENTS", 0, 0),
+];
+
+/// Length of the event budget's tick, ns. A tenth of a second keeps bursts short and the clock coarse.
+const EVENT_TICK_NS: u64 = 100_000_000;
+
+/// How to load.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Directory in bpffs for pins; `None` pins nothing (tests, benchmarks).
+    pub pin_dir: Option<PathBuf>,
+    /// Capacity of each exact block map.
+    pub max_blocks: u32,
+    /// Capacity of each prefix block map.
+    pub max_prefixes: u32,
+    /// Events that one CPU may send per second.
+    pub event_budget: u32,
+    /// `aya-log` level of the kernel program: 0 is off, 1 error … 5 trace.
+    pub log_level: u8,
+    /// Seed of the source hash.
+    pub seed: u64,
+    /// Initial mode, if no pinned state says otherwise.
+    pub mode: Mode,
+    /// Levels and windows of the accounting.
+    pub levels: Levels,
+}
+
+/// Levels and windows that the kernel's accounting reports at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Levels {
+    /// By number of [`secmesh_common::config::RateClass`].
+    pub rates: [secmesh_common::config::RateLevels; 3],
+    /// Window of first contacts, ns.
+    pub contact_window_ns: u64,
+}
+
+/// The loaded program and its maps.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    config: Array<MapData, KernelConfig>,
+    current: KernelConfig,
+    attached: Vec<AttachedInterface>,
+    pin_dir: Option<PathBuf>,
+    /// Whether pinned maps of an earlier agent were taken over.
+    pub resumed: bool,
+}
+
+impl Dataplane {
+    /// Loads the object and prepares its maps; attaches nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// Missing privileges, a pinned state of another schema, and whatever the kernel refuses, each with
+    /// what to do about it.
+    pub fn load(options: &LoadOptions) -> Result<Self, DataplaneError> {
+        let pins = match &options.pin_dir {
+            Some(dir) => Some(prepare_pin_dir(dir)?),
+            None => None,
+        };
+        let resumed = pins.as_ref().is_some_and(|dir| dir.join("CONFIG").exists());
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("HASH_SEED", &options.seed, true)
+            .override_global(aya_log::LEVEL, &options.log_level, true)
+            .map_max_entries("BLOCK4", options.max_blocks)
+            .map_max_entries("BLOCK6", options.max_blocks)
+            .map_max_entries("PREFIX4", options.max_prefixes)
+            .map_max_entries("PREFIX6", options.max_prefixes)
+            .verifier_log_level(VerifierLogLevel::STATS);
+        let pin_paths: Vec<(&str, PathBuf)> = pins
+            .iter()
+            .flat_map(|dir| PINNED_MAPS.iter().map(|(name, ..)| (*name, dir.join(name))))
+            .collect();
+        for (name, path) in &pin_paths {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(DataplaneError::Load)?;
+        program(&mut ebpf)?
+            .load()
+            .map_err(DataplaneError::Verifier)?;
+        let config = Array::try_from(take(&mut ebpf, "CONFIG")?).map_err(DataplaneError::Map)?;
+        let mut this = Self {
+            ebpf,
+            config,
+            current: KernelConfig::default(),
+            attached: Vec::new(),
+            pin_dir: pins,
+            resumed,
+        };
+        this.current = this.config.get(&0, 0).map_err(DataplaneError::Map)?;
+        if resumed && this.current.schema != SCHEMA && this.current.schema != 0 {
+            return Err(DataplaneError::Schema {
+                found: this.current.schema,
+                ours: SCHEMA,
+                dir: this.pin_dir.clone().unwrap_or_default(),
+            });
+        }
+        let mode = if resumed && this.current.schema == SCHEMA {
+            this.current.mode
+        } else {
+            mode_number(options.mode)
+        };
+        this.current = KernelConfig {
+            schema: SCHEMA,
+            mode,
+            rates: options.levels.rates,
+            contact_window_ns: options.levels.contact_window_ns,
+            event_budget: (options.event_budget / 10).max(1),
+            event_tick_ns: EVENT_TICK_NS,
+            ..this.current
+        };
+        this.write_config()?;
+        Ok(this)
+    }
+
+    fn write_config(&mut self) -> Result<(), DataplaneError> {
+        self.config
+            .set(0, self.current, 0)
+            .map_err(DataplaneError::Map)
+    }
+
+    /// Switches between dropping and counting, at once, for all interfaces.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal of the map write.
+    pub fn set_mode(&mut self, mode: Mode) -> Result<(), DataplaneError> {
+        self.current.mode = mode_number(mode);
+        self.write_config()
+    }
+
+    /// The mode in force.
+    pub fn mode(&self) -> Mode {
+        if self.current.mode == MODE_ENFORCE {
+            Mode::Enforce
+        } else {
+            Mode::Monitor
+        }
+    }
+
+    /// Tells the program how many prefixes and watched sources there are, so that it can skip empty
+    /// tables.
+    ///
+    /// Call it *before* the first entry goes in and *after* the last one came out.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal of the map write.
+    pub fn set_sizes(
+        &mut self,
+        prefixes4: u32,
+        prefixes6: u32,
+        watched: u32,
+    ) -> Result<(), DataplaneError> {
+        let wanted = KernelConfig {
+            prefixes4,
+            prefixes6,
+            watched,
+            ..self.current
+        };
+        if wanted != self.current {
+            self.current = wanted;
+            self.write_config()?;
+        }
+        Ok(())
+    }
+
+    /// Takes the block maps.
+    ///
+    /// # Errors
+    ///
+    /// If they were taken before.
+    pub fn take_blocks(&mut self) -> Result<BlockTable, DataplaneError> {
+        Ok(BlockTable {
+            exact4: take(&mut self.ebpf, "BLOCK4")?
+                .try_into()
+                .map_err(DataplaneError::Map)?,
+            exact6: take(&mut self.ebpf, "BLOCK6")?
+                .try_into()
+                .map_err(DataplaneError::Map)?,
+            prefix4: take(&mut self.ebpf, "PREFIX4")?
+                .try_into()
+                .map_err(DataplaneError::Map)?,
+            prefix6: take(&mut self.ebpf, "PREFIX6")?
+                .try_into()
+                .map_err(DataplaneError::Map)?,
+            known: std::collections::BTreeSet::new(),
+        }
+        .learn())
+    }
+
+    /// Takes the allow maps.
+    ///
+    /// # Errors
+    ///
+    /// If they were taken before.
+    pub fn take_allows(&mut self) -> Result<AllowTable, DataplaneError> {
+        Ok(AllowTable {
+            v4: take(&mut self.ebpf, "ALLOW4")?
+                .try_into()
+                .map_err(DataplaneError::Map)?,
+            v6: take(&mut self.ebpf, "ALLOW6")?
+                .try_into()
+                .map_err(DataplaneError::Map)?,
+        })
+    }
+
+    /// Takes the watch maps.
+    ///
+    /// # Errors
+    ///
+    /// If they were taken before.
+    pub fn take_watches(&mut self) -> Result<WatchTable, DataplaneError> {
+        Ok(WatchTable {
+            v4: take(&mut self.ebpf, "WATCH4")?
+                .try_into()
+                .map_err(DataplaneError::Map)?,
+            v6: take(&mut self.ebpf, "WATCH6")?
+                .try_into()
+                .map_err(DataplaneError::Map)?,
+        })
+    }
+
+    /// Takes the event ring.
+    ///
+    /// # Errors
+    ///
+    /// If it was taken before.
+    pub fn take_events(&mut self) -> Result<EventReader, DataplaneError> {
+        EventReader::new(take(&mut self.ebpf, "EVENTS")?)
+    }
+
+    /// Takes the counters.
+    ///
+    /// # Errors
+    ///
+    /// If they were taken before.
+    pub fn take_counters(&mut self) -> Result<CounterReader, DataplaneError> {
+        CounterReader::new(take(&mut self.ebpf, "COUNTERS")?)
+    }
+
+    /// Takes the kernel program's debug log, if it was loaded with one.
+    ///
+    /// # Errors
+    ///
+    /// If its ring cannot be opened.
+    pub fn take_log(&mut self) -> Result<KernelLog, DataplaneError> {
+        KernelLog::new(&mut self.ebpf)
+    }
+
+    /// Attaches to `interface`, or takes over the link that an earlier agent pinned there.
+    ///
+    /// # Errors
+    ///
+    /// If the interface does not exist, another XDP program holds it, or no permitted mode works.
+    pub fn attach(
+        &mut self,
+        interface: &str,
+        policy: config::AttachMode,
+    ) -> Result<AttachedInterface, DataplaneError> {
+        let pin_dir = self.pin_dir.clone();
+        let attached = attach::attach(
+            program(&mut self.ebpf)?,
+            interface,
+            policy,
+            pin_dir.as_deref(),
+        )?;
+        self.attached.push(attached.clone());
+        Ok(attached)
+    }
+
+    /// Interfaces that this agent attached to.
+    pub fn attached(&self) -> &[AttachedInterface] {
+        &self.attached
+    }
+
+    /// The loaded program, for `BPF_PROG_TEST_RUN`.
+    ///
+    /// # Errors
+    ///
+    /// If the object has no such program, which the build rules out.
+    pub fn program(&mut self) -> Result<&mut Xdp, DataplaneError> {
+        program(&mut self.ebpf)
+    }
+
+    /// Instructions that the verifier walked to accept the program, where the kernel tells (5.16).
+    pub fn verified_instructions(&mut self) -> Option<u32> {
+        program(&mut self.ebpf)
+            .ok()?
+            .info()
+            .ok()?
+            .verified_instruction_count()
+    }
+
+    /// Names of the pinned maps with their paths, for messages.
+    pub fn pin_dir(&self) -> Option<&Path> {
+        self.pin_dir.as_deref()
+    }
+}
+
+/// Removes every pin of `pin_dir`: programs leave their interfaces, maps and blocks are gone.
+///
+/// # Errors
+///
+/// If a pin cannot be removed.
+pub fn detach_all(pin_dir: &Path) -> Result<usize, DataplaneError> {
+    attach::remove_pins(pin_dir)
+}
+
+/// Whether a prefix belongs in the exact maps.
+fn is_exact(prefix: &Prefix) -> bool {
+    prefix.is_single()
+}
+
+fn mode_number(mode: Mode) -> u32 {
+    match mode {
+        Mode::Monitor => MODE_MONITOR,
+        Mode::Enforce => MODE_ENFORCE,
+    }
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
+    ebpf.program_mut(PROGRAM)
+        .ok_or(DataplaneError::Missing(PROGRAM))?
+        .try_into()
+        .map_err(DataplaneError::Verifier)
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, DataplaneError> {
+    ebpf.take_map(name).ok_or(DataplaneError::Missing(name))
+}
+
+/// Makes `dir`; refuses one that holds state which this version would misread.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "sizes of our own types, all below a page"
+)]
+fn prepare_pin_dir(dir: &Path) -> Result<PathBuf, DataplaneError> {
+    preflight::require_bpffs(dir)?;
+    std::fs::create_dir_all(dir).map_err(|source| DataplaneError::PinDir {
+        dir: dir.to_path_buf(),
+        source,
+    })?;
+    for (name, key_size, value_size) in PINNED_MAPS {
+        let path = dir.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let map = MapData::from_pin(&path).map_err(DataplaneError::Map)?;
+        let info = map.info().map_err(DataplaneError::Map)?;
+        if (info.key_size(), info.value_size()) != (*key_size as u32, *value_size as u32) {
+            return Err(DataplaneError::ForeignState {
+                path,
+                found: (info.key_size(), info.value_size()),
+                ours: (*key_size as u32, *value_size as u32),
+            });
+        }
+    }
+    Ok(dir.to_path_buf())
+}

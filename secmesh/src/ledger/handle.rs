@@ -1,0 +1,315 @@
+//! The ledger for async callers: a thread of its own, and many appends per sync.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::LedgerError;
+use super::record::Record;
+use super::writer::{Ledger, encode};
+use crate::clock::Clock;
+
+/// Most records waiting for the writer.
+const QUEUE: usize = 4096;
+/// Most bytes of records waiting for the writer, in KiB.
+const QUEUE_KIB: usize = 16 * 1024;
+/// Most records put on the disk with one sync.
+const BATCH: usize = 512;
+
+/// Whether the ledger takes records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LedgerState {
+    /// It does.
+    Ok,
+    /// It does not, because of this; nothing that must be recorded first may be done.
+    Failed(String),
+}
+
+/// How the ledger is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerStatus {
+    /// Whether it takes records.
+    pub state: LedgerState,
+    /// Entries that are on the disk.
+    pub entries: u64,
+    /// Chain hash of the last of them.
+    pub head: [u8; 32],
+    /// Records not taken since the start, because the queue was full or the ledger had failed.
+    pub dropped: u64,
+    /// Records waiting.
+    pub queued: usize,
+}
+
+#[derive(Debug)]
+struct Shared {
+    durable: Mutex<(LedgerState, u64, [u8; 32])>,
+    dropped: AtomicU64,
+}
+
+impl Shared {
+    fn set(&self, state: LedgerState, ledger: &Ledger) {
+        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        if state == LedgerState::Ok {
+            *durable = (state, ledger.entries(), ledger.head());
+        } else {
+            durable.0 = state;
+        }
+    }
+
+    fn failed(&self) -> Option<LedgerError> {
+        match &self
+            .durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+        {
+            LedgerState::Ok => None,
+            LedgerState::Failed(why) => Some(LedgerError::Failed(why.clone())),
+        }
+    }
+}
+
+type Reply = oneshot::Sender<Result<u64, LedgerError>>;
+
+#[derive(Debug)]
+enum Command {
+    Append {
+        time_unix_us: u64,
+        kind: u8,
+        json: Vec<u8>,
+        reply: Option<Reply>,
+        _space: OwnedSemaphorePermit,
+    },
+    Close(oneshot::Sender<()>),
+}
+
+/// Records things from async code. Cheap to clone; the writer ends when all clones are gone, having
+/// written what was queued.
+#[derive(Clone)]
+pub struct LedgerHandle {
+    queue: mpsc::Sender<Command>,
+    space: Arc<Semaphore>,
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+}
+
+impl LedgerHandle {
+    /// Starts the writer's thread.
+    ///
+    /// # Errors
+    /// [`LedgerError::Failed`] if the system gives no thread.
+    pub fn start(ledger: Ledger, clock: Arc<dyn Clock>) -> Result<Self, LedgerError> {
+        let (handle, commands) = Self::unattended((ledger.entries(), ledger.head()), clock);
+        let theirs = Arc::clone(&handle.shared);
+        std::thread::Builder::new()
+            .name("ledger".to_owned())
+            .spawn(move || write_all(ledger, commands, &theirs))
+            .map_err(|e| LedgerError::Failed(format!("cannot start its thread: {e}")))?;
+        Ok(handle)
+    }
+
+    /// A handle, and the queue that nobody takes from yet.
+    fn unattended(at: (u64, [u8; 32]), clock: Arc<dyn Clock>) -> (Self, mpsc::Receiver<Command>) {
+        let (queue, commands) = mpsc::channel(QUEUE);
+        let durable = Mutex::new((LedgerState::Ok, at.0, at.1));
+        let shared = Arc::new(Shared {
+            durable,
+            dropped: AtomicU64::new(0),
+        });
+        (
+            Self {
+                queue,
+                space: Arc::new(Semaphore::new(QUEUE_KIB)),
+                shared,
+                clock,
+            },
+            commands,
+        )
+    }
+
+    /// A handle whose writer stands still for as long as the second value lives.
+    #[cfg(test)]
+    pub(super) fn stalled(clock: Arc<dyn Clock>) -> (Self, impl Sized) {
+        Self::unattended((0, [0; 32]), clock)
+    }
+
+    /// Records without waiting, not even for the disk. A record that is not taken is counted in
+    /// [`LedgerStatus::dropped`].
+    ///
+    /// # Errors
+    /// [`LedgerError::QueueFull`], [`LedgerError::Failed`], [`LedgerError::TooLarge`],
+    /// [`LedgerError::Closed`].
+    pub fn append(&self, record: &Record) -> Result<(), LedgerError> {
+        self.counted(self.try_append(record))
+    }
+
+    /// Records, waiting for a place in the queue but not for the disk.
+    ///
+    /// # Errors
+    /// As [`LedgerHandle::append`], but never [`LedgerError::QueueFull`].
+    pub async fn append_waiting(&self, record: &Record) -> Result<(), LedgerError> {
+        let result = self.enqueue(record, None).await;
+        self.counted(result)
+    }
+
+    /// Records, and returns the entry's number once it is on the disk. For what must be remembered
+    /// before it is done: a node's own votes.
+    ///
+    /// # Errors
+    /// As [`LedgerHandle::append_waiting`], and an I/O error. The record then counts as not made.
+    pub async fn append_durable(&self, record: &Record) -> Result<u64, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        let result = match self.enqueue(record, Some(reply)).await {
+            Ok(()) => answer.await.unwrap_or(Err(LedgerError::Closed)),
+            Err(e) => Err(e),
+        };
+        self.counted(result)
+    }
+
+    /// How the ledger is doing.
+    pub fn status(&self) -> LedgerStatus {
+        let (state, entries, head) = self
+            .shared
+            .durable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        LedgerStatus {
+            state,
+            entries,
+            head,
+            dropped: self.shared.dropped.load(Ordering::Relaxed),
+            queued: QUEUE.saturating_sub(self.queue.capacity()),
+        }
+    }
+
+    /// Writes what is queued and stops the writer, for all clones. Returns when all is on the disk
+    /// (or the ledger has failed, see [`LedgerHandle::status`]).
+    pub async fn close(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.queue.send(Command::Close(done)).await.is_ok() {
+            // An error means that the writer is gone already, which is what was asked for.
+            let _ = wait.await;
+        }
+    }
+
+    fn try_append(&self, record: &Record) -> Result<(), LedgerError> {
+        let json = encode(record)?;
+        self.shared.failed().map_or(Ok(()), Err)?;
+        let space = Arc::clone(&self.space)
+            .try_acquire_many_owned(kib(&json))
+            .map_err(|_| LedgerError::QueueFull)?;
+        self.queue
+            .try_send(self.command(record, json, None, space))
+            .map_err(|e| match e {
+                mpsc::error::TrySendError::Full(_) => LedgerError::QueueFull,
+                mpsc::error::TrySendError::Closed(_) => LedgerError::Closed,
+            })
+    }
+
+    async fn enqueue(&self, record: &Record, reply: Option<Reply>) -> Result<(), LedgerError> {
+        let json = encode(record)?;
+        self.shared.failed().map_or(Ok(()), Err)?;
+        let space = Arc::clone(&self.space)
+            .acquire_many_owned(kib(&json))
+            .await
+            .map_err(|_| LedgerError::Closed)?;
+        self.queue
+            .send(self.command(record, json, reply, space))
+            .await
+            .map_err(|_| LedgerError::Closed)
+    }
+
+    fn command(
+        &self,
+        record: &Record,
+        json: Vec<u8>,
+        reply: Option<Reply>,
+        space: OwnedSemaphorePermit,
+    ) -> Command {
+        let time_unix_us = self.clock.unix_us();
+        Command::Append {
+            time_unix_us,
+            kind: record.kind(),
+            json,
+            reply,
+            _space: space,
+        }
+    }
+
+    fn counted<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
+        if result.is_err() {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+/// Space a record takes in the queue; at most 257.
+fn kib(json: &[u8]) -> u32 {
+    u32::try_from(json.len() / 1024)
+        .unwrap_or(u32::MAX)
+        .saturating_add(1)
+}
+
+fn write_all(mut ledger: Ledger, mut commands: mpsc::Receiver<Command>, shared: &Shared) {
+    let mut batch = Vec::new();
+    let mut closing: Vec<oneshot::Sender<()>> = Vec::new();
+    while closing.is_empty() && commands.blocking_recv_many(&mut batch, BATCH) > 0 {
+        let mut waiting = Vec::new();
+        for command in batch.drain(..) {
+            match command {
+                Command::Close(done) => closing.push(done),
+                Command::Append {
+                    time_unix_us,
+                    kind,
+                    json,
+                    reply,
+                    _space,
+                } => {
+                    let result = ledger.append_encoded(time_unix_us, kind, &json);
+                    match (reply, result) {
+                        (Some(reply), Ok(seq)) => waiting.push((reply, seq)),
+                        (Some(reply), Err(e)) => answer(reply, Err(e)),
+                        (None, Ok(_)) => {}
+                        (None, Err(_)) => {
+                            shared.dropped.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+            }
+        }
+        match ledger.sync() {
+            Ok(()) => {
+                shared.set(LedgerState::Ok, &ledger);
+                for (reply, seq) in waiting {
+                    answer(reply, Ok(seq));
+                }
+            }
+            Err(e) => {
+                let why = e.to_string();
+                let first = shared.failed().is_none();
+                if first {
+                    tracing::error!(error = %why, "the ledger failed; this node signs no votes until it is restarted");
+                    shared.set(LedgerState::Failed(why.clone()), &ledger);
+                }
+                for (reply, _) in waiting {
+                    answer(reply, Err(LedgerError::Failed(why.clone())));
+                }
+            }
+        }
+    }
+    // Before anybody is told: what comes from now on must be refused, not lost.
+    drop(commands);
+    drop(ledger);
+    for done in closing {
+        // Nobody waits any more; there is nobody to tell.
+        let _ = done.send(());
+    }
+}
+
+fn answer(reply: Reply, result: Result<u64, LedgerError>) {
+    // The caller may have given up waiting; the entry is recorded all the same.
+    let _ = reply.send(result);
+}

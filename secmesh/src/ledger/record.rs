@@ -1,0 +1,166 @@
+//! What goes into the ledger.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// One thing worth remembering. Identifiers are lower-case hex, signed bytes are standard base64,
+/// times are unix microseconds; `Value` fields belong to the part of the program that writes them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "snake_case")]
+pub enum Record {
+    /// The agent started.
+    Started {
+        /// Version of the program.
+        version: String,
+        /// Id of the node.
+        node: String,
+        /// Incarnation of the node.
+        incarnation: u64,
+        /// Number of the epoch in force.
+        epoch: u64,
+        /// `monitor` or `enforce`.
+        mode: String,
+    },
+    /// The agent stopped on request.
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+    /// A detector raised an alert.
+    Alert {
+        /// The alert.
+        alert: Value,
+    },
+    /// This node signed a vote; written before the vote leaves.
+    VoteSigned {
+        /// The signed bytes.
+        vote: String,
+    },
+    /// A vote of another node was accepted.
+    VoteSeen {
+        /// Id of the voter.
+        voter: String,
+        /// The signed bytes.
+        vote: String,
+    },
+    /// A decision came into force.
+    Decision {
+        /// Id of the decision.
+        decision: String,
+        /// `quorum`, `unilateral` or `operator`.
+        origin: String,
+        /// What is to be done.
+        action: Value,
+        /// The certificate's bytes, if there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        certificate: Option<String>,
+    },
+    /// What became of a decision on this node.
+    Effect {
+        /// Id of the decision.
+        decision: String,
+        /// Address or prefix.
+        subject: String,
+        /// What happened.
+        what: EffectKind,
+        /// Why, where that needs saying.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// The allowlist changed.
+    Allow {
+        /// The prefix.
+        prefix: String,
+        /// Added, or removed.
+        added: bool,
+        /// Who did it: `operator`, `configuration`, or a node id.
+        by: String,
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// The mode changed.
+    Mode {
+        /// `monitor` or `enforce`.
+        mode: String,
+        /// Who did it.
+        by: String,
+    },
+    /// A node was admitted to the mesh.
+    Admitted {
+        /// Id of the node.
+        node: String,
+        /// Its name.
+        name: String,
+        /// The signed admission.
+        admission: String,
+    },
+    /// An invitation was made or seen.
+    Grant {
+        /// The signed grant.
+        grant: String,
+        /// When it expires.
+        expires_unix_us: u64,
+    },
+    /// A voter signed two things that exclude each other.
+    Equivocation {
+        /// Id of the voter.
+        voter: String,
+        /// The one vote.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// Messages were refused.
+    Refused {
+        /// Whose: an address or a node id.
+        source: String,
+        /// Why.
+        reason: String,
+        /// How many since the last such record.
+        count: u64,
+    },
+    /// The ledger was cut back to its last whole entry after a crash.
+    Recovered {
+        /// How much of an unfinished entry was there.
+        truncated_bytes: u64,
+    },
+}
+
+/// What became of a decision on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EffectKind {
+    /// It is in the kernel's map.
+    Enforced,
+    /// It could not be put there.
+    NotEnforced,
+    /// Its time ran out.
+    Ended,
+    /// It was taken back.
+    Released,
+    /// This node's allowlist forbade it.
+    Vetoed,
+}
+
+impl Record {
+    /// The number that stands for this kind of record in the file. Numbers are never reused.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Self::Started { .. } => 1,
+            Self::Stopped { .. } => 2,
+            Self::Alert { .. } => 3,
+            Self::VoteSigned { .. } => 4,
+            Self::VoteSeen { .. } => 5,
+            Self::Decision { .. } => 6,
+            Self::Effect { .. } => 7,
+            Self::Allow { .. } => 8,
+            Self::Mode { .. } => 9,
+            Self::Admitted { .. } => 10,
+            Self::Grant { .. } => 11,
+            Self::Equivocation { .. } => 12,
+            Self::Refused { .. } => 13,
+            Self::Recovered { .. } => 14,
+        }
+    }
+}

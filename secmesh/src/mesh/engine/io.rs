@@ -1,0 +1,287 @@
+//! What goes into the engine and what comes out.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::addr::Prefix;
+use crate::mesh::admission::{AdmittedRecord, SignedGrant};
+use crate::mesh::decision::{Decision, SignedRelease};
+use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
+use crate::mesh::message::EquivocationProof;
+use crate::mesh::roster::Tolerance;
+use crate::mesh::vote::{ActionKind, AttackClass, Verdict};
+
+/// What happens to the engine. Every call carries the time.
+#[derive(Debug, Clone)]
+pub enum Input<'a> {
+    /// A detector on this node fired. Repeat it while the attack lasts: that renews the evidence.
+    OwnEvidence {
+        /// Who attacks; a single address.
+        subject: Prefix,
+        /// How.
+        class: AttackClass,
+        /// Commits to the evidence kept on this node.
+        evidence_root: Hash,
+        /// Names the detector and its settings.
+        detector_hash: Hash,
+    },
+    /// The operator of this node wants a mesh-wide block: this node's `Confirm`, class manual.
+    OperatorBlock {
+        /// Whom; a single address.
+        subject: Prefix,
+    },
+    /// The operator of this node wants a mesh-wide block to end.
+    OperatorRelease {
+        /// Whom to let in again.
+        subject: Prefix,
+        /// Signed with the operator key it takes effect at once; without, it is put to the vote.
+        signed: Option<Box<SignedRelease>>,
+    },
+    /// A peer sent something.
+    Message {
+        /// The peer, as the transport has authenticated it.
+        from: NodeId,
+        /// What it sent.
+        bytes: &'a [u8],
+    },
+    /// A connection to a peer stands.
+    PeerUp(NodeId),
+    /// The last connection to a peer is gone.
+    PeerDown(NodeId),
+    /// Time passes; at least once a second.
+    Tick,
+    /// This node let somebody join (or starts with this record).
+    Admit(Box<AdmittedRecord>),
+    /// The operator of this node made a ticket.
+    OpenGrant(Box<SignedGrant>),
+}
+
+/// What the engine wants done, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Put these bytes (a ballot) on the disk, durably, before any later output of this call is
+    /// carried out. If that fails, drop the rest of the call's `Broadcast`s and `Send`s.
+    Persist(Vec<u8>),
+    /// Send to every connected peer.
+    Broadcast(Vec<u8>),
+    /// Send to one peer.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Watch this subject closely until then: a peer saw it attack.
+    Watch {
+        /// Whom.
+        subject: Prefix,
+        /// Until when, microseconds since 1970.
+        until_unix_us: u64,
+        /// Who says so.
+        reported_by: NodeId,
+    },
+    /// A block was decided; its certificate is checked and this node does not veto it.
+    Decide(Box<Decision>),
+    /// A release was decided: end the mesh-wide blocks of the subject.
+    Release(Box<Decision>),
+    /// A block was decided that this node does not take part in.
+    Vetoed {
+        /// Which.
+        decision: DecisionId,
+        /// Whom it would have blocked.
+        subject: Prefix,
+        /// Why not.
+        reason: String,
+    },
+    /// A node is proved to have lied; its weight is zero from now on.
+    Equivocation(Box<EquivocationProof>),
+    /// A node is in the roster now; keep the record on the disk.
+    Admitted(Box<AdmittedRecord>),
+    /// Connections with this ticket's key may join.
+    GrantOpened(Box<SignedGrant>),
+    /// No longer, because this node used it.
+    GrantUsed {
+        /// The ticket.
+        ticket: TicketId,
+        /// Who used it.
+        node: NodeId,
+    },
+    /// A vote was accepted or cast.
+    VoteSeen(VoteSummary),
+    /// Something was refused, and counted.
+    Refused {
+        /// Who sent it; this node's own id for what was asked for here.
+        from: NodeId,
+        /// Why.
+        reason: RefusalReason,
+    },
+    /// The state of the quorum has changed.
+    QuorumState(QuorumState),
+}
+
+/// This node's own view, which the engine asks for and never shares.
+pub trait Policy {
+    /// Whether this node's allowlist forbids acting against (part of) `subject`, and why.
+    fn vetoes(&self, subject: &Prefix) -> Option<String>;
+    /// Whether `subject` has not run into this node's block recently, so that a release may be
+    /// agreed to.
+    fn is_quiet(&self, subject: &Prefix) -> bool;
+}
+
+/// A vote, for the ledger and for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VoteSummary {
+    /// Incident.
+    pub incident: IncidentId,
+    /// Whom it concerns.
+    pub subject: Prefix,
+    /// Block or release.
+    pub action: ActionKind,
+    /// Attack class.
+    pub class: AttackClass,
+    /// Who voted.
+    pub voter: NodeId,
+    /// What was said.
+    pub verdict: Verdict,
+    /// What the voter weighs in this epoch (0 once it was proved to lie).
+    pub weight: u64,
+    /// The voter's count of its votes.
+    pub sequence: u64,
+    /// When it was signed, microseconds since 1970.
+    pub issued_at_us: u64,
+    /// Whether this node cast it.
+    pub own: bool,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal,)+) => {
+        /// Why something was refused. Names are stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum RefusalReason {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl RefusalReason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// Stable name, as in JSON and metrics.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+    };
+}
+
+reasons!(
+    /// It is for another mesh.
+    WrongMesh = "wrong_mesh",
+    /// It is for an epoch this node does not know, or no longer votes in.
+    WrongEpoch = "wrong_epoch",
+    /// The voter is not in the roster under that incarnation.
+    UnknownVoter = "unknown_voter",
+    /// A signature does not verify.
+    BadSignature = "bad_signature",
+    /// It came too late, or what it is about is over.
+    Expired = "expired",
+    /// It is dated later than clocks may differ.
+    FromFuture = "from_future",
+    /// It was seen before.
+    Replayed = "replayed",
+    /// A vote came from a peer that is not the voter.
+    NotOwnVote = "not_own_vote",
+    /// Not a canonical message.
+    Malformed = "malformed",
+    /// Larger than a message may be.
+    Oversized = "oversized",
+    /// The allowlist of this node protects the subject.
+    Allowlisted = "allowlisted",
+    /// The voter, or the table, has too many open incidents.
+    TooManyIncidents = "too_many_incidents",
+    /// The voter was proved to lie.
+    EquivocatingVoter = "equivocating_voter",
+    /// The action is not one the mesh decides on (a network, another duration).
+    WrongAction = "wrong_action",
+    /// A certificate without enough weight.
+    TooLight = "too_light",
+    /// A certificate without enough witnesses.
+    TooFewWitnesses = "too_few_witnesses",
+    /// A certificate of an earlier epoch that today's roster would not have decided.
+    OutvotedEpoch = "outvoted_epoch",
+    /// A block that a later release has ended.
+    Released = "released",
+    /// The admission or ticket is not valid.
+    BadAdmission = "bad_admission",
+    /// The ticket has ended.
+    TicketExpired = "ticket_expired",
+    /// A limit of this node is reached.
+    Full = "full",
+    /// This node is not in the roster and cannot vote.
+    NotAMember = "not_a_member",
+);
+
+impl fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How much the reachable nodes can decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum QuorumLevel {
+    /// Everything: the reachable weight is at least `T_hi`.
+    #[serde(rename = "FULL")]
+    Full,
+    /// Blocks of single addresses and releases: at least `T_lo`.
+    #[serde(rename = "DEGRADED")]
+    Degraded,
+    /// Nothing together; each node for itself.
+    #[serde(rename = "ISOLATED")]
+    Isolated,
+    /// A mesh of one.
+    #[serde(rename = "SINGLE")]
+    Single,
+    /// Decisions are possible and everybody is needed or a liar could do harm; shown in place of
+    /// `FULL`.
+    #[serde(rename = "NOT-BFT")]
+    NotBft,
+}
+
+/// The state of the quorum as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QuorumState {
+    /// In one word.
+    pub state: QuorumLevel,
+    /// Weight of this node and its connected peers, without proved liars.
+    pub reachable_weight: u64,
+    /// W.
+    pub total_weight: u64,
+    /// ⌊W/3⌋ + 1.
+    pub t_lo: u64,
+    /// ⌊2W/3⌋ + 1.
+    pub t_hi: u64,
+    /// Weight that a decision of class 1 needs: `t_lo`, or everything with two or three nodes.
+    pub needed: u64,
+    /// Nodes in the roster.
+    pub nodes: usize,
+    /// Number of the epoch.
+    pub epoch: u64,
+    /// What the roster can withstand, and why not more.
+    pub tolerance: Tolerance,
+}
+
+impl fmt::Display for QuorumLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Full => "FULL",
+            Self::Degraded => "DEGRADED",
+            Self::Isolated => "ISOLATED",
+            Self::Single => "SINGLE",
+            Self::NotBft => "NOT-BFT",
+        })
+    }
+}

@@ -1,0 +1,277 @@
+//! The decision core: messages, evidence and the time go in, votes and decisions come out.
+//!
+//! No socket, no clock, no random source: the same inputs give the same outputs, which is what
+//! the simulation in the tests relies on. The runtime around it carries out [`Output`]s in order.
+//!
+//! - `votes`: own evidence, peers' votes, when this node votes what
+//! - `decisions`: certificates and releases, from votes or from peers
+//! - `membership`: admissions, tickets, epochs, what a peer is told when it connects
+//! - `incidents`: the bounded table of what is being voted on
+
+mod decisions;
+mod incidents;
+mod io;
+mod membership;
+mod view;
+mod votes;
+mod window;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use self::incidents::Incidents;
+pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
+pub use self::io::{Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+pub use self::view::{IncidentView, RestoreError};
+use self::window::ReplayWindow;
+use super::admission::{AdmittedRecord, SignedGrant};
+use super::crypto::Signer;
+use super::decision::Decision;
+use super::genesis::Genesis;
+use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
+use super::message::{EquivocationProof, Message};
+use super::roster::{Registry, Roster};
+use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
+use super::wire::MAX_MESSAGE;
+use crate::addr::Prefix;
+
+/// How many earlier epochs' certificates are still understood.
+pub const KNOWN_EPOCHS: usize = 16;
+/// Most decisions that are remembered at one time.
+pub const MAX_DECISIONS: usize = 65_536;
+/// Most pieces of own evidence that are alive at one time.
+pub const MAX_EVIDENCE: usize = 65_536;
+/// Most subjects watched on a peer's word.
+pub const MAX_WATCHED: usize = 16_384;
+/// How long a subject is watched after a peer's report, in microseconds.
+pub const WATCH_US: u64 = 15 * 60 * 1_000_000;
+/// Most own votes remembered so as not to contradict them.
+pub const MAX_OWN_VOTES: usize = 65_536;
+/// Most messages of a not yet known epoch that are put aside.
+pub const MAX_PENDING: usize = 256;
+
+/// What an engine starts with.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// The mesh; its signature has been verified by whoever loaded it.
+    pub genesis: Genesis,
+    /// This node.
+    pub node: NodeId,
+    /// This node's incarnation.
+    pub incarnation: u64,
+    /// Its vote key.
+    pub signer: Signer,
+    /// How long a detector's word counts as own evidence, in seconds. Longer lets a peer's first
+    /// sighting find this node's older one; shorter forgets sooner what is over.
+    pub evidence_ttl_s: u32,
+}
+
+/// What this node saw itself.
+#[derive(Debug, Clone, Copy)]
+struct Evidence {
+    root: Hash,
+    detector: Hash,
+    until_us: u64,
+}
+
+/// One call's surroundings.
+struct Call<'a> {
+    now: u64,
+    policy: &'a dyn Policy,
+    out: &'a mut Vec<Output>,
+}
+
+/// Slot in which a node signs at most one vote.
+type VoteSlot = (Hash, IncidentId, u32);
+
+/// The decision core of one node.
+#[derive(Debug)]
+pub struct Engine {
+    config: EngineConfig,
+    mesh: MeshId,
+    registry: Registry,
+    roster: Roster,
+    /// Rosters of earlier epochs, latest first.
+    known: VecDeque<Roster>,
+    grants: BTreeMap<TicketId, SignedGrant>,
+    connected: BTreeSet<NodeId>,
+    /// What is still to be sent to a peer that came up.
+    backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
+    sequence: u64,
+    own_votes: BTreeMap<VoteSlot, Ballot>,
+    incidents: Incidents,
+    evidence: BTreeMap<(Prefix, AttackClass), Evidence>,
+    windows: BTreeMap<NodeId, ReplayWindow>,
+    proofs: BTreeMap<NodeId, EquivocationProof>,
+    /// Keys of `proofs`, in the form the counting rule takes.
+    zeroed: BTreeSet<NodeId>,
+    decisions: BTreeMap<DecisionId, Decision>,
+    /// Blocks and releases in `decisions`, by subject.
+    by_subject: BTreeMap<Prefix, BTreeSet<DecisionId>>,
+    watched: BTreeMap<Prefix, u64>,
+    /// Messages of an epoch this node does not know yet: a record is still on its way.
+    pending: VecDeque<(u64, NodeId, Vec<u8>)>,
+    refusals: BTreeMap<RefusalReason, u64>,
+    last_state: Option<QuorumState>,
+}
+
+impl Engine {
+    /// An engine for the node in `config`. `records` are the admissions known so far, this node's
+    /// own among them; those that do not verify are left out.
+    pub fn new(config: EngineConfig, records: impl IntoIterator<Item = AdmittedRecord>) -> Self {
+        let mesh = config.genesis.mesh_id();
+        let mut registry = Registry::default();
+        for admitted in records {
+            if admitted.verify(&config.genesis).is_ok() {
+                registry.offer(admitted);
+            }
+        }
+        let roster = registry.roster(mesh);
+        let known = registry.earlier_rosters(mesh, KNOWN_EPOCHS).into();
+        Self {
+            config,
+            mesh,
+            registry,
+            roster,
+            known,
+            grants: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            backlog: BTreeMap::new(),
+            sequence: 0,
+            own_votes: BTreeMap::new(),
+            incidents: Incidents::default(),
+            evidence: BTreeMap::new(),
+            windows: BTreeMap::new(),
+            proofs: BTreeMap::new(),
+            zeroed: BTreeSet::new(),
+            decisions: BTreeMap::new(),
+            by_subject: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            pending: VecDeque::new(),
+            refusals: BTreeMap::new(),
+            last_state: None,
+        }
+    }
+
+    /// Takes one input at a time (`now_unix_us`: wall clock, microseconds since 1970) and appends
+    /// what is to be done to `out`, in the order in which it is to be done.
+    pub fn handle(
+        &mut self,
+        now_unix_us: u64,
+        input: Input<'_>,
+        policy: &dyn Policy,
+        out: &mut Vec<Output>,
+    ) {
+        let call = &mut Call {
+            now: now_unix_us,
+            policy,
+            out,
+        };
+        match input {
+            Input::OwnEvidence {
+                subject,
+                class,
+                evidence_root,
+                detector_hash,
+            } => self.own_evidence(call, subject, class, evidence_root, detector_hash),
+            Input::OperatorBlock { subject } => self.operator_block(call, subject),
+            Input::OperatorRelease { subject, signed } => match signed {
+                Some(signed) => self.signed_release(call, self.config.node, *signed, true),
+                None => self.propose_release(call, subject),
+            },
+            Input::Message { from, bytes } => self.message(call, from, bytes),
+            Input::PeerUp(peer) => self.peer_up(call, peer),
+            Input::PeerDown(peer) => {
+                self.connected.remove(&peer);
+                self.backlog.remove(&peer);
+            }
+            Input::Tick => self.tick(call),
+            Input::Admit(admitted) => self.admit(call, self.config.node, *admitted, true),
+            Input::OpenGrant(grant) => self.open_grant(call, self.config.node, *grant, true),
+        }
+        self.report_state(call);
+    }
+
+    fn refuse(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
+        *self.refusals.entry(reason).or_default() += 1;
+        call.out.push(Output::Refused { from, reason });
+    }
+
+    fn message(&mut self, call: &mut Call<'_>, from: NodeId, bytes: &[u8]) {
+        if bytes.len() > MAX_MESSAGE {
+            return self.refuse(call, from, RefusalReason::Oversized);
+        }
+        match Message::from_bytes(bytes) {
+            Ok(Message::Batch(parts)) => {
+                for part in parts {
+                    match Message::from_bytes(&part) {
+                        Ok(message) if !message.is_batch() => {
+                            self.one_message(call, from, message);
+                        }
+                        _ => self.refuse(call, from, RefusalReason::Malformed),
+                    }
+                }
+            }
+            Ok(message) => self.one_message(call, from, message),
+            Err(_) => self.refuse(call, from, RefusalReason::Malformed),
+        }
+    }
+
+    fn one_message(&mut self, call: &mut Call<'_>, from: NodeId, message: Message) {
+        match message {
+            Message::Vote(ballot) => self.peer_vote(call, from, &ballot),
+            Message::Certificate(certificate) => self.peer_certificate(call, from, *certificate),
+            Message::Admission(admitted) => self.admit(call, from, *admitted, false),
+            Message::Grant(grant) => self.open_grant(call, from, *grant, false),
+            Message::Equivocation(proof) => self.peer_proof(call, from, &proof),
+            Message::Release(signed) => self.signed_release(call, from, *signed, false),
+            // The caller takes batches apart and refuses nested ones.
+            Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
+        }
+    }
+
+    /// Puts a message of an unknown epoch aside until the roster changes.
+    fn put_aside(&mut self, call: &mut Call<'_>, from: NodeId, message: &Message) {
+        if self.pending.len() >= MAX_PENDING {
+            self.pending.pop_front();
+        }
+        let until = call.now.saturating_add(2 * BUCKET_US);
+        self.pending.push_back((until, from, message.to_bytes()));
+        self.refuse(call, from, RefusalReason::WrongEpoch);
+    }
+
+    fn valid_us(&self) -> u64 {
+        u64::from(self.config.genesis.params.vote_valid_s) * 1_000_000
+    }
+
+    fn skew_us(&self) -> u64 {
+        u64::from(self.config.genesis.params.max_skew_s) * 1_000_000
+    }
+
+    fn tick(&mut self, call: &mut Call<'_>) {
+        let now = call.now;
+        self.evidence.retain(|_, e| e.until_us > now);
+        self.watched.retain(|_, until| *until > now);
+        self.grants.retain(|_, g| g.grant.expires_unix_us > now);
+        self.pending.retain(|(until, ..)| *until > now);
+        self.incidents
+            .prune(now, self.valid_us(), self.roster.epoch_hash());
+        // A vote can name a bucket only until the next one ends; after that the slot is safe to
+        // forget. Clocks may step back by as much as they may differ.
+        let oldest = bucket_of(now.saturating_sub(self.skew_us())).saturating_sub(3);
+        self.own_votes
+            .retain(|_, ballot| ballot.signed.vote.bucket >= oldest);
+        let ended: Vec<DecisionId> = self
+            .decisions
+            .values()
+            .filter(|d| d.expires_unix_us <= now)
+            .map(|d| d.id)
+            .collect();
+        for id in ended {
+            self.forget(&id);
+        }
+        self.send_backlog(call);
+    }
+}
+
+#[cfg(test)]
+mod tests;

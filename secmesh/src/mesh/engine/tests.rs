@@ -1,0 +1,296 @@
+//! Several engines in one process, joined by a network that a test (or a random schedule) runs.
+
+mod bounds;
+mod join;
+mod refusals;
+mod rules;
+mod schedules;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use super::*;
+use crate::mesh::testing::*;
+use crate::mesh::vote::{Action, Verdict};
+
+/// What an operator of a test node can set.
+#[derive(Debug, Clone, Default)]
+struct TestPolicy {
+    allowed: Rc<RefCell<BTreeSet<Prefix>>>,
+    noisy: Rc<RefCell<bool>>,
+}
+
+impl Policy for TestPolicy {
+    fn vetoes(&self, subject: &Prefix) -> Option<String> {
+        let allowed = self.allowed.borrow();
+        allowed
+            .iter()
+            .find(|a| a.overlaps(subject))
+            .map(|a| format!("{a} is on the allowlist"))
+    }
+
+    fn is_quiet(&self, _: &Prefix) -> bool {
+        !*self.noisy.borrow()
+    }
+}
+
+/// A message under way.
+#[derive(Debug, Clone)]
+struct Packet {
+    from: u8,
+    to: u8,
+    bytes: Vec<u8>,
+}
+
+/// A mesh of nodes 1, 2, ….
+struct Net {
+    now: u64,
+    engines: BTreeMap<u8, Engine>,
+    policies: BTreeMap<u8, TestPolicy>,
+    /// Votes on the disk of each node.
+    disks: BTreeMap<u8, Vec<Vec<u8>>>,
+    outputs: BTreeMap<u8, Vec<Output>>,
+    links: BTreeSet<(u8, u8)>,
+    queue: Vec<Packet>,
+}
+
+fn engine(i: u8, records: Vec<AdmittedRecord>) -> Engine {
+    let config = EngineConfig {
+        genesis: genesis(),
+        node: node_id(i),
+        incarnation: 1,
+        signer: signer(i),
+        evidence_ttl_s: 60,
+    };
+    Engine::new(config, records)
+}
+
+impl Net {
+    /// One node per zone given, all connected.
+    fn new(zones: &[&str]) -> Self {
+        let mut net = Self {
+            now: T0,
+            engines: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            links: BTreeSet::new(),
+            queue: Vec::new(),
+        };
+        for (i, _) in (1..).zip(zones) {
+            net.add(i, records(zones));
+        }
+        net.connect_all();
+        net.run();
+        net.outputs.clear();
+        net
+    }
+
+    /// Four nodes in four zones.
+    fn four() -> Self {
+        Self::new(&["a", "b", "c", "d"])
+    }
+
+    fn add(&mut self, i: u8, records: Vec<AdmittedRecord>) {
+        self.engines.insert(i, engine(i, records));
+        self.policies.entry(i).or_default();
+    }
+
+    fn ids(&self) -> Vec<u8> {
+        self.engines.keys().copied().collect()
+    }
+
+    fn connect(&mut self, a: u8, b: u8) {
+        for (x, y) in [(a, b), (b, a)] {
+            if self.links.insert((x, y)) {
+                self.input(x, Input::PeerUp(node_id(y)));
+            }
+        }
+    }
+
+    fn connect_all(&mut self) {
+        for a in self.ids() {
+            for b in self.ids() {
+                if a < b {
+                    self.connect(a, b);
+                }
+            }
+        }
+    }
+
+    fn disconnect(&mut self, a: u8, b: u8) {
+        self.queue
+            .retain(|p| (p.from, p.to) != (a, b) && (p.from, p.to) != (b, a));
+        for (x, y) in [(a, b), (b, a)] {
+            if self.links.remove(&(x, y)) {
+                self.input(x, Input::PeerDown(node_id(y)));
+            }
+        }
+    }
+
+    /// Cuts every link between the two sides.
+    fn split(&mut self, left: &[u8], right: &[u8]) {
+        for a in left {
+            for b in right {
+                self.disconnect(*a, *b);
+            }
+        }
+    }
+
+    fn input(&mut self, i: u8, input: Input<'_>) {
+        let mut out = Vec::new();
+        let policy = self.policies[&i].clone();
+        let now = self.now;
+        let engine = self.engines.get_mut(&i).unwrap();
+        engine.handle(now, input, &policy, &mut out);
+        let sent_by_me = |bytes: &[u8]| match Message::from_bytes(bytes) {
+            Ok(Message::Vote(ballot)) => Some(ballot.to_bytes()),
+            _ => None,
+        };
+        for output in &out {
+            let (bytes, to) = match output {
+                Output::Persist(bytes) => {
+                    self.disks.entry(i).or_default().push(bytes.clone());
+                    continue;
+                }
+                Output::Broadcast(bytes) => (bytes, None),
+                Output::Send { to, bytes } => (bytes, Some(*to)),
+                _ => continue,
+            };
+            assert!(bytes.len() <= MAX_MESSAGE);
+            if let Some(ballot) = sent_by_me(bytes) {
+                let disk = self.disks.get(&i);
+                assert!(
+                    disk.is_some_and(|disk| disk.contains(&ballot)),
+                    "a vote left before it was on the disk"
+                );
+            }
+            for (_, peer) in self.links.iter().filter(|(from, _)| *from == i) {
+                if to.is_none_or(|to| to == node_id(*peer)) {
+                    self.queue.push(Packet {
+                        from: i,
+                        to: *peer,
+                        bytes: bytes.clone(),
+                    });
+                }
+            }
+        }
+        self.outputs.entry(i).or_default().extend(out);
+    }
+
+    fn deliver(&mut self, packet: &Packet) {
+        if self.engines.contains_key(&packet.to) {
+            self.input(
+                packet.to,
+                Input::Message {
+                    from: node_id(packet.from),
+                    bytes: &packet.bytes,
+                },
+            );
+        }
+    }
+
+    /// Delivers everything, in order, until nobody says anything more.
+    fn run(&mut self) {
+        for _ in 0..100_000 {
+            if self.queue.is_empty() {
+                return;
+            }
+            let packet = self.queue.remove(0);
+            self.deliver(&packet);
+        }
+        panic!("the nodes never stop talking");
+    }
+
+    fn tick(&mut self, us: u64) {
+        self.now += us;
+        for i in self.ids() {
+            self.input(i, Input::Tick);
+        }
+    }
+
+    fn sees(&mut self, i: u8, subject: Prefix) {
+        self.sees_class(i, subject, AttackClass::SynFlood);
+    }
+
+    fn sees_class(&mut self, i: u8, subject: Prefix, class: AttackClass) {
+        self.input(
+            i,
+            Input::OwnEvidence {
+                subject,
+                class,
+                evidence_root: Hash([i; 32]),
+                detector_hash: Hash([0xdd; 32]),
+            },
+        );
+    }
+
+    /// Sends what an attacker with node `from`'s connection made up.
+    fn inject(&mut self, from: u8, to: u8, message: &Message) {
+        let bytes = message.to_bytes();
+        self.deliver(&Packet { from, to, bytes });
+    }
+
+    fn roster(&self) -> &Roster {
+        self.engines.values().next().unwrap().roster()
+    }
+
+    /// A block that this node was told to write into its kernel.
+    fn decided(&self, i: u8, subject: Prefix) -> BTreeSet<DecisionId> {
+        self.outputs
+            .get(&i)
+            .into_iter()
+            .flatten()
+            .filter_map(|o| match o {
+                Output::Decide(d) if d.action.subject == subject => Some(d.id),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn blocks(&self, i: u8, subject: Prefix) -> bool {
+        self.engines[&i]
+            .active_block(&subject)
+            .is_some_and(|d| d.vetoed.is_none())
+    }
+
+    fn refused(&self, i: u8, reason: RefusalReason) -> u64 {
+        self.engines[&i].refusals()[&reason]
+    }
+
+    fn own_verdicts(&self, i: u8) -> Vec<Verdict> {
+        self.disks
+            .get(&i)
+            .into_iter()
+            .flatten()
+            .map(|bytes| Ballot::from_bytes(bytes).unwrap().signed.vote.verdict)
+            .collect()
+    }
+
+    /// No node ever signed two different votes for one slot.
+    fn nobody_contradicts_itself(&self) {
+        for (i, disk) in &self.disks {
+            let mut slots = BTreeMap::new();
+            for bytes in disk {
+                let vote = Ballot::from_bytes(bytes).unwrap().signed.vote;
+                let slot = (vote.epoch_hash, vote.incident, vote.round);
+                let other = slots.insert(slot, bytes);
+                assert!(other.is_none_or(|other| other == bytes), "node {i} lied");
+            }
+        }
+    }
+}
+
+/// A block of `subject` as every node of a test mesh would vote on it.
+fn block(subject: Prefix) -> Action {
+    let params = genesis().params;
+    Action::block(subject, AttackClass::SynFlood, &params)
+}
+
+fn vote_of(net: &Net, i: u8, action: Action, verdict: Verdict, sequence: u64) -> Message {
+    let roster = net.roster();
+    Message::Vote(Box::new(ballot(
+        roster, i, action, verdict, sequence, net.now,
+    )))
+}

@@ -1,0 +1,428 @@
+//! Own evidence, peers' votes, and when this node votes what.
+//!
+//! - Own live evidence on a subject: `Confirm`, in every open incident about it, also when the
+//!   peer's class differs (whoever scans and floods is hostile either way).
+//! - No own evidence: watch the subject. Once two nodes (of two zones, where there are two)
+//!   confirm: `Concur`, or `Reject` if the own allowlist protects the subject.
+//! - A release: `Concur` if the subject is quiet here, else `Reject`.
+
+use super::io::{Output, RefusalReason, VoteSummary};
+use super::{
+    Call, Engine, Evidence, Incident, IncidentKey, MAX_EVIDENCE, MAX_OWN_VOTES, MAX_WATCHED,
+    WATCH_US,
+};
+use crate::addr::Prefix;
+use crate::mesh::cert::CertVerdict;
+use crate::mesh::crypto;
+use crate::mesh::ids::{Hash, NodeId};
+use crate::mesh::message::{EquivocationProof, Message};
+use crate::mesh::vote::{
+    Action, ActionKind, AttackClass, BUCKET_US, Ballot, SignedVote, Verdict, Vote, bucket_of,
+};
+use crate::mesh::wire::Encoder;
+
+const OPERATOR_EVIDENCE_TAG: &str = "secmesh/operator-evidence/1";
+const NO_EVIDENCE: Hash = Hash([0; 32]);
+
+impl Engine {
+    pub(super) fn operator_block(&mut self, call: &mut Call<'_>, subject: Prefix) {
+        let mut e = Encoder::tagged(OPERATOR_EVIDENCE_TAG);
+        e.prefix(&subject).u64(call.now);
+        let root = Hash(crypto::sha256(&e.finish()));
+        let detector = Hash(crypto::sha256(
+            &Encoder::tagged(OPERATOR_EVIDENCE_TAG).finish(),
+        ));
+        self.own_evidence(call, subject, AttackClass::Manual, root, detector);
+    }
+
+    pub(super) fn own_evidence(
+        &mut self,
+        call: &mut Call<'_>,
+        subject: Prefix,
+        class: AttackClass,
+        root: Hash,
+        detector: Hash,
+    ) {
+        let me = self.config.node;
+        if !subject.is_single() {
+            return self.refuse(call, me, RefusalReason::WrongAction);
+        }
+        if call.policy.vetoes(&subject).is_some() {
+            return self.refuse(call, me, RefusalReason::Allowlisted);
+        }
+        let key = (subject, class);
+        if self.evidence.len() >= MAX_EVIDENCE && !self.evidence.contains_key(&key) {
+            return self.refuse(call, me, RefusalReason::Full);
+        }
+        let ttl_us = u64::from(self.config.evidence_ttl_s) * 1_000_000;
+        self.evidence.insert(
+            key,
+            Evidence {
+                root,
+                detector,
+                until_us: call.now.saturating_add(ttl_us),
+            },
+        );
+        self.act_on(call, subject, Some(class));
+    }
+
+    /// Live own evidence on a subject, of this class if there is some.
+    fn evidence_on(&self, now: u64, subject: Prefix, class: AttackClass) -> Option<Evidence> {
+        let live = |e: &&Evidence| e.until_us > now;
+        self.evidence
+            .get(&(subject, class))
+            .filter(live)
+            .or_else(|| {
+                AttackClass::ALL
+                    .iter()
+                    .filter_map(|class| self.evidence.get(&(subject, *class)))
+                    .find(live)
+            })
+            .copied()
+    }
+
+    /// Votes on everything open about `subject`; with a class, opens an incident if none is open.
+    pub(super) fn act_on(
+        &mut self,
+        call: &mut Call<'_>,
+        subject: Prefix,
+        class: Option<AttackClass>,
+    ) {
+        if !self.is_member() {
+            return self.refuse(call, self.config.node, RefusalReason::NotAMember);
+        }
+        let mut same_class_open = false;
+        for key in self.incidents.about(&subject) {
+            let Some(incident) = self.incidents.get(&key) else {
+                continue;
+            };
+            // What a release has ended does not stand in the way of a new incident.
+            if incident.action.kind != ActionKind::Block
+                || !incident.is_open(call.now)
+                || self.is_released(&subject, incident.bucket)
+            {
+                continue;
+            }
+            same_class_open |= Some(incident.action.class) == class;
+            if let Some(evidence) = self.evidence_on(call.now, subject, incident.action.class) {
+                self.cast(call, &key, Verdict::Confirm, Some(evidence));
+                self.try_certify(call, &key);
+            }
+        }
+        let Some(class) = class else { return };
+        let Some(evidence) = self.evidence_on(call.now, subject, class) else {
+            return;
+        };
+        let bucket = bucket_of(call.now);
+        // A block that still has a while to go needs no successor yet, and one that an operator
+        // has just ended gets none in the same minute.
+        let blocked = self
+            .active_block(&subject)
+            .is_some_and(|d| d.expires_unix_us > call.now.saturating_add(BUCKET_US));
+        if same_class_open || blocked || self.is_released(&subject, bucket) {
+            return;
+        }
+        let action = Action::block(subject, class, &self.config.genesis.params);
+        if let Some(key) = self.open_own(call, action, bucket, 0) {
+            self.cast(call, &key, Verdict::Confirm, Some(evidence));
+            self.try_certify(call, &key);
+        }
+    }
+
+    pub(super) fn is_member(&self) -> bool {
+        self.roster
+            .get(&self.config.node)
+            .is_some_and(|m| m.record.incarnation == self.config.incarnation)
+    }
+
+    /// Opens an incident of this node's own.
+    pub(super) fn open_own(
+        &mut self,
+        call: &mut Call<'_>,
+        action: Action,
+        bucket: u64,
+        round: u32,
+    ) -> Option<IncidentKey> {
+        let epoch_hash = self.roster.epoch_hash();
+        let key = (action.incident(self.mesh, epoch_hash, bucket), round);
+        let opened_by = self.config.node;
+        if self.open_incident(key, action, bucket, opened_by) {
+            Some(key)
+        } else {
+            self.refuse(call, opened_by, RefusalReason::TooManyIncidents);
+            None
+        }
+    }
+
+    fn open_incident(
+        &mut self,
+        key: IncidentKey,
+        action: Action,
+        bucket: u64,
+        opened_by: NodeId,
+    ) -> bool {
+        let incident = Incident {
+            action,
+            epoch_hash: self.roster.epoch_hash(),
+            bucket,
+            round: key.1,
+            opened_by,
+            votes: std::collections::BTreeMap::new(),
+            decided: false,
+        };
+        let opened = self.incidents.open(key, incident, self.roster.len());
+        if opened {
+            // After a restart: what this node has already said about it.
+            let slot = (self.roster.epoch_hash(), key.0, key.1);
+            if let Some(ballot) = self.own_votes.get(&slot) {
+                self.incidents.add(&key, &ballot.signed);
+            }
+        }
+        opened
+    }
+
+    /// Signs a vote, unless this node has already voted in that slot: it never says two things.
+    pub(super) fn cast(
+        &mut self,
+        call: &mut Call<'_>,
+        key: &IncidentKey,
+        verdict: Verdict,
+        evidence: Option<Evidence>,
+    ) {
+        let Some(incident) = self.incidents.get(key) else {
+            return;
+        };
+        let slot = (incident.epoch_hash, key.0, key.1);
+        if self.own_votes.contains_key(&slot)
+            || incident.epoch_hash != self.roster.epoch_hash()
+            || !incident.is_open(call.now)
+            || !self.is_member()
+        {
+            return;
+        }
+        if self.own_votes.len() >= MAX_OWN_VOTES {
+            return self.refuse(call, self.config.node, RefusalReason::Full);
+        }
+        let action = incident.action;
+        let vote = Vote {
+            mesh: self.mesh,
+            epoch: self.roster.epoch(),
+            epoch_hash: incident.epoch_hash,
+            incident: key.0,
+            round: key.1,
+            bucket: incident.bucket,
+            action_hash: action.hash(),
+            verdict,
+            evidence_root: evidence.map_or(NO_EVIDENCE, |e| e.root),
+            detector_hash: evidence.map_or(NO_EVIDENCE, |e| e.detector),
+            voter: self.config.node,
+            incarnation: self.config.incarnation,
+            sequence: self.sequence.saturating_add(1),
+            issued_at_us: call.now,
+            valid_for_s: self.config.genesis.params.vote_valid_s,
+        };
+        self.sequence = vote.sequence;
+        let ballot = Ballot {
+            action,
+            signed: vote.sign(&self.config.signer),
+        };
+        self.own_votes.insert(slot, ballot);
+        self.incidents.add(key, &ballot.signed);
+        call.out.push(Output::Persist(ballot.to_bytes()));
+        call.out.push(Output::Broadcast(
+            Message::Vote(Box::new(ballot)).to_bytes(),
+        ));
+        call.out
+            .push(Output::VoteSeen(self.summary(&action, &ballot.signed)));
+    }
+
+    pub(super) fn summary(&self, action: &Action, signed: &SignedVote) -> VoteSummary {
+        let vote = &signed.vote;
+        let weight = self
+            .roster
+            .get(&vote.voter)
+            .filter(|_| !self.zeroed.contains(&vote.voter))
+            .map_or(0, |m| u64::from(m.weight));
+        VoteSummary {
+            incident: vote.incident,
+            subject: action.subject,
+            action: action.kind,
+            class: action.class,
+            voter: vote.voter,
+            verdict: vote.verdict,
+            weight,
+            sequence: vote.sequence,
+            issued_at_us: vote.issued_at_us,
+            own: vote.voter == self.config.node,
+        }
+    }
+
+    /// Why a peer's vote is not taken, in the order of what the checks cost. `None`: take it.
+    fn refusal_of(&self, now: u64, from: NodeId, ballot: &Ballot) -> Option<RefusalReason> {
+        let vote = &ballot.signed.vote;
+        let params = &self.config.genesis.params;
+        if vote.voter != from || from == self.config.node {
+            return Some(RefusalReason::NotOwnVote);
+        }
+        if ballot.action.check(params).is_err() {
+            return Some(RefusalReason::WrongAction);
+        }
+        if ballot.action.kind == ActionKind::Block && vote.round != 0 {
+            return Some(RefusalReason::WrongAction);
+        }
+        if vote.check_times(params).is_err() {
+            return Some(RefusalReason::Malformed);
+        }
+        let Some(member) = self
+            .roster
+            .get(&vote.voter)
+            .filter(|m| m.record.incarnation == vote.incarnation)
+        else {
+            return Some(RefusalReason::UnknownVoter);
+        };
+        if self.zeroed.contains(&vote.voter) {
+            return Some(RefusalReason::EquivocatingVoter);
+        }
+        if vote.issued_at_us > now.saturating_add(self.skew_us()) {
+            return Some(RefusalReason::FromFuture);
+        }
+        if now > vote.valid_until_us().saturating_add(self.skew_us()) {
+            return Some(RefusalReason::Expired);
+        }
+        ballot
+            .signed
+            .verify(&member.record.vote_key)
+            .is_err()
+            .then_some(RefusalReason::BadSignature)
+    }
+
+    pub(super) fn peer_vote(&mut self, call: &mut Call<'_>, from: NodeId, ballot: &Ballot) {
+        let vote = &ballot.signed.vote;
+        if vote.mesh != self.mesh {
+            return self.refuse(call, from, RefusalReason::WrongMesh);
+        }
+        if vote.epoch_hash != self.roster.epoch_hash() {
+            return match self.roster_of(&vote.epoch_hash) {
+                Some(_) => self.refuse(call, from, RefusalReason::WrongEpoch),
+                None => self.put_aside(call, from, &Message::Vote(Box::new(*ballot))),
+            };
+        }
+        if vote.epoch != self.roster.epoch() {
+            return self.refuse(call, from, RefusalReason::WrongEpoch);
+        }
+        if let Some(reason) = self.refusal_of(call.now, from, ballot) {
+            return self.refuse(call, from, reason);
+        }
+        let key = (vote.incident, vote.round);
+        let held = self
+            .incidents
+            .get(&key)
+            .and_then(|incident| incident.votes.get(&vote.voter))
+            .copied();
+        if let Some(held) = held {
+            // Before the replay window: a liar may use one sequence number twice.
+            return match EquivocationProof::new(held, ballot.signed) {
+                Some(proof) => self.accuse(call, &proof),
+                None => self.refuse(call, from, RefusalReason::Replayed),
+            };
+        }
+        if self.windows.len() >= crate::mesh::roster::MAX_NODES
+            && !self.windows.contains_key(&vote.voter)
+        {
+            return self.refuse(call, from, RefusalReason::Full);
+        }
+        if !self
+            .windows
+            .entry(vote.voter)
+            .or_default()
+            .accept(vote.sequence)
+        {
+            return self.refuse(call, from, RefusalReason::Replayed);
+        }
+        if !self.open_incident(key, ballot.action, vote.bucket, vote.voter) {
+            return self.refuse(call, from, RefusalReason::TooManyIncidents);
+        }
+        self.incidents.add(&key, &ballot.signed);
+        call.out.push(Output::VoteSeen(
+            self.summary(&ballot.action, &ballot.signed),
+        ));
+        match ballot.action.kind {
+            ActionKind::Block => self.react_to_block(call, &key, ballot),
+            ActionKind::Release => self.react_to_release(call, &key, ballot),
+        }
+    }
+
+    /// What the accepted votes on an incident add up to.
+    pub(super) fn tally(&self, incident: &Incident) -> CertVerdict {
+        CertVerdict::count(
+            &self.roster,
+            &self.zeroed,
+            &incident.action,
+            incident
+                .votes
+                .iter()
+                .map(|(voter, s)| (*voter, s.vote.verdict, s.vote.issued_at_us)),
+        )
+    }
+
+    fn react_to_block(&mut self, call: &mut Call<'_>, key: &IncidentKey, ballot: &Ballot) {
+        let subject = ballot.action.subject;
+        let veto = call.policy.vetoes(&subject).is_some();
+        let evidence = self
+            .evidence_on(call.now, subject, ballot.action.class)
+            .filter(|_| !veto);
+        if evidence.is_some() {
+            self.cast(call, key, Verdict::Confirm, evidence);
+        }
+        let witnessed = self
+            .incidents
+            .get(key)
+            .is_some_and(|incident| self.tally(incident).witnessed());
+        if veto && witnessed {
+            self.cast(call, key, Verdict::Reject, None);
+        }
+        self.try_certify(call, key);
+        let decided = self.incidents.get(key).is_none_or(|i| i.decided);
+        if decided || veto || evidence.is_some() {
+            return;
+        }
+        if witnessed {
+            self.cast(call, key, Verdict::Concur, None);
+            self.try_certify(call, key);
+        } else if ballot.signed.vote.verdict == Verdict::Confirm {
+            self.watch(call, subject, ballot.signed.vote.voter);
+        }
+    }
+
+    fn react_to_release(&mut self, call: &mut Call<'_>, key: &IncidentKey, ballot: &Ballot) {
+        let subject = ballot.action.subject;
+        // Who knows of no block has no opinion on ending it.
+        if self.active_block(&subject).is_some() {
+            let verdict = if call.policy.is_quiet(&subject) {
+                Verdict::Concur
+            } else {
+                Verdict::Reject
+            };
+            self.cast(call, key, verdict, None);
+        }
+        self.try_certify(call, key);
+    }
+
+    fn watch(&mut self, call: &mut Call<'_>, subject: Prefix, reported_by: NodeId) {
+        let until_unix_us = call.now.saturating_add(WATCH_US);
+        match self.watched.get(&subject) {
+            // Said recently enough.
+            Some(until) if *until > call.now.saturating_add(WATCH_US / 2) => return,
+            None if self.watched.len() >= MAX_WATCHED => {
+                return self.refuse(call, reported_by, RefusalReason::Full);
+            }
+            _ => {}
+        }
+        self.watched.insert(subject, until_unix_us);
+        call.out.push(Output::Watch {
+            subject,
+            until_unix_us,
+            reported_by,
+        });
+    }
+}

@@ -1,0 +1,217 @@
+//! What nodes say to each other. The carrier needs no trust: everything in here proves itself.
+
+use super::admission::{AdmittedRecord, SignedGrant};
+use super::cert::Certificate;
+use super::crypto::CryptoError;
+use super::decision::SignedRelease;
+use super::roster::Roster;
+use super::vote::{Ballot, SignedVote};
+use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
+
+const TAG: &str = "secmesh/msg/1";
+
+/// Most bytes of one part of a [`Message::Batch`].
+const MAX_PART: usize = MAX_MESSAGE - 64;
+
+/// Two different votes of one voter for the same epoch, incident and round: proof of a lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EquivocationProof {
+    first: SignedVote,
+    second: SignedVote,
+}
+
+impl EquivocationProof {
+    /// Puts two votes together if they contradict each other; signatures are not looked at.
+    pub fn new(a: SignedVote, b: SignedVote) -> Option<Self> {
+        let slot = |s: &SignedVote| {
+            let v = s.vote;
+            (
+                v.mesh,
+                v.epoch,
+                v.epoch_hash,
+                v.incident,
+                v.round,
+                v.voter,
+                v.incarnation,
+            )
+        };
+        if slot(&a) != slot(&b) {
+            return None;
+        }
+        // In the order of their bytes, so that one contradiction has one spelling.
+        match a.vote.to_bytes().cmp(&b.vote.to_bytes()) {
+            std::cmp::Ordering::Equal => None,
+            std::cmp::Ordering::Less => Some(Self {
+                first: a,
+                second: b,
+            }),
+            std::cmp::Ordering::Greater => Some(Self {
+                first: b,
+                second: a,
+            }),
+        }
+    }
+
+    /// The two votes.
+    pub const fn votes(&self) -> (&SignedVote, &SignedVote) {
+        (&self.first, &self.second)
+    }
+
+    /// Who lied.
+    pub const fn voter(&self) -> super::ids::NodeId {
+        self.first.vote.voter
+    }
+
+    /// Checks both signatures with the key `roster` has for the voter.
+    ///
+    /// # Errors
+    /// `None` when the voter is not in the roster under that incarnation; else [`CryptoError`].
+    pub fn verify(&self, roster: &Roster) -> Result<(), Option<CryptoError>> {
+        let member = roster
+            .get(&self.voter())
+            .filter(|m| m.record.incarnation == self.first.vote.incarnation)
+            .ok_or(None)?;
+        let key = &member.record.vote_key;
+        self.first.verify(key).map_err(Some)?;
+        self.second.verify(key).map_err(Some)
+    }
+
+    /// Canonical bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut e = Encoder::default();
+        self.first.write(&mut e);
+        self.second.write(&mut e);
+        e.finish()
+    }
+
+    /// Reads [`EquivocationProof::to_bytes`].
+    ///
+    /// # Errors
+    /// [`WireError`] for anything that is not canonical, or no contradiction.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, WireError> {
+        let mut d = Decoder::untagged(bytes);
+        let (first, second) = (SignedVote::read(&mut d)?, SignedVote::read(&mut d)?);
+        d.finish()?;
+        match Self::new(first, second) {
+            Some(proof) if proof.first == first => Ok(proof),
+            _ => Err(WireError::Invalid {
+                field: "equivocation",
+                why: "the two votes do not contradict each other, or are in the wrong order",
+            }),
+        }
+    }
+}
+
+/// A message between two nodes, at most [`MAX_MESSAGE`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// A vote of the sender.
+    Vote(Box<Ballot>),
+    /// Enough votes.
+    Certificate(Box<Certificate>),
+    /// A node was admitted.
+    Admission(Box<AdmittedRecord>),
+    /// A ticket is open.
+    Grant(Box<SignedGrant>),
+    /// Somebody lied.
+    Equivocation(Box<EquivocationProof>),
+    /// The operator ends a block.
+    Release(Box<SignedRelease>),
+    /// Several of the others (never a batch), each as its own encoding.
+    Batch(Vec<Vec<u8>>),
+}
+
+impl Message {
+    /// Canonical bytes. Parts of a batch that do not fit are left out; see [`pack`].
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut e = Encoder::tagged(TAG);
+        match self {
+            Self::Vote(ballot) => e.u8(1).fixed(&ballot.to_bytes()),
+            Self::Certificate(certificate) => e.u8(2).fixed(&certificate.to_bytes()),
+            Self::Admission(admitted) => e.u8(3).fixed(&admitted.to_bytes()),
+            Self::Grant(grant) => e.u8(4).fixed(&grant.to_bytes()),
+            Self::Equivocation(proof) => e.u8(5).fixed(&proof.to_bytes()),
+            Self::Release(release) => e.u8(6).fixed(&release.to_bytes()),
+            Self::Batch(parts) => {
+                e.u8(7);
+                for part in parts {
+                    if e.len() + 2 + part.len() <= MAX_MESSAGE {
+                        // Cannot fail: the part is shorter than a message.
+                        let _written = e.bytes("part", part, MAX_PART).is_ok();
+                    }
+                }
+                &mut e
+            }
+        };
+        e.finish()
+    }
+
+    /// Reads [`Message::to_bytes`]. Whether what it says is true is for the engine to check.
+    ///
+    /// # Errors
+    /// [`WireError`] for anything that is not canonical or too long.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, WireError> {
+        if bytes.len() > MAX_MESSAGE {
+            return Err(WireError::TooLong {
+                field: "message",
+                len: bytes.len(),
+                max: MAX_MESSAGE,
+            });
+        }
+        let mut d = Decoder::tagged(bytes, TAG)?;
+        let kind = d.u8("message kind")?;
+        let body = d.rest();
+        Ok(match kind {
+            1 => Self::Vote(Box::new(Ballot::from_bytes(body)?)),
+            2 => Self::Certificate(Box::new(Certificate::from_bytes(body)?)),
+            3 => Self::Admission(Box::new(AdmittedRecord::from_bytes(body)?)),
+            4 => Self::Grant(Box::new(SignedGrant::from_bytes(body)?)),
+            5 => Self::Equivocation(Box::new(EquivocationProof::from_bytes(body)?)),
+            6 => Self::Release(Box::new(SignedRelease::from_bytes(body)?)),
+            7 => {
+                let mut parts = Vec::new();
+                while !d.rest().is_empty() {
+                    parts.push(d.bytes("part", MAX_PART)?.to_vec());
+                }
+                Self::Batch(parts)
+            }
+            _ => {
+                return Err(WireError::Invalid {
+                    field: "message kind",
+                    why: "unknown code",
+                });
+            }
+        })
+    }
+
+    /// Whether this is a batch; a batch inside a batch is refused.
+    pub const fn is_batch(&self) -> bool {
+        matches!(self, Self::Batch(_))
+    }
+}
+
+/// Puts encoded messages into as few batches as fit [`MAX_MESSAGE`], in order.
+pub fn pack(parts: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut batch: Vec<Vec<u8>> = Vec::new();
+    let mut size = 32;
+    for part in parts {
+        if part.len() > MAX_PART {
+            continue;
+        }
+        if size + 2 + part.len() > MAX_MESSAGE {
+            out.push(Message::Batch(std::mem::take(&mut batch)).to_bytes());
+            size = 32;
+        }
+        size += 2 + part.len();
+        batch.push(part);
+    }
+    if !batch.is_empty() {
+        out.push(Message::Batch(batch).to_bytes());
+    }
+    out
+}
+
+#[cfg(test)]
+#[path = "message_tests.rs"]
+mod tests;

@@ -1,0 +1,23 @@
+//! The mesh: who is in it, what they say, and whether enough of them agree.
+//!
+//! The decision core ([`engine`]) does no input or output; [`transport`] carries its messages.
+
+pub mod admission;
+pub mod cert;
+pub mod crypto;
+pub mod decision;
+pub mod engine;
+pub mod genesis;
+pub mod identity;
+pub mod ids;
+pub mod join;
+pub mod message;
+pub mod roster;
+pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod transport;
+#[cfg(test)]
+mod vectors_tests;
+pub mod vote;
+pub mod wire;

@@ -1,0 +1,154 @@
+use super::super::testing::*;
+use super::*;
+use crate::mesh::crypto::Signer;
+use proptest::prelude::*;
+
+#[test]
+fn every_admission_verifies_and_survives_the_wire() {
+    for admitted in [admitted(1, "a"), by_ticket(2, "b", 0x70)] {
+        admitted.verify(&genesis()).unwrap();
+        let read = AdmittedRecord::from_bytes(&admitted.to_bytes()).unwrap();
+        assert_eq!(read, admitted);
+    }
+}
+
+#[test]
+fn any_changed_byte_of_an_admission_is_refused() {
+    for admitted in [admitted(1, "a"), by_ticket(2, "b", 0x70)] {
+        let bytes = admitted.to_bytes();
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x01;
+            if let Ok(read) = AdmittedRecord::from_bytes(&changed) {
+                assert!(read.verify(&genesis()).is_err(), "byte {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_enters_a_vote_key_they_do_not_hold() {
+    let stolen = record(1, "a").admit_by_operator(&signer(2), &operator());
+    assert!(stolen.verify(&genesis()).is_err());
+}
+
+#[test]
+fn only_the_operator_and_the_ticket_admit() {
+    let forged = record(1, "a").admit_by_operator(&signer(1), &signer(9));
+    assert!(forged.verify(&genesis()).is_err());
+    let wrong_ticket = record(1, "a").admit_by_ticket(&signer(1), grant(0x70), &signer(9));
+    assert!(wrong_ticket.verify(&genesis()).is_err());
+    let mut own_grant = grant(0x70).grant;
+    own_grant.expires_unix_us += 1;
+    let own_grant = own_grant.sign(&signer(9));
+    let ticket = Signer::from_secret(&[0x70; 32]);
+    let forged = record(1, "a").admit_by_ticket(&signer(1), own_grant, &ticket);
+    assert!(forged.verify(&genesis()).is_err());
+}
+
+#[test]
+fn a_ticket_admits_only_while_it_is_valid() {
+    let ticket = Signer::from_secret(&[0x70; 32]);
+    for joined in [T0 - 601 * S, T0 + 601 * S] {
+        let mut late = record(2, "a");
+        late.joined_unix_us = joined;
+        let late = late.admit_by_ticket(&signer(2), grant(0x70), &ticket);
+        assert_eq!(late.verify(&genesis()), Err(AdmissionError::TicketExpired));
+    }
+}
+
+#[test]
+fn thresholds_follow_the_table() {
+    for (n, needed, t_lo, t_hi) in [
+        (1, 100, 34, 67),
+        (2, 200, 67, 134),
+        (3, 300, 101, 201),
+        (4, 134, 134, 267),
+        (7, 234, 234, 467),
+    ] {
+        let zones = vec!["a"; n];
+        let roster = roster(&zones);
+        assert_eq!(
+            (roster.needed(), roster.t_lo(), roster.t_hi()),
+            (needed, t_lo, t_hi),
+            "{n} nodes"
+        );
+    }
+    assert!(roster(&[]).needed() > roster(&[]).total());
+}
+
+#[test]
+fn tolerance_says_what_is_in_the_way() {
+    assert_eq!(roster(&["a"]).tolerance(), Tolerance::Single);
+    assert_eq!(
+        roster(&["a", "b", "c", "d"]).tolerance(),
+        Tolerance::Tolerant
+    );
+    for (zones, all) in [
+        (vec!["a", "b"], true),
+        (vec!["a", "b", "c"], true),
+        (vec!["a", "a", "b", "c"], false),
+    ] {
+        let tolerance = roster(&zones).tolerance();
+        assert!(
+            matches!(tolerance, Tolerance::NotByzantineTolerant { needs_all, .. } if needs_all == all),
+            "{zones:?}: {tolerance:?}"
+        );
+    }
+    let weights = [300, 100, 100, 100, 100];
+    let heavy = Roster::with_weights(
+        genesis().mesh_id(),
+        (1..)
+            .zip(weights)
+            .map(|(i, w)| (record(i, &format!("z{i}")), w)),
+    );
+    let tolerance = heavy.tolerance();
+    assert!(
+        matches!(tolerance, Tolerance::NotByzantineTolerant { .. }),
+        "{tolerance:?}"
+    );
+}
+
+#[test]
+fn a_full_mesh_takes_nobody_else() {
+    let mut registry = Registry::default();
+    let template = admitted(1, "a");
+    for i in 0..MAX_NODES {
+        // Not verified here: only the count matters.
+        let mut another = template.clone();
+        another.record.joined_unix_us = i as u64;
+        assert_eq!(registry.offer(another), Offered::Changed);
+    }
+    assert_eq!(registry.offer(admitted(2, "a")), Offered::Full);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn the_roster_does_not_depend_on_the_order_of_arrival(
+        order in Just((0..8_usize).collect::<Vec<_>>()).prop_shuffle(),
+        seen_twice in 0..8_usize,
+    ) {
+        // Two operator records, tickets used once, one ticket used by three nodes, and one node
+        // that comes with two tickets.
+        let all = [
+            admitted(1, "a"), admitted(2, "b"),
+            by_ticket(3, "a", 0x70), by_ticket(4, "a", 0x70), by_ticket(5, "a", 0x70),
+            by_ticket(6, "b", 0x71), by_ticket(6, "b", 0x72), by_ticket(7, "c", 0x73),
+        ];
+        let mut expected = Registry::default();
+        for record in &all {
+            expected.offer(record.clone());
+        }
+        let expected = expected.roster(genesis().mesh_id());
+        let mut registry = Registry::default();
+        for at in order.into_iter().chain([seen_twice]) {
+            registry.offer(all[at].clone());
+        }
+        let roster = registry.roster(genesis().mesh_id());
+        prop_assert_eq!(roster.epoch_hash(), expected.epoch_hash());
+        prop_assert_eq!(roster.len(), 5);
+        prop_assert!(roster.get(&node_id(3)).is_some(), "the first under the ticket stays");
+        prop_assert!(roster.get(&node_id(4)).is_none());
+    }
+}

@@ -1,0 +1,163 @@
+//! Fixtures for the tests of the mesh: an operator, nodes with known keys, votes.
+
+use std::collections::BTreeSet;
+
+use super::admission::{AdmittedRecord, Grant, NodeRecord, SignedGrant};
+use super::cert::{CertVote, Certificate};
+use super::crypto::Signer;
+use super::genesis::{Genesis, Params};
+use super::ids::{Hash, Name, NodeId, TicketId, Zone};
+use super::roster::{Registry, Roster};
+use super::vote::{Action, Ballot, Verdict, Vote, bucket_of};
+use crate::addr::Prefix;
+
+/// The start of a bucket.
+pub const T0: u64 = 1_700_000_040_000_000;
+/// One second.
+pub const S: u64 = 1_000_000;
+
+pub fn operator() -> Signer {
+    Signer::from_secret(&[0xee; 32])
+}
+
+pub fn genesis() -> Genesis {
+    Genesis {
+        mesh_name: Name::new("test").unwrap(),
+        operator_key: operator().public(),
+        created_unix_us: T0 - 1_000 * S,
+        params: Params::default(),
+    }
+}
+
+pub fn signer(i: u8) -> Signer {
+    Signer::from_secret(&[i; 32])
+}
+
+pub fn node_id(i: u8) -> NodeId {
+    NodeRecord::derive_id(&signer(i).public(), 1)
+}
+
+/// Node `i`, in a zone, at 10.0.0.i.
+pub fn record(i: u8, zone: &str) -> NodeRecord {
+    NodeRecord {
+        mesh: genesis().mesh_id(),
+        node: node_id(i),
+        name: Name::new(&format!("n{i}")).unwrap(),
+        zone: Zone::new(zone).unwrap(),
+        incarnation: 1,
+        vote_key: signer(i).public(),
+        ledger_key: signer(i).public(),
+        tls_spki_sha256: [i; 32],
+        address: Some(format!("10.0.0.{i}:4747").parse().unwrap()),
+        joined_unix_us: T0 - 500 * S + u64::from(i),
+    }
+}
+
+pub fn admitted(i: u8, zone: &str) -> AdmittedRecord {
+    record(i, zone).admit_by_operator(&signer(i), &operator())
+}
+
+pub fn grant(ticket: u8) -> SignedGrant {
+    Grant {
+        mesh: genesis().mesh_id(),
+        ticket: TicketId([ticket; 16]),
+        ticket_key: Signer::from_secret(&[ticket; 32]).public(),
+        name_hint: Some(Name::new("n9").unwrap()),
+        issued_unix_us: T0 - 600 * S,
+        expires_unix_us: T0 + 600 * S,
+    }
+    .sign(&operator())
+}
+
+/// Node `i` admitted with ticket `ticket`.
+pub fn by_ticket(i: u8, zone: &str, ticket: u8) -> AdmittedRecord {
+    let key = Signer::from_secret(&[ticket; 32]);
+    record(i, zone).admit_by_ticket(&signer(i), grant(ticket), &key)
+}
+
+/// Nodes 1, 2, … one per zone given.
+pub fn records(zones: &[&str]) -> Vec<AdmittedRecord> {
+    (1..)
+        .zip(zones)
+        .map(|(i, zone)| admitted(i, zone))
+        .collect()
+}
+
+pub fn roster(zones: &[&str]) -> Roster {
+    let mut registry = Registry::default();
+    for record in records(zones) {
+        registry.offer(record);
+    }
+    registry.roster(genesis().mesh_id())
+}
+
+pub fn subject() -> Prefix {
+    "203.0.113.7".parse().unwrap()
+}
+
+pub fn ballot(
+    roster: &Roster,
+    i: u8,
+    action: Action,
+    verdict: Verdict,
+    sequence: u64,
+    now: u64,
+) -> Ballot {
+    let bucket = bucket_of(now);
+    let vote = Vote {
+        mesh: roster.mesh(),
+        epoch: roster.epoch(),
+        epoch_hash: roster.epoch_hash(),
+        incident: action.incident(roster.mesh(), roster.epoch_hash(), bucket),
+        round: 0,
+        bucket,
+        action_hash: action.hash(),
+        verdict,
+        evidence_root: Hash([i; 32]),
+        detector_hash: Hash([0xdd; 32]),
+        voter: node_id(i),
+        incarnation: 1,
+        sequence,
+        issued_at_us: now,
+        valid_for_s: 120,
+    };
+    Ballot {
+        action,
+        signed: vote.sign(&signer(i)),
+    }
+}
+
+pub fn certificate(roster: &Roster, action: Action, votes: &[(u8, Verdict)]) -> Certificate {
+    let mut votes: Vec<CertVote> = votes
+        .iter()
+        .map(|(i, verdict)| {
+            let signed = ballot(roster, *i, action, *verdict, 1, T0).signed;
+            let v = signed.vote;
+            CertVote {
+                voter: v.voter,
+                incarnation: v.incarnation,
+                verdict: v.verdict,
+                evidence_root: v.evidence_root,
+                detector_hash: v.detector_hash,
+                sequence: v.sequence,
+                issued_at_us: v.issued_at_us,
+                valid_for_s: v.valid_for_s,
+                signature: signed.signature,
+            }
+        })
+        .collect();
+    votes.sort_by_key(|v| v.voter);
+    Certificate {
+        action,
+        mesh: roster.mesh(),
+        epoch: roster.epoch(),
+        epoch_hash: roster.epoch_hash(),
+        round: 0,
+        bucket: bucket_of(T0),
+        votes,
+    }
+}
+
+pub fn nobody() -> BTreeSet<NodeId> {
+    BTreeSet::new()
+}

@@ -1,0 +1,76 @@
+//! What the transport counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Counters of the transport since its start.
+        #[derive(Debug, Default)]
+        pub struct Counters { $($(#[doc = $doc])+ pub $name: AtomicU64,)+ }
+
+        impl Counters {
+            /// All counters with their names.
+            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.load(Ordering::Relaxed)),)+]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections to peers that came up.
+    connections_up,
+    /// Connections to peers that ended.
+    connections_down,
+    /// Attempts to reach a peer that failed.
+    dial_failed,
+    /// Second connections to a peer that were given up for the other one.
+    duplicate_connections,
+    /// Messages received.
+    messages_received,
+    /// Messages handed to the kernel.
+    messages_sent,
+    /// Oldest messages dropped because a peer's queue was full.
+    outgoing_dropped,
+    /// Messages dropped because they waited too long for a peer to come back.
+    outgoing_expired,
+    /// Messages not sent because they are larger than a frame.
+    outgoing_too_large,
+    /// Requests to join that were handed on.
+    join_requests,
+    /// Accepting a connection failed, for want of file descriptors or memory.
+    accept_failed,
+    /// Refused: too many handshakes at once.
+    refused_busy,
+    /// Refused: too many handshakes from one source at once.
+    refused_source_busy,
+    /// Refused: the handshake took too long.
+    refused_handshake_timeout,
+    /// Refused: no certificate.
+    refused_no_certificate,
+    /// Refused: a certificate that is not known here.
+    refused_unknown_certificate,
+    /// Refused: a known certificate, shown by somebody without its key.
+    refused_bad_signature,
+    /// Refused: not TLS 1.3 as spoken here.
+    refused_tls_incompatible,
+    /// Refused: not TLS at all.
+    refused_not_tls,
+    /// Refused: the handshake failed or was given up in another way.
+    refused_handshake_failed,
+    /// Refused: another mesh.
+    refused_wrong_mesh,
+    /// Refused: another protocol version.
+    refused_wrong_version,
+    /// Refused: a frame over the limit.
+    refused_oversized,
+    /// Refused: a frame that is not allowed there, or makes no sense.
+    refused_bad_frame,
+    /// Refused: too many requests to join at once.
+    refused_join_busy,
+}
+
+/// Counts one.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,347 @@
+//! Carries messages between the nodes of a mesh: mutual TLS 1.3 over TCP, one connection per pair.
+//!
+//! Who may connect is known beforehand, by key ([`AllowedPeers`]). A stranger fails in the TLS
+//! handshake; none of its bytes reach code of ours. What a member sends is one frame of at most
+//! 64 KiB after the other, and is handed on unread: messages authenticate themselves.
+//!
+//! Both ends may dial. If both do at once, the connection dialled by the node with the lower id
+//! stays. A message waits up to 30 s for a peer that is away; beyond that, and when a queue is full,
+//! messages are lost and counted, so after [`TransportEvent::PeerUp`] say again what matters.
+
+mod counters;
+mod dial;
+mod frame;
+mod join;
+mod limit;
+mod listen;
+mod peers;
+mod queue;
+mod registry;
+mod session;
+mod tls;
+
+pub use counters::Counters;
+pub use frame::MAX_BODY as MAX_MESSAGE;
+pub use join::{JoinError, join};
+pub use limit::RateLimitedLog;
+pub use peers::{AllowedPeers, PeerIdentity};
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::identity::TlsIdentity;
+use super::ids::{MeshId, NodeId, TicketId};
+use crate::clock::Clock;
+use counters::count;
+
+/// Events that wait for the receiver; beyond that, connections are read no further.
+const EVENTS: usize = 1024;
+/// Requests to join that are worked on at once.
+const JOINS: usize = 8;
+const LOG_PERIOD: Duration = Duration::from_mins(1);
+const LOG_KEYS: usize = 1024;
+
+/// What the transport needs to begin.
+pub struct TransportConfig {
+    /// Where to listen; `[::]:4747` takes IPv4 as well.
+    pub listen: SocketAddr,
+    /// This node.
+    pub node: NodeId,
+    /// Its TLS key.
+    pub tls: TlsIdentity,
+    /// The mesh; peers of another are refused.
+    pub mesh: MeshId,
+    /// Who may connect; shared, and changed from outside.
+    pub allowed: Arc<AllowedPeers>,
+    /// Peers to dial; see [`TransportHandle::set_peers`].
+    pub peers: Vec<PeerAddress>,
+    /// For the age of waiting messages and the rate of log lines.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Where to reach a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// The peer.
+    pub node: NodeId,
+    /// SHA-256 of its TLS key's `SubjectPublicKeyInfo`.
+    pub spki_sha256: [u8; 32],
+    /// Its address.
+    pub address: SocketAddr,
+}
+
+/// What happens on the transport.
+#[derive(Debug)]
+pub enum TransportEvent {
+    /// A connection to a peer came up. A second one without a [`TransportEvent::PeerDown`] between
+    /// does not occur.
+    PeerUp {
+        /// The peer.
+        node: NodeId,
+    },
+    /// The connection to a peer ended.
+    PeerDown {
+        /// The peer.
+        node: NodeId,
+    },
+    /// A peer sent a message.
+    Message {
+        /// The peer that carried it, which need not be its author.
+        from: NodeId,
+        /// The message.
+        bytes: Bytes,
+    },
+    /// Somebody with a ticket asks to join.
+    JoinRequest {
+        /// The ticket whose key opened the connection.
+        ticket: TicketId,
+        /// The request.
+        bytes: Bytes,
+        /// Takes the answer, at most [`MAX_MESSAGE`] bytes, within 10 s; dropping it refuses.
+        reply: oneshot::Sender<Vec<u8>>,
+    },
+}
+
+/// Why the transport cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The address cannot be listened on.
+    #[error(
+        "cannot listen on {address}: {source}; see `ss -tlnp` for who uses the port, or set [mesh] listen"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The TLS library refuses its configuration.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// What all tasks of one transport share.
+struct Inner {
+    node: NodeId,
+    mesh: MeshId,
+    tls: TlsIdentity,
+    allowed: Arc<AllowedPeers>,
+    server: tokio_rustls::TlsAcceptor,
+    counters: Counters,
+    clock: Arc<dyn Clock>,
+    log: RateLimitedLog<(IpAddr, &'static str)>,
+    handshakes: limit::HandshakeLimiter,
+    joins: Arc<Semaphore>,
+    known: RwLock<HashSet<IpAddr>>,
+    registry: registry::Registry,
+    events: mpsc::Sender<TransportEvent>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Inner {
+    /// Counts a refusal, and logs it once per source and minute.
+    fn refuse(&self, source: SocketAddr, counter: &AtomicU64, reason: &'static str) {
+        count(counter);
+        if let Some(held_back) = self.log.allow((limit::source_of(source.ip()), reason)) {
+            tracing::warn!(%source, reason, held_back, "refused a connection");
+        }
+    }
+
+    /// As [`Inner::refuse`], for what came instead of a good frame. A broken connection is no
+    /// refusal and is not logged.
+    fn refuse_frame(&self, source: SocketAddr, error: &frame::FrameError) {
+        let c = &self.counters;
+        match error {
+            frame::FrameError::Io(_) => {}
+            frame::FrameError::Oversized(_) => {
+                self.refuse(source, &c.refused_oversized, "a frame over 64 KiB");
+            }
+            frame::FrameError::Bad => {
+                self.refuse(source, &c.refused_bad_frame, "a frame that is not allowed");
+            }
+            frame::FrameError::Version(_) => {
+                self.refuse(source, &c.refused_wrong_version, "another protocol version");
+            }
+            frame::FrameError::Mesh => self.refuse(source, &c.refused_wrong_mesh, "another mesh"),
+        }
+    }
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendOutcome {
+    /// It waits to be sent; if the peer is away, for at most 30 s.
+    Queued,
+    /// The peer is not a member (or is this node).
+    NotAMember,
+    /// It is larger than [`MAX_MESSAGE`].
+    TooLarge,
+}
+
+/// Starts transports.
+#[derive(Debug)]
+pub struct Transport;
+
+impl Transport {
+    /// Listens, and dials the peers.
+    ///
+    /// # Errors
+    /// [`TransportError`]: the address is taken or not this machine's, or TLS cannot be set up.
+    pub fn start(
+        config: TransportConfig,
+    ) -> Result<(TransportHandle, mpsc::Receiver<TransportEvent>), TransportError> {
+        let listener = listen::bind(config.listen).map_err(|source| TransportError::Listen {
+            address: config.listen,
+            source,
+        })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| TransportError::Listen {
+                address: config.listen,
+                source,
+            })?;
+        let server = tls::server(&config.tls, Arc::clone(&config.allowed))?.into();
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let inner = Arc::new(Inner {
+            node: config.node,
+            mesh: config.mesh,
+            tls: config.tls,
+            allowed: config.allowed,
+            server,
+            counters: Counters::default(),
+            log: RateLimitedLog::new(Arc::clone(&config.clock), LOG_PERIOD, LOG_KEYS),
+            clock: config.clock,
+            handshakes: limit::HandshakeLimiter::new(),
+            joins: Arc::new(Semaphore::new(JOINS)),
+            known: RwLock::default(),
+            registry: registry::Registry::default(),
+            events,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        inner
+            .tasks
+            .spawn(listen::accept(Arc::clone(&inner), listener));
+        let handle = TransportHandle {
+            inner,
+            address,
+            dialers: Arc::default(),
+        };
+        handle.set_peers(config.peers);
+        Ok((handle, receiver))
+    }
+}
+
+/// Sends messages and steers a running transport. Cheap to clone. Dropping it stops nothing; see
+/// [`TransportHandle::shutdown`].
+#[derive(Clone)]
+pub struct TransportHandle {
+    inner: Arc<Inner>,
+    address: SocketAddr,
+    dialers: Arc<Mutex<HashMap<NodeId, (PeerAddress, CancellationToken)>>>,
+}
+
+impl TransportHandle {
+    /// Where it listens; tells the port if it was given as 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Queues a message for one member. Never waits.
+    pub fn send(&self, node: NodeId, message: Bytes) -> SendOutcome {
+        if !self.inner.allowed.is_member(node) {
+            return SendOutcome::NotAMember;
+        }
+        self.queue(node, message)
+    }
+
+    /// Queues a message for all members but this node. Never waits.
+    pub fn broadcast(&self, message: &Bytes) {
+        for node in self.inner.allowed.members() {
+            self.queue(node, message.clone());
+        }
+    }
+
+    fn queue(&self, node: NodeId, message: Bytes) -> SendOutcome {
+        let inner = &self.inner;
+        if node == inner.node {
+            return SendOutcome::NotAMember;
+        }
+        if message.len() > MAX_MESSAGE {
+            count(&inner.counters.outgoing_too_large);
+            return SendOutcome::TooLarge;
+        }
+        let dropped = inner
+            .registry
+            .slot(node)
+            .queue
+            .push(inner.clock.mono_ns(), message);
+        inner
+            .counters
+            .outgoing_dropped
+            .fetch_add(dropped, Ordering::Relaxed);
+        SendOutcome::Queued
+    }
+
+    /// Replaces the list of peers to dial. A connection that is up stays up, as long as its key is
+    /// allowed. Peers without a known address are left out: they dial.
+    pub fn set_peers(&self, peers: Vec<PeerAddress>) {
+        let inner = &self.inner;
+        *inner.known.write().unwrap_or_else(PoisonError::into_inner) = peers
+            .iter()
+            .map(|peer| peer.address.ip().to_canonical())
+            .collect();
+        let mut dialers = self.dialers.lock().unwrap_or_else(PoisonError::into_inner);
+        dialers.retain(|_, (old, stop)| {
+            let stays = peers.contains(old);
+            if !stays {
+                stop.cancel();
+            }
+            stays
+        });
+        for peer in peers {
+            if peer.node == inner.node
+                || dialers.contains_key(&peer.node)
+                || inner.stop.is_cancelled()
+            {
+                continue;
+            }
+            let stop = inner.stop.child_token();
+            dialers.insert(peer.node, (peer, stop.clone()));
+            inner
+                .tasks
+                .spawn(dial::keep_dialling(Arc::clone(inner), peer, stop));
+        }
+    }
+
+    /// The peers that are connected now.
+    pub fn connected(&self) -> Vec<NodeId> {
+        self.inner.registry.connected()
+    }
+
+    /// All counters with their names.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.inner.counters.snapshot()
+    }
+
+    /// Closes all connections and stops listening; returns when all tasks have ended. Events may
+    /// still be read afterwards. Waits for nothing that the receiver of events would have to do.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! One connection per peer, and which of two stays.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Inner;
+use super::TransportEvent;
+use super::counters::count;
+use super::queue::OutQueue;
+use crate::mesh::ids::NodeId;
+
+/// The connection that is up.
+#[derive(Debug, Clone)]
+struct Live {
+    /// Dialled by the node with the lower id.
+    by_lower: bool,
+    stop: CancellationToken,
+}
+
+/// One peer, connected or not.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) queue: OutQueue,
+    /// Says whether a connection is up, to whoever waits to dial.
+    pub(super) connected: watch::Sender<bool>,
+    live: Mutex<Option<Live>>,
+    /// Held while a change is made and told, so that events come in the order of the changes.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    /// Only members get in here, and those that are members no more are removed.
+    slots: Mutex<HashMap<NodeId, Arc<Slot>>>,
+}
+
+impl Registry {
+    pub(super) fn slot(&self, node: NodeId) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.entry(node).or_insert_with(|| {
+            Arc::new(Slot {
+                queue: OutQueue::default(),
+                connected: watch::Sender::new(false),
+                live: Mutex::default(),
+                turn: tokio::sync::Mutex::default(),
+            })
+        });
+        Arc::clone(slot)
+    }
+
+    pub(super) fn connected(&self) -> Vec<NodeId> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots
+            .iter()
+            .filter(|(_, slot)| *slot.connected.borrow())
+            .map(|(node, _)| *node)
+            .collect()
+    }
+
+    /// Forgets peers that are not members, with what waits for them, unless a connection uses them.
+    pub(super) fn retain(&self, members: &[NodeId]) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|node, slot| members.contains(node) || Arc::strong_count(slot) > 1);
+    }
+}
+
+/// The right to be the one connection to a peer.
+pub(super) struct Place {
+    pub(super) slot: Arc<Slot>,
+    pub(super) stop: CancellationToken,
+    node: NodeId,
+}
+
+/// Makes a connection the one to `node`, or says that another is better. Two connections dialled from
+/// the same side mean that the other end has forgotten the older one.
+pub(super) async fn enter(inner: &Inner, node: NodeId, dialled_here: bool) -> Option<Place> {
+    let by_lower = dialled_here == (inner.node < node);
+    let slot = inner.registry.slot(node);
+    let turn = slot.turn.lock().await;
+    let stop = inner.stop.child_token();
+    let old = {
+        let mut live = slot.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.as_ref().is_some_and(|old| old.by_lower && !by_lower) {
+            drop(live);
+            count(&inner.counters.duplicate_connections);
+            return None;
+        }
+        live.replace(Live {
+            by_lower,
+            stop: stop.clone(),
+        })
+    };
+    if let Some(old) = old {
+        old.stop.cancel();
+        count(&inner.counters.duplicate_connections);
+        count(&inner.counters.connections_down);
+        tell(inner, TransportEvent::PeerDown { node }).await;
+    }
+    count(&inner.counters.connections_up);
+    let expired = slot.queue.expire(inner.clock.mono_ns());
+    inner
+        .counters
+        .outgoing_expired
+        .fetch_add(expired, std::sync::atomic::Ordering::Relaxed);
+    slot.connected.send_replace(true);
+    tell(inner, TransportEvent::PeerUp { node }).await;
+    drop(turn);
+    Some(Place { slot, stop, node })
+}
+
+/// Gives the place back, if another connection has not taken it already.
+pub(super) async fn leave(inner: &Inner, place: Place) {
+    let Place { slot, stop, node } = place;
+    let turn = slot.turn.lock().await;
+    // A token that was cancelled by its successor belongs to a connection that is not the live one.
+    if stop.is_cancelled() && !inner.stop.is_cancelled() {
+        return;
+    }
+    slot.live
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    slot.connected.send_replace(false);
+    count(&inner.counters.connections_down);
+    tell(inner, TransportEvent::PeerDown { node }).await;
+    drop(turn);
+}
+
+/// Hands an event on, waiting for the receiver, but not when all is stopping.
+pub(super) async fn tell(inner: &Inner, event: TransportEvent) {
+    tokio::select! {
+        // A receiver that is gone wants no events.
+        _ = inner.events.send(event) => {}
+        () = inner.stop.cancelled() => {}
+    }
+}

@@ -1,0 +1,330 @@
+//! Tests over real sockets on the loopback interface.
+
+mod refusals;
+
+use ed25519_dalek::SigningKey;
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::clock::SystemClock;
+
+const MESH: MeshId = MeshId([5; 32]);
+const V4: &str = "127.0.0.1:0";
+
+fn id(n: u8) -> NodeId {
+    NodeId([n; 16])
+}
+
+fn tls(n: u8) -> TlsIdentity {
+    TlsIdentity::new(&SigningKey::from_bytes(&[n; 32])).unwrap()
+}
+
+/// Nodes of these numbers are members.
+fn members(numbers: &[u8]) -> Arc<AllowedPeers> {
+    let allowed = AllowedPeers::new();
+    allowed.replace(
+        numbers
+            .iter()
+            .map(|n| (tls(*n).spki_sha256(), PeerIdentity::Member(id(*n)))),
+    );
+    Arc::new(allowed)
+}
+
+type Events = mpsc::Receiver<TransportEvent>;
+
+fn start_on(
+    n: u8,
+    listen: &str,
+    mesh: MeshId,
+    allowed: &Arc<AllowedPeers>,
+) -> (TransportHandle, Events) {
+    Transport::start(TransportConfig {
+        listen: listen.parse().unwrap(),
+        node: id(n),
+        tls: tls(n),
+        mesh,
+        allowed: Arc::clone(allowed),
+        peers: Vec::new(),
+        clock: Arc::new(SystemClock),
+    })
+    .unwrap()
+}
+
+fn start(n: u8, allowed: &Arc<AllowedPeers>) -> (TransportHandle, Events) {
+    start_on(n, V4, MESH, allowed)
+}
+
+fn address(n: u8, of: &TransportHandle) -> PeerAddress {
+    PeerAddress {
+        node: id(n),
+        spki_sha256: tls(n).spki_sha256(),
+        address: of.local_addr(),
+    }
+}
+
+async fn event(events: &mut Events) -> TransportEvent {
+    timeout(Duration::from_secs(10), events.recv())
+        .await
+        .expect("an event in time")
+        .expect("the transport runs")
+}
+
+async fn up(events: &mut Events, n: u8) {
+    let event = event(events).await;
+    assert!(
+        matches!(event, TransportEvent::PeerUp { node } if node == id(n)),
+        "{event:?}"
+    );
+}
+
+async fn down(events: &mut Events, n: u8) {
+    let event = event(events).await;
+    assert!(
+        matches!(event, TransportEvent::PeerDown { node } if node == id(n)),
+        "{event:?}"
+    );
+}
+
+async fn message(events: &mut Events, n: u8) -> Bytes {
+    loop {
+        match event(events).await {
+            TransportEvent::Message { from, bytes } => {
+                assert_eq!(from, id(n));
+                return bytes;
+            }
+            TransportEvent::PeerUp { .. } | TransportEvent::PeerDown { .. } => {}
+            other @ TransportEvent::JoinRequest { .. } => panic!("{other:?}"),
+        }
+    }
+}
+
+fn counter(handle: &TransportHandle, name: &str) -> u64 {
+    handle
+        .counters()
+        .into_iter()
+        .find(|(n, _)| *n == name)
+        .expect("a counter of that name")
+        .1
+}
+
+/// Waits until a counter is at least `value`.
+async fn counted(handle: &TransportHandle, name: &str, value: u64) {
+    for _ in 0..800 {
+        if counter(handle, name) >= value {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{name} stays below {value}: {:?}", handle.counters());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_members_talk_over_ipv4_and_ipv6() {
+    for listen in [V4, "[::1]:0"] {
+        let allowed = members(&[1, 2]);
+        let (a, mut from_a) = start_on(1, listen, MESH, &allowed);
+        let (b, mut from_b) = start_on(2, listen, MESH, &allowed);
+        // Only one knows where the other is.
+        b.set_peers(vec![address(1, &a)]);
+        up(&mut from_a, 2).await;
+        up(&mut from_b, 1).await;
+        assert_eq!((a.connected(), b.connected()), (vec![id(2)], vec![id(1)]));
+        assert_eq!(
+            a.send(id(2), Bytes::from_static(b"hello")),
+            SendOutcome::Queued
+        );
+        assert_eq!(message(&mut from_b, 1).await, "hello");
+        let big = Bytes::from(vec![7; MAX_MESSAGE]);
+        b.broadcast(&big);
+        assert_eq!(message(&mut from_a, 2).await, big);
+        assert_eq!(
+            a.send(id(2), Bytes::from(vec![7; MAX_MESSAGE + 1])),
+            SendOutcome::TooLarge
+        );
+        assert_eq!(a.send(id(3), Bytes::new()), SendOutcome::NotAMember);
+        assert_eq!(a.send(id(1), Bytes::new()), SendOutcome::NotAMember);
+        for n in 0..500u32 {
+            a.send(id(2), Bytes::copy_from_slice(&n.to_be_bytes()));
+        }
+        for n in 0..500u32 {
+            assert_eq!(
+                message(&mut from_b, 1).await,
+                n.to_be_bytes().as_slice(),
+                "in order"
+            );
+        }
+        a.shutdown().await;
+        down(&mut from_b, 1).await;
+        assert!(b.connected().is_empty());
+        b.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wildcard_listener_takes_both_families() {
+    let allowed = members(&[1, 2, 3]);
+    let (a, mut from_a) = start_on(1, "[::]:0", MESH, &allowed);
+    let (b, _b) = start(2, &allowed);
+    let (c, _c) = start(3, &allowed);
+    let port = a.local_addr().port();
+    b.set_peers(vec![PeerAddress {
+        address: ([127, 0, 0, 1], port).into(),
+        ..address(1, &a)
+    }]);
+    up(&mut from_a, 2).await;
+    c.set_peers(vec![PeerAddress {
+        address: (std::net::Ipv6Addr::LOCALHOST, port).into(),
+        ..address(1, &a)
+    }]);
+    up(&mut from_a, 3).await;
+    for handle in [a, b, c] {
+        handle.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_both_dial_one_connection_stays() {
+    for _ in 0..5 {
+        let allowed = members(&[1, 2]);
+        let (a, mut from_a) = start(1, &allowed);
+        let (b, mut from_b) = start(2, &allowed);
+        a.set_peers(vec![address(2, &b)]);
+        b.set_peers(vec![address(1, &a)]);
+        sleep(Duration::from_millis(700)).await;
+        a.send(id(2), Bytes::from_static(b"to b"));
+        b.send(id(1), Bytes::from_static(b"to a"));
+        assert_eq!(message(&mut from_b, 1).await, "to b");
+        assert_eq!(message(&mut from_a, 2).await, "to a");
+        for handle in [&a, &b] {
+            let live = counter(handle, "connections_up") - counter(handle, "connections_down");
+            assert_eq!(live, 1, "{:?}", handle.counters());
+        }
+        a.shutdown().await;
+        b.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lower_nodes_connection_wins() {
+    let allowed = members(&[1, 2]);
+    let (a, mut from_a) = start(1, &allowed);
+    let (b, mut from_b) = start(2, &allowed);
+    b.set_peers(vec![address(1, &a)]);
+    up(&mut from_a, 2).await;
+    up(&mut from_b, 1).await;
+    // Dialled by hand, as node 1 would have if both had begun at once.
+    let mut better = dial::connect(&tls(1), vec![tls(2).spki_sha256()], b.local_addr())
+        .await
+        .unwrap();
+    frame::write_hello(&mut better, &MESH).await.unwrap();
+    frame::read_hello(&mut better, &MESH)
+        .await
+        .expect("the better connection is taken");
+    down(&mut from_b, 1).await;
+    up(&mut from_b, 1).await;
+    assert_eq!(counter(&b, "duplicate_connections"), 1);
+    a.shutdown().await;
+    b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_higher_nodes_second_connection_is_given_up() {
+    let allowed = members(&[1, 2]);
+    let (a, mut from_a) = start(1, &allowed);
+    let (b, mut from_b) = start(2, &allowed);
+    a.set_peers(vec![address(2, &b)]);
+    up(&mut from_a, 2).await;
+    up(&mut from_b, 1).await;
+    let mut worse = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
+        .await
+        .unwrap();
+    frame::write_hello(&mut worse, &MESH).await.unwrap();
+    frame::read_hello(&mut worse, &MESH)
+        .await
+        .expect_err("no promise that this one counts");
+    assert_eq!(counter(&a, "duplicate_connections"), 1);
+    a.send(id(2), Bytes::from_static(b"still here"));
+    assert_eq!(message(&mut from_b, 1).await, "still here");
+    assert!(from_a.try_recv().is_err(), "nothing went down");
+    a.shutdown().await;
+    b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_find_each_other_again_after_a_restart() {
+    let allowed = members(&[1, 2]);
+    let (a, mut from_a) = start(1, &allowed);
+    let (b, mut from_b) = start(2, &allowed);
+    let at = address(2, &b);
+    a.set_peers(vec![at]);
+    up(&mut from_a, 2).await;
+    up(&mut from_b, 1).await;
+    b.shutdown().await;
+    down(&mut from_a, 2).await;
+    // Sent while the peer is away; waits.
+    assert_eq!(
+        a.send(id(2), Bytes::from_static(b"later")),
+        SendOutcome::Queued
+    );
+    sleep(Duration::from_millis(500)).await;
+    let (b, mut from_b) = start_on(2, &at.address.to_string(), MESH, &allowed);
+    up(&mut from_a, 2).await;
+    assert_eq!(message(&mut from_b, 1).await, "later");
+    a.shutdown().await;
+    b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_member_is_cut_off() {
+    let (mine, theirs) = (members(&[1, 2]), members(&[1, 2]));
+    let (a, mut from_a) = start(1, &mine);
+    let (b, mut from_b) = start(2, &theirs);
+    b.set_peers(vec![address(1, &a)]);
+    up(&mut from_a, 2).await;
+    up(&mut from_b, 1).await;
+    mine.remove(&tls(2).spki_sha256());
+    down(&mut from_a, 2).await;
+    down(&mut from_b, 1).await;
+    assert_eq!(a.send(id(2), Bytes::new()), SendOutcome::NotAMember);
+    // It tries again, and fails in the handshake.
+    counted(&a, "refused_unknown_certificate", 1).await;
+    mine.insert(tls(2).spki_sha256(), PeerIdentity::Member(id(2)));
+    up(&mut from_a, 2).await;
+    a.shutdown().await;
+    b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_peer_counts_as_gone() {
+    let allowed = members(&[1, 2]);
+    let (a, mut from_a) = start(1, &allowed);
+    let mut stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
+        .await
+        .unwrap();
+    frame::write_hello(&mut stream, &MESH).await.unwrap();
+    up(&mut from_a, 2).await;
+    let begun = SystemClock.mono_ns();
+    down(&mut from_a, 2).await;
+    let seconds = (SystemClock.mono_ns() - begun) as f64 / 1e9;
+    assert!((5.5..8.0).contains(&seconds), "{seconds}");
+    a.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_exchange_is_post_quantum() {
+    let allowed = members(&[1, 2]);
+    let (a, _events) = start(1, &allowed);
+    let stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
+        .await
+        .unwrap();
+    let (_, tls) = stream.get_ref();
+    assert_eq!(
+        tls.negotiated_key_exchange_group().unwrap().name(),
+        rustls::NamedGroup::X25519MLKEM768
+    );
+    assert_eq!(
+        tls.protocol_version(),
+        Some(rustls::ProtocolVersion::TLSv1_3)
+    );
+    a.shutdown().await;
+}

@@ -1,0 +1,289 @@
+//! Who is not let in, and what a ticket is good for.
+
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, SupportedProtocolVersion};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::mesh::transport::frame::Kind;
+
+/// Accepts any server: what is tested is the server.
+#[derive(Debug)]
+struct Credulous;
+
+impl rustls::client::danger::ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        vec![
+            rustls::SignatureScheme::ED25519,
+            rustls::SignatureScheme::ECDSA_NISTP256_SHA256,
+        ]
+    }
+}
+
+/// Connects as whoever `key` is (or nobody), and waits for the server to close.
+async fn intrude(
+    to: &TransportHandle,
+    key: Option<CertifiedKey>,
+    version: &'static SupportedProtocolVersion,
+) {
+    let builder = ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_protocol_versions(&[version])
+    .unwrap()
+    .dangerous()
+    .with_custom_certificate_verifier(Arc::new(Credulous));
+    let mut config = match key {
+        None => builder.with_no_client_auth(),
+        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
+    };
+    config.alpn_protocols = vec![b"secmesh/1".to_vec()];
+    let tcp = TcpStream::connect(to.local_addr()).await.unwrap();
+    if let Ok(mut stream) = TlsConnector::from(Arc::new(config))
+        .connect(tls::server_name(), tcp)
+        .await
+    {
+        let _ = frame::write_hello(&mut stream, &MESH).await;
+        closes(&mut stream).await;
+    }
+}
+
+/// The other end closes without having said anything.
+async fn closes<R: AsyncRead + Unpin>(stream: &mut R) {
+    let mut answer = Vec::new();
+    let _ = timeout(Duration::from_secs(9), stream.read_to_end(&mut answer))
+        .await
+        .expect("closed in time");
+    assert!(answer.is_empty(), "a stranger was told {answer:?}");
+}
+
+fn certified(n: u8) -> CertifiedKey {
+    tls(n).certified().as_ref().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_are_refused_and_counted() {
+    let (a, mut events) = start(1, &members(&[1, 2]));
+    let tls13 = &rustls::version::TLS13;
+    intrude(&a, None, tls13).await;
+    counted(&a, "refused_no_certificate", 1).await;
+    intrude(&a, Some(certified(9)), tls13).await;
+    counted(&a, "refused_unknown_certificate", 1).await;
+    intrude(&a, Some(certified(2)), &rustls::version::TLS12).await;
+    counted(&a, "refused_tls_incompatible", 1).await;
+    // A member's certificate without its key.
+    let stolen = CertifiedKey::new(certified(2).cert, certified(9).key);
+    intrude(&a, Some(stolen), tls13).await;
+    counted(&a, "refused_bad_signature", 1).await;
+    // This node's own key, used by somebody else.
+    intrude(&a, Some(certified(1)), tls13).await;
+    counted(&a, "refused_bad_frame", 1).await;
+    for garbage in [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".as_slice(),
+        &[0; 300],
+        &[0xff; 300],
+    ] {
+        let mut tcp = TcpStream::connect(a.local_addr()).await.unwrap();
+        tcp.write_all(garbage).await.unwrap();
+        // A TLS alert may come back.
+        let _ = timeout(Duration::from_secs(9), tcp.read_to_end(&mut Vec::new()))
+            .await
+            .expect("closed in time");
+    }
+    counted(&a, "refused_not_tls", 3).await;
+    assert_eq!(counter(&a, "connections_up"), 0);
+    assert!(events.try_recv().is_err(), "nobody came up");
+    assert!(a.connected().is_empty());
+    a.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_handshakes_end_and_one_source_gets_only_so_many() {
+    let (a, _events) = start(1, &members(&[1, 2]));
+    let mut slow = Vec::new();
+    for _ in 0..12 {
+        let mut tcp = TcpStream::connect(a.local_addr()).await.unwrap();
+        // The beginning of a ClientHello, and then nothing.
+        tcp.write_all(&[0x16, 3, 1, 0, 200, 1]).await.unwrap();
+        slow.push(tcp);
+    }
+    counted(&a, "refused_source_busy", 4).await;
+    counted(&a, "refused_handshake_timeout", 8).await;
+    // A member that finishes TLS and never says Hello ends in the same way.
+    let mut mute = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
+        .await
+        .unwrap();
+    closes(&mut mute).await;
+    counted(&a, "refused_handshake_timeout", 9).await;
+    assert_eq!(counter(&a, "refused_source_busy"), 4);
+    a.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_mesh_or_version_is_refused() {
+    let allowed = members(&[1, 2]);
+    let (a, mut events) = start(1, &allowed);
+    let (b, _b) = start_on(2, V4, MeshId([6; 32]), &allowed);
+    b.set_peers(vec![address(1, &a)]);
+    counted(&a, "refused_wrong_mesh", 1).await;
+    b.shutdown().await;
+    let mut stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
+        .await
+        .unwrap();
+    frame::write(&mut stream, Kind::Hello, &[0, 2, 1, 2, 3])
+        .await
+        .unwrap();
+    stream.flush().await.unwrap();
+    closes(&mut stream).await;
+    counted(&a, "refused_wrong_version", 1).await;
+    assert!(events.try_recv().is_err());
+    a.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_frames_of_members_end_the_connection() {
+    let (a, mut events) = start(1, &members(&[1, 2]));
+    let bad: [(&[u8], &str); 6] = [
+        (&[0, 1, 0, 2, 2], "refused_oversized"),
+        (&[0xff, 0xff, 0xff, 0xff], "refused_oversized"),
+        (&[0, 0, 0, 0], "refused_bad_frame"),
+        (&[0, 0, 0, 1, 99], "refused_bad_frame"),
+        (&[0, 0, 0, 1, Kind::Hello as u8], "refused_bad_frame"),
+        (&[0, 0, 0, 1, Kind::JoinRequest as u8], "refused_bad_frame"),
+    ];
+    for (bytes, name) in bad {
+        let before = counter(&a, name);
+        let mut stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
+            .await
+            .unwrap();
+        frame::write_hello(&mut stream, &MESH).await.unwrap();
+        frame::read_hello(&mut stream, &MESH).await.unwrap();
+        up(&mut events, 2).await;
+        stream.write_all(bytes).await.unwrap();
+        stream.flush().await.unwrap();
+        counted(&a, name, before + 1).await;
+        down(&mut events, 2).await;
+    }
+    a.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_is_good_for_a_request_and_nothing_else() {
+    let allowed = members(&[1]);
+    let (seed, ticket) = ([77; 32], TicketId([8; 16]));
+    let public = SigningKey::from_bytes(&seed).verifying_key().to_bytes();
+    let pin = crate::mesh::identity::ed25519_spki_sha256(&public);
+    let (a, mut events) = start(1, &allowed);
+    let (at, pins) = ([a.local_addr().to_string()], [tls(1).spki_sha256()]);
+    // Not known yet.
+    let error = join(&at, &pins, &seed, b"me").await.unwrap_err();
+    assert!(error.to_string().contains("has expired"), "{error}");
+    counted(&a, "refused_unknown_certificate", 1).await;
+    allowed.insert(pin, PeerIdentity::Ticket(ticket));
+    let asked = tokio::spawn({
+        let at = ["127.0.0.1:1".to_owned(), at[0].clone()];
+        async move { join(&at, &pins, &seed, b"me").await }
+    });
+    let TransportEvent::JoinRequest {
+        ticket: which,
+        bytes,
+        reply,
+    } = event(&mut events).await
+    else {
+        panic!()
+    };
+    assert_eq!((which, bytes.as_ref()), (ticket, b"me".as_slice()));
+    reply.send(b"welcome".to_vec()).unwrap();
+    assert_eq!(asked.await.unwrap().unwrap(), b"welcome");
+    // Refused by those who decide.
+    let asked = tokio::spawn({
+        let at = at.clone();
+        async move { join(&at, &pins, &seed, b"me").await }
+    });
+    let TransportEvent::JoinRequest { reply, .. } = event(&mut events).await else {
+        panic!()
+    };
+    drop(reply);
+    assert!(asked.await.unwrap().is_err());
+    // Anything else ends the connection.
+    for (n, kind) in [Kind::Hello, Kind::Message, Kind::Ping, Kind::JoinReply]
+        .into_iter()
+        .enumerate()
+    {
+        let identity = TlsIdentity::new(&SigningKey::from_bytes(&seed)).unwrap();
+        let mut stream = dial::connect(&identity, pins.to_vec(), a.local_addr())
+            .await
+            .unwrap();
+        let mut body = vec![0, 1];
+        body.extend_from_slice(MESH.as_bytes());
+        frame::write(&mut stream, kind, &body).await.unwrap();
+        stream.flush().await.unwrap();
+        closes(&mut stream).await;
+        counted(&a, "refused_bad_frame", n as u64 + 1).await;
+    }
+    assert!(events.try_recv().is_err());
+    // Used up.
+    allowed.remove(&pin);
+    assert!(join(&at, &pins, &seed, b"me").await.is_err());
+    a.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joiner_says_why_nobody_answered() {
+    let (a, _events) = start(1, &members(&[1]));
+    let at = [
+        "nonsense".to_owned(),
+        "127.0.0.1:1".to_owned(),
+        a.local_addr().to_string(),
+    ];
+    // The node at the third address is not the one the ticket was made for.
+    let error = join(&at, &[[0; 32]], &[7; 32], b"me")
+        .await
+        .unwrap_err()
+        .to_string();
+    for part in [
+        "nonsense: this is not IP:PORT",
+        "127.0.0.1:1: nothing listens",
+        "is this the node",
+    ] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+    assert!(matches!(
+        join(&[], &[], &[7; 32], b"").await,
+        Err(JoinError::NoAddress)
+    ));
+    let large = vec![0; MAX_MESSAGE + 1];
+    assert!(matches!(
+        join(&at, &[], &[7; 32], &large).await,
+        Err(JoinError::TooLarge(_))
+    ));
+    a.shutdown().await;
+}

@@ -1,0 +1,530 @@
+//! Desired against enforced: what should be in the kernel's block maps, why, until when, and whether it
+//! is there.
+//!
+//! Several decisions may want the same prefix blocked. Each is a [`Claim`]; the entry ends with the last
+//! of them. A trie answers with its longest match only, so a prefix inside another one is kept as long
+//! as the outer one: otherwise the inner one's end would open a hole in the outer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use secmesh_common::block::{BlockEntry, origin};
+
+use crate::{
+    addr::Prefix,
+    api::types::Origin,
+    dataplane::{BlockTable, TableError},
+};
+
+/// Prefixes and addresses that may be desired at once.
+pub const MAX_DESIRED: usize = 1 << 20;
+/// Failed writes that are tried again per second.
+const RETRIES_PER_TICK: usize = 256;
+
+/// Identifies a claim: the decision's id.
+pub type ClaimId = String;
+
+/// One decision's wish to have a prefix blocked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose decision.
+    pub origin: Origin,
+    /// When it ends, unix µs.
+    pub expires_unix_us: u64,
+    /// The controller's number for it, shown in the map entry.
+    pub rule: u32,
+}
+
+/// Where entries are written: the kernel's maps, or a stand-in where a test has no kernel.
+pub trait Kernel {
+    /// Writes or extends an entry.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the entry from being enforced.
+    fn put(
+        &mut self,
+        prefix: &Prefix,
+        expires_ns: u64,
+        rule: u32,
+        flags: u32,
+    ) -> Result<(), TableError>;
+    /// Removes an entry.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal.
+    fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError>;
+    /// Reads an entry.
+    fn get(&self, prefix: &Prefix) -> Option<BlockEntry>;
+}
+
+impl Kernel for BlockTable {
+    fn put(
+        &mut self,
+        prefix: &Prefix,
+        expires_ns: u64,
+        rule: u32,
+        flags: u32,
+    ) -> Result<(), TableError> {
+        Self::put(self, prefix, expires_ns, rule, flags)
+    }
+
+    fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError> {
+        Self::remove(self, prefix)
+    }
+
+    fn get(&self, prefix: &Prefix) -> Option<BlockEntry> {
+        Self::get(self, prefix)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Desired {
+    claims: BTreeMap<ClaimId, Claim>,
+    not_enforced: Option<String>,
+}
+
+impl Desired {
+    fn expires(&self) -> u64 {
+        self.claims
+            .values()
+            .map(|c| c.expires_unix_us)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// The claim that lasts longest speaks for the entry.
+    fn speaker(&self) -> Option<&Claim> {
+        self.claims.values().max_by_key(|c| c.expires_unix_us)
+    }
+}
+
+/// What should be blocked.
+#[derive(Debug, Default)]
+pub struct Blocks {
+    desired: BTreeMap<Prefix, Desired>,
+    /// The prefixes among them that are no single addresses.
+    networks: BTreeSet<Prefix>,
+}
+
+/// Unix time as a reading of the kernel's clock.
+fn kernel_ns(unix_us: u64, now_unix_us: u64, now_ns: u64) -> u64 {
+    let ahead = unix_us.saturating_sub(now_unix_us);
+    let behind = now_unix_us.saturating_sub(unix_us);
+    now_ns
+        .saturating_add(ahead.saturating_mul(1000))
+        .saturating_sub(behind.saturating_mul(1000))
+}
+
+/// Both clocks, read together.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// Unix time, µs.
+    pub unix_us: u64,
+    /// `CLOCK_MONOTONIC`, ns.
+    pub mono_ns: u64,
+}
+
+impl Blocks {
+    /// Adds a claim and writes the entry.
+    ///
+    /// # Errors
+    ///
+    /// If the entry could not be written; the claim stays and is tried again, and until then shows as
+    /// not enforced. [`TableError::Full`] also if more than [`MAX_DESIRED`] are wanted; then the claim
+    /// is not kept.
+    pub fn claim(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        now: Now,
+        prefix: Prefix,
+        id: ClaimId,
+        claim: Claim,
+    ) -> Result<(), TableError> {
+        if self.desired.len() >= MAX_DESIRED && !self.desired.contains_key(&prefix) {
+            return Err(TableError::Full {
+                map: "desired",
+                setting: "nothing: the limit is fixed",
+            });
+        }
+        self.desired
+            .entry(prefix)
+            .or_default()
+            .claims
+            .insert(id, claim);
+        if !prefix.is_single() {
+            self.networks.insert(prefix);
+            // Inner prefixes must not end before this one.
+            for inner in self.inside(&prefix) {
+                // Its own state keeps the outcome.
+                drop(self.write(kernel, now, &inner));
+            }
+        }
+        self.write(kernel, now, &prefix)
+    }
+
+    /// Ends one claim; the entry goes if it was the last.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refused to remove the entry. It ends by its own time then.
+    pub fn release(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        now: Now,
+        prefix: &Prefix,
+        id: &str,
+    ) -> Result<(), TableError> {
+        let Some(desired) = self.desired.get_mut(prefix) else {
+            return Ok(());
+        };
+        desired.claims.remove(id);
+        if !desired.claims.is_empty() {
+            return self.write(kernel, now, prefix);
+        }
+        self.desired.remove(prefix);
+        self.networks.remove(prefix);
+        kernel.remove(prefix)?;
+        for inner in self.inside(prefix) {
+            drop(self.write(kernel, now, &inner));
+        }
+        Ok(())
+    }
+
+    /// Ends claims whose time is over and tries failed writes again. Returns the claims that ended.
+    pub fn tick(&mut self, kernel: &mut dyn Kernel, now: Now) -> Vec<(Prefix, ClaimId)> {
+        let mut ended = Vec::new();
+        for (prefix, desired) in &self.desired {
+            for (id, claim) in &desired.claims {
+                if claim.expires_unix_us <= now.unix_us {
+                    ended.push((*prefix, id.clone()));
+                }
+            }
+        }
+        for (prefix, id) in &ended {
+            // The kernel stopped honouring the entry at the same time; a failed removal leaves garbage
+            // that reconciling takes away.
+            drop(self.release(kernel, now, prefix, id));
+        }
+        let failed: Vec<Prefix> = self
+            .desired
+            .iter()
+            .filter(|(_, d)| d.not_enforced.is_some())
+            .map(|(p, _)| *p)
+            .take(RETRIES_PER_TICK)
+            .collect();
+        for prefix in failed {
+            drop(self.write(kernel, now, &prefix));
+        }
+        ended
+    }
+
+    /// Writes every desired entry and removes every other of `present`: after a start, and when the
+    /// wall clock was set (the kernel counts on another clock).
+    pub fn reconcile(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        now: Now,
+        present: &[Prefix],
+    ) -> Reconciled {
+        let mut done = Reconciled::default();
+        let all: Vec<Prefix> = self.desired.keys().copied().collect();
+        for prefix in all {
+            if !present.contains(&prefix) {
+                done.added += 1;
+            }
+            if self.write(kernel, now, &prefix).is_err() {
+                done.failed += 1;
+            }
+        }
+        for prefix in present {
+            if !self.desired.contains_key(prefix) && kernel.remove(prefix).is_ok() {
+                done.removed += 1;
+            }
+        }
+        done
+    }
+
+    fn write(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        now: Now,
+        prefix: &Prefix,
+    ) -> Result<(), TableError> {
+        let cover = self.cover(prefix);
+        let Some(desired) = self.desired.get_mut(prefix) else {
+            return Ok(());
+        };
+        let Some(speaker) = desired.speaker() else {
+            return Ok(());
+        };
+        let flags = match speaker.origin {
+            Origin::Quorum => origin::MESH,
+            Origin::Unilateral => origin::NODE,
+            Origin::Operator => origin::OPERATOR,
+        };
+        let until = desired.expires().max(cover);
+        let expires_ns = kernel_ns(until, now.unix_us, now.mono_ns);
+        let result = kernel.put(prefix, expires_ns, speaker.rule, flags);
+        desired.not_enforced = result.as_ref().err().map(ToString::to_string);
+        result
+    }
+
+    /// The latest end of the networks around a network. Addresses have maps of their own, which are
+    /// asked before the networks' and fall through when they have ended.
+    fn cover(&self, prefix: &Prefix) -> u64 {
+        if prefix.is_single() {
+            return 0;
+        }
+        self.networks
+            .iter()
+            .filter(|outer| *outer != prefix && outer.contains(prefix))
+            .filter_map(|outer| self.desired.get(outer))
+            .map(Desired::expires)
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn inside(&self, outer: &Prefix) -> Vec<Prefix> {
+        self.networks
+            .iter()
+            .filter(|p| *p != outer && outer.contains(p))
+            .copied()
+            .collect()
+    }
+
+    /// Why `prefix` is not in the kernel although it should be.
+    pub fn not_enforced(&self, prefix: &Prefix) -> Option<&str> {
+        self.desired.get(prefix)?.not_enforced.as_deref()
+    }
+
+    /// Whether `prefix` should be blocked.
+    pub fn is_desired(&self, prefix: &Prefix) -> bool {
+        self.desired.contains_key(prefix)
+    }
+
+    /// Whether the claim is alive.
+    pub fn has_claim(&self, prefix: &Prefix, id: &str) -> bool {
+        self.desired
+            .get(prefix)
+            .is_some_and(|d| d.claims.contains_key(id))
+    }
+
+    /// The claims on exactly `prefix`.
+    pub fn claims(&self, prefix: &Prefix) -> Vec<(ClaimId, Claim)> {
+        self.desired.get(prefix).map_or_else(Vec::new, |d| {
+            d.claims
+                .iter()
+                .map(|(i, c)| (i.clone(), c.clone()))
+                .collect()
+        })
+    }
+
+    /// How many prefixes are desired, and which of them are not enforced (at most `limit` of those).
+    pub fn totals(&self, limit: usize) -> (usize, usize, BTreeMap<String, String>) {
+        let failed: Vec<_> = self
+            .desired
+            .iter()
+            .filter_map(|(p, d)| Some((p.to_string(), d.not_enforced.clone()?)))
+            .collect();
+        (
+            self.desired.len(),
+            self.desired.len() - failed.len(),
+            failed.into_iter().take(limit).collect(),
+        )
+    }
+
+    /// Number of desired networks by family: (IPv4, IPv6).
+    pub fn network_counts(&self) -> (u32, u32) {
+        let v4 = self.networks.iter().filter(|p| p.is_ipv4()).count();
+        let count = |n| u32::try_from(n).unwrap_or(u32::MAX);
+        (count(v4), count(self.networks.len() - v4))
+    }
+}
+
+/// What reconciling changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reconciled {
+    /// Entries that were missing.
+    pub added: usize,
+    /// Entries that nobody wants any more.
+    pub removed: usize,
+    /// Entries that could not be written.
+    pub failed: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Fake {
+        entries: HashMap<Prefix, BlockEntry>,
+        room: usize,
+    }
+
+    impl Kernel for Fake {
+        fn put(
+            &mut self,
+            prefix: &Prefix,
+            expires_ns: u64,
+            rule: u32,
+            flags: u32,
+        ) -> Result<(), TableError> {
+            if self.entries.len() >= self.room && !self.entries.contains_key(prefix) {
+                return Err(TableError::Full {
+                    map: "BLOCK4",
+                    setting: "max_blocks",
+                });
+            }
+            let entry = self.entries.entry(*prefix).or_default();
+            *entry = BlockEntry {
+                expires_ns,
+                rule,
+                flags,
+                ..*entry
+            };
+            Ok(())
+        }
+
+        fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError> {
+            self.entries.remove(prefix);
+            Ok(())
+        }
+
+        fn get(&self, prefix: &Prefix) -> Option<BlockEntry> {
+            self.entries.get(prefix).copied()
+        }
+    }
+
+    fn p(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    fn claim(expires_s: u64) -> Claim {
+        Claim {
+            origin: Origin::Quorum,
+            expires_unix_us: expires_s * 1_000_000,
+            rule: 7,
+        }
+    }
+
+    const NOW: Now = Now {
+        unix_us: 1_000_000_000,
+        mono_ns: 5_000_000_000,
+    };
+
+    #[test]
+    fn the_entry_lives_as_long_as_its_longest_claim() {
+        let (mut blocks, mut kernel) = (
+            Blocks::default(),
+            Fake {
+                room: 9,
+                ..Fake::default()
+            },
+        );
+        let x = p("192.0.2.1");
+        blocks
+            .claim(&mut kernel, NOW, x, "a".into(), claim(1010))
+            .unwrap();
+        blocks
+            .claim(&mut kernel, NOW, x, "b".into(), claim(1020))
+            .unwrap();
+        assert_eq!(kernel.entries[&x].expires_ns, 25_000_000_000);
+        let later = Now {
+            unix_us: 1_011_000_000,
+            mono_ns: 16_000_000_000,
+        };
+        assert_eq!(blocks.tick(&mut kernel, later), [(x, "a".to_owned())]);
+        assert!(kernel.entries.contains_key(&x));
+        blocks.release(&mut kernel, later, &x, "b").unwrap();
+        assert!(kernel.entries.is_empty() && !blocks.is_desired(&x));
+    }
+
+    #[test]
+    fn a_full_map_is_reported_and_tried_again() {
+        let (mut blocks, mut kernel) = (
+            Blocks::default(),
+            Fake {
+                room: 1,
+                ..Fake::default()
+            },
+        );
+        let (x, y) = (p("192.0.2.1"), p("192.0.2.2"));
+        blocks
+            .claim(&mut kernel, NOW, x, "a".into(), claim(1010))
+            .unwrap();
+        assert!(
+            blocks
+                .claim(&mut kernel, NOW, y, "b".into(), claim(1010))
+                .is_err()
+        );
+        assert_eq!(blocks.totals(9).0, 2);
+        assert_eq!(blocks.totals(9).1, 1);
+        assert!(blocks.not_enforced(&y).unwrap().contains("max_blocks"));
+        kernel.room = 2;
+        blocks.tick(&mut kernel, NOW);
+        assert!(blocks.not_enforced(&y).is_none() && kernel.entries.contains_key(&y));
+    }
+
+    #[test]
+    fn an_inner_network_does_not_end_before_the_outer_one() {
+        let (mut blocks, mut kernel) = (
+            Blocks::default(),
+            Fake {
+                room: 9,
+                ..Fake::default()
+            },
+        );
+        let (inner, outer) = (p("10.1.0.0/16"), p("10.0.0.0/8"));
+        blocks
+            .claim(&mut kernel, NOW, inner, "i".into(), claim(1010))
+            .unwrap();
+        blocks
+            .claim(&mut kernel, NOW, outer, "o".into(), claim(1500))
+            .unwrap();
+        assert_eq!(
+            kernel.entries[&inner].expires_ns,
+            kernel.entries[&outer].expires_ns
+        );
+        blocks.release(&mut kernel, NOW, &outer, "o").unwrap();
+        assert_eq!(kernel.entries[&inner].expires_ns, 15_000_000_000);
+    }
+
+    #[test]
+    fn reconciling_makes_the_kernel_equal_to_the_wish() {
+        let (mut blocks, mut kernel) = (
+            Blocks::default(),
+            Fake {
+                room: 9,
+                ..Fake::default()
+            },
+        );
+        blocks
+            .claim(&mut kernel, NOW, p("192.0.2.1"), "a".into(), claim(1010))
+            .unwrap();
+        kernel.entries.clear();
+        kernel.entries.insert(p("192.0.2.9"), BlockEntry::default());
+        let done = blocks.reconcile(&mut kernel, NOW, &[p("192.0.2.9")]);
+        assert_eq!(
+            done,
+            Reconciled {
+                added: 1,
+                removed: 1,
+                failed: 0
+            }
+        );
+        assert_eq!(kernel.entries.keys().collect::<Vec<_>>(), [&p("192.0.2.1")]);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_shorten_kernel_time() {
+        assert_eq!(
+            kernel_ns(1_010_000_000, NOW.unix_us, NOW.mono_ns),
+            15_000_000_000
+        );
+        assert_eq!(kernel_ns(0, NOW.unix_us, NOW.mono_ns), 0);
+    }
+}

@@ -1,0 +1,12 @@
+//! What this node does about a decision: its own allowlist first, then the kernel's maps, and the truth
+//! about whether it worked.
+
+mod allowlist;
+mod blocks;
+mod decisions;
+
+pub use self::{
+    allowlist::{Allowlist, AllowlistError, Source, refusal},
+    blocks::{Blocks, Claim, ClaimId, Kernel, MAX_DESIRED, Now, Reconciled},
+    decisions::{Book, Entry},
+};

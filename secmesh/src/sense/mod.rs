@@ -1,0 +1,5 @@
+//! What happened: kernel events, captures and the system's own configuration, in one vocabulary.
+
+pub mod capture;
+pub mod netinfo;
+pub mod observation;
