@@ -1,0 +1,424 @@
+//! `cargo xtask test`: every check and every test, one line each.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use crate::build::{self, BINARY_VARIABLE, Executable, Mode};
+use crate::setup::{self, Profile};
+use crate::sh;
+use crate::term::{Style, paint};
+
+/// What to leave out.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Selection {
+    /// Only formatting, lints of user space, and the tests that need no root.
+    pub quick: bool,
+    /// Everything but the scenarios in the lab.
+    pub no_lab: bool,
+}
+
+/// Tests counted from the closing lines of cargo's test runner.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Passed.
+    pub passed: u64,
+    /// Failed.
+    pub failed: u64,
+    /// Not run.
+    pub ignored: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+}
+
+/// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …` lines.
+pub fn count_tests(output: &str) -> Counts {
+    let mut counts = Counts::default();
+    for line in output.lines() {
+        let Some((_, rest)) = line.split_once("test result: ") else {
+            continue;
+        };
+        let number_before = |word: &str| -> u64 {
+            rest.split([';', '.'])
+                .filter_map(|part| part.trim().strip_suffix(word))
+                .find_map(|number| number.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        counts.add(Counts {
+            passed: number_before("passed"),
+            failed: number_before("failed"),
+            ignored: number_before("ignored"),
+        });
+    }
+    counts
+}
+
+/// One step of the run.
+struct Step {
+    name: &'static str,
+    file: &'static str,
+    commands: Vec<Command>,
+    /// Whether it runs tests, and so must close with at least one counted.
+    tests: bool,
+}
+
+#[derive(Default)]
+struct Totals {
+    counts: Counts,
+    checks: u32,
+    failed_steps: Vec<&'static str>,
+}
+
+/// Runs the steps, all of them even when some fail, and reports.
+///
+/// # Errors
+/// When setting up fails, or any step does.
+pub fn run(selection: Selection) -> anyhow::Result<()> {
+    let started = Instant::now();
+    setup::ensure(
+        if selection.quick {
+            Profile::Build
+        } else {
+            Profile::Test
+        },
+        false,
+        false,
+    )?;
+    let logs = log_folder()?;
+    let mut totals = Totals::default();
+
+    for step in check_steps(selection) {
+        totals.take(step, &logs)?;
+    }
+    totals.take(user_tests(), &logs)?;
+    if !selection.quick {
+        totals.take_root_tests("tests that need the kernel", "kernel", "secmesh", &logs)?;
+        if !selection.no_lab {
+            totals.take_root_tests("end to end, in the lab", "lab", "secmesh-tests", &logs)?;
+        }
+    }
+    totals.report(started.elapsed(), &logs)
+}
+
+fn log_folder() -> anyhow::Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| sh::repo_root().join("target"), PathBuf::from);
+    let folder = target.join("xtask-test");
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    Ok(folder)
+}
+
+fn cargo_with(args: &[&str]) -> Command {
+    let mut cargo = sh::cargo();
+    cargo.args(args);
+    cargo
+}
+
+fn check_steps(selection: Selection) -> Vec<Step> {
+    let check = |name, file, command| Step {
+        name,
+        file,
+        commands: vec![command],
+        tests: false,
+    };
+    let mut steps = vec![
+        check(
+            "formatting",
+            "fmt",
+            cargo_with(&["fmt", "--all", "--check"]),
+        ),
+        check(
+            "clippy, user space",
+            "clippy-user",
+            cargo_with(&[
+                "clippy",
+                "--workspace",
+                "--exclude",
+                "secmesh-ebpf",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ]),
+        ),
+    ];
+    if !selection.quick {
+        let mut kernel = cargo_with(&[
+            "clippy",
+            "--package",
+            "secmesh-ebpf",
+            "--target",
+            "bpfel-unknown-none",
+            "-Zbuild-std=core",
+            "--release",
+            "--",
+            "-D",
+            "warnings",
+        ]);
+        // The pinned stable toolchain builds core for the BPF target; only that needs the switch.
+        kernel.env("RUSTC_BOOTSTRAP", "1");
+        steps.push(check("clippy, kernel programs", "clippy-kernel", kernel));
+        // Advisories are not among them: their database is on a host that a build machine may not reach.
+        steps.push(check(
+            "cargo-deny",
+            "deny",
+            cargo_with(&[
+                "deny",
+                "--all-features",
+                "check",
+                "bans",
+                "licenses",
+                "sources",
+            ]),
+        ));
+    }
+    steps
+}
+
+fn user_tests() -> Step {
+    Step {
+        name: "unit and property tests",
+        file: "unit",
+        commands: vec![cargo_with(&[
+            "test",
+            "--workspace",
+            "--exclude",
+            "secmesh-ebpf",
+            "--exclude",
+            "secmesh-tests",
+            "--no-fail-fast",
+        ])],
+        tests: true,
+    }
+}
+
+/// Test executables run as root, with the tests that are otherwise ignored because they need it.
+///
+/// cargo itself stays with the user, so that nothing in the target folder becomes root's.
+fn root_tests(package: &str) -> anyhow::Result<Vec<Command>> {
+    let agent = build::agent(Mode::Dev)?;
+    let folder = sh::repo_root().join(if package == "secmesh" {
+        "secmesh"
+    } else {
+        "tests"
+    });
+    let built =
+        build::executables_of(&mut cargo_with(&["test", "--no-run", "--package", package]))?;
+    built
+        .into_iter()
+        .filter(|executable| {
+            executable
+                .file
+                .parent()
+                .is_some_and(|parent| parent.ends_with("deps"))
+        })
+        .map(|Executable { file, .. }| {
+            let mut command = sh::as_root("env")?;
+            let mut variable = std::ffi::OsString::from(BINARY_VARIABLE);
+            variable.push("=");
+            variable.push(&agent);
+            // Labs share the machine's two or more processors with what they measure: one at a time.
+            command
+                .arg(variable)
+                .arg(file)
+                .args(["--ignored", "--test-threads=1"])
+                .current_dir(&folder);
+            Ok(command)
+        })
+        .collect()
+}
+
+impl Totals {
+    fn take(&mut self, step: Step, logs: &std::path::Path) -> anyhow::Result<()> {
+        announce(step.name)?;
+        let started = Instant::now();
+        let file = logs.join(format!("{}.log", step.file));
+        let mut passed = true;
+        let log =
+            File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
+        for mut command in step.commands {
+            let status = command
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log.try_clone()?)
+                .status()
+                .with_context(|| format!("cannot start `{}`", sh::shown(&command)))?;
+            passed &= status.success();
+        }
+        // A test may print bytes that are no UTF-8.
+        let text = String::from_utf8_lossy(
+            &std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?,
+        )
+        .into_owned();
+        let counts = if step.tests {
+            count_tests(&text)
+        } else {
+            Counts::default()
+        };
+        self.settle(
+            step.name,
+            passed,
+            step.tests.then_some(counts),
+            started.elapsed(),
+            &text,
+        );
+        Ok(())
+    }
+
+    fn take_root_tests(
+        &mut self,
+        name: &'static str,
+        file: &'static str,
+        package: &str,
+        logs: &std::path::Path,
+    ) -> anyhow::Result<()> {
+        match root_tests(package) {
+            Ok(commands) => self.take(
+                Step {
+                    name,
+                    file,
+                    commands,
+                    tests: true,
+                },
+                logs,
+            ),
+            Err(error) => {
+                announce(name)?;
+                self.settle(
+                    name,
+                    false,
+                    Some(Counts::default()),
+                    Duration::ZERO,
+                    &format!("{error:#}"),
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn settle(
+        &mut self,
+        name: &'static str,
+        passed: bool,
+        counts: Option<Counts>,
+        took: Duration,
+        output: &str,
+    ) {
+        let what = match counts {
+            Some(counts) => format!("{} passed, {} failed, ", counts.passed, counts.failed),
+            None => String::new(),
+        };
+        let verdict = if passed {
+            paint(Style::Good, "ok")
+        } else {
+            paint(Style::Bad, "FAILED")
+        };
+        println!("{verdict} ({what}{:.1} s)", took.as_secs_f64());
+        if counts.is_none() {
+            self.checks += 1;
+        }
+        self.counts.add(counts.unwrap_or_default());
+        if !passed {
+            self.failed_steps.push(name);
+            // A step may fail without a failed test: it did not compile, or a check found something.
+            if counts.is_none_or(|counts| counts.failed == 0) {
+                self.counts.failed += 1;
+            }
+            println!("{}", sh::tail(output, 200));
+        }
+    }
+
+    fn report(&self, took: Duration, logs: &std::path::Path) -> anyhow::Result<()> {
+        println!();
+        println!(
+            "{} tests and {} checks in {:.0} s; what each step printed is in {}",
+            self.counts.passed + self.counts.failed,
+            self.checks,
+            took.as_secs_f64(),
+            logs.display()
+        );
+        if self.counts.passed == 0 {
+            println!("0 passed, {} failed", self.counts.failed.max(1));
+            bail!("no test was run");
+        }
+        println!(
+            "{} passed, {} failed",
+            self.counts.passed, self.counts.failed
+        );
+        if !self.failed_steps.is_empty() {
+            bail!("failed: {}", self.failed_steps.join("; "));
+        }
+        Ok(())
+    }
+}
+
+fn announce(name: &str) -> anyhow::Result<()> {
+    print!(
+        "{name} {} ",
+        ".".repeat(32_usize.saturating_sub(name.len()))
+    );
+    std::io::stdout()
+        .flush()
+        .context("cannot write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargos_closing_lines_are_added_up() {
+        let text = "running 3 tests\ntest result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+                    noise\ntest result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.20s\n";
+        assert_eq!(
+            count_tests(text),
+            Counts {
+                passed: 14,
+                failed: 3,
+                ignored: 1
+            }
+        );
+        assert_eq!(count_tests("nothing here"), Counts::default());
+    }
+
+    #[test]
+    fn a_run_with_a_failed_step_fails() {
+        let mut totals = Totals::default();
+        let logs = std::env::temp_dir();
+        totals.settle(
+            "tests",
+            true,
+            Some(Counts {
+                passed: 2,
+                failed: 0,
+                ignored: 0,
+            }),
+            Duration::ZERO,
+            "",
+        );
+        assert!(totals.report(Duration::ZERO, &logs).is_ok());
+        totals.settle("formatting", false, None, Duration::ZERO, "");
+        assert_eq!(totals.counts.failed, 1);
+        assert!(totals.report(Duration::ZERO, &logs).is_err());
+    }
+
+    #[test]
+    fn a_run_without_a_test_fails() {
+        assert!(
+            Totals::default()
+                .report(Duration::ZERO, &std::env::temp_dir())
+                .is_err()
+        );
+    }
+}

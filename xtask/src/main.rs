@@ -1,0 +1,208 @@
+//! `cargo xtask`: what a developer of secmesh types.
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use xtask::build::{self, Mode};
+use xtask::check::{self, Selection};
+use xtask::lab::{attack, command, generators::Kind, net::MAX_NODES};
+use xtask::run;
+use xtask::setup::{self, Profile};
+
+/// What a developer of secmesh types.
+///
+/// Exit codes: 0 all well, 1 something failed or a bar was missed, 2 wrong usage.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing: says first what and why, and does nothing the second time.
+    #[command(
+        after_help = "Examples:\n  cargo xtask setup\n  cargo xtask setup --profile run\n  cargo xtask setup --check"
+    )]
+    Setup {
+        /// What you are about to do.
+        #[arg(long, value_enum, default_value = "all")]
+        profile: Profile,
+        /// Only say what is missing; exit code 1 if something is.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the agent with its kernel programs; prints where the binary is.
+    #[command(after_help = "Examples:\n  cargo xtask build\n  cargo xtask build --release")]
+    Build {
+        /// Optimised, as it is shipped.
+        #[arg(long)]
+        release: bool,
+    },
+    /// Set up, build, and run an agent on this machine's default-route interface, in monitor mode.
+    #[command(
+        after_help = "Examples:\n  cargo xtask run\n  cargo xtask run -- --interface eth1 --mode enforce"
+    )]
+    Run {
+        /// Given on to `secmesh run`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Set up, then run every check and every test.
+    #[command(
+        after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --quick      # formatting, lints, unit tests\n  cargo xtask test --no-lab     # all but the scenarios in the lab"
+    )]
+    Test {
+        /// Only what needs no root and no kernel program: formatting, lints of user space, unit tests.
+        #[arg(long)]
+        quick: bool,
+        /// Everything but the scenarios in the lab.
+        #[arg(long)]
+        no_lab: bool,
+    },
+    /// Run a mesh with an attacker and a client in network namespaces, until Ctrl-C.
+    #[command(
+        after_help = "Examples:\n  cargo xtask lab\n  cargo xtask lab --nodes 7 --keep\n  cargo xtask lab attack syn-flood\n  cargo xtask lab attack port-scan --ipv6 --json"
+    )]
+    Lab(LabArgs),
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct LabArgs {
+    #[command(subcommand)]
+    command: Option<LabCommand>,
+    /// How many nodes.
+    #[arg(long, default_value_t = 4, value_parser = node_count)]
+    nodes: usize,
+    /// Keep the nodes' files (logs, ledgers) at the end.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// Attack the running lab, or a temporary one, and measure what the mesh makes of it.
+    ///
+    /// Exit code 1 if a bar is missed: alert within 1 s, block in every node's kernel within 50 ms of it,
+    /// 99 % of the packets dropped after that, 99 % of the client's connections answered.
+    #[command(
+        after_help = "Examples:\n  cargo xtask lab attack syn-flood\n  cargo xtask lab attack udp-flood --ipv6 --rate 20000\n  cargo xtask lab attack port-scan --targets 1 --json"
+    )]
+    Attack {
+        /// Which attack.
+        name: Kind,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+        /// How many nodes are hit; with 1, a second one is touched half way.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
+        targets: u8,
+        /// Over IPv6.
+        #[arg(long)]
+        ipv6: bool,
+        /// Packets per second over all targets [default: 10000; port-scan: 1000].
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=200_000))]
+        rate: Option<u32>,
+        /// How long, from the first packet.
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=60))]
+        seconds: u32,
+        /// Nodes of the temporary lab.
+        #[arg(long, default_value_t = 4, value_parser = node_count)]
+        nodes: usize,
+    },
+}
+
+fn node_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=MAX_NODES).contains(&count) => Ok(count),
+        _ => Err(format!("a lab has 1 to {MAX_NODES} nodes")),
+    }
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(task: Task) -> anyhow::Result<()> {
+    match task {
+        Task::Setup { profile, check } => setup::ensure(profile, true, check),
+        Task::Build { release } => {
+            setup::ensure(Profile::Build, false, false)?;
+            let binary = build::agent(if release { Mode::Release } else { Mode::Dev })?;
+            println!("{}", binary.display());
+            Ok(())
+        }
+        Task::Run { args } => run::run(&args),
+        Task::Test { quick, no_lab } => check::run(Selection { quick, no_lab }),
+        Task::Lab(LabArgs {
+            command: None,
+            nodes,
+            keep,
+        }) => command::serve(nodes, keep),
+        Task::Lab(LabArgs {
+            command:
+                Some(LabCommand::Attack {
+                    name,
+                    json,
+                    targets,
+                    ipv6,
+                    rate,
+                    seconds,
+                    nodes,
+                }),
+            ..
+        }) => {
+            let options = attack::Options {
+                kind: name,
+                ipv6,
+                targets: targets.into(),
+                rate,
+                seconds,
+            };
+            command::attack(&options, nodes, json)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_that_people_type_are_understood() {
+        for line in [
+            "xtask run",
+            "xtask run -- --mode enforce",
+            "xtask test",
+            "xtask lab",
+            "xtask lab --nodes 7 --keep",
+            "xtask lab attack syn-flood --json",
+            "xtask lab attack port-scan --targets 1 --ipv6 --rate 500 --seconds 2",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in [
+            "xtask lab --nodes 0",
+            "xtask lab --nodes 17",
+            "xtask lab attack flood",
+            "xtask lab attack syn-flood --targets 3",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}
