@@ -27,6 +27,9 @@ pub const SLOTS: usize = 1 << 16;
 /// A source that was silent for this long starts a new run, and its slot is free to take.
 pub const RUN_GAP_NS: u64 = 10_000_000_000;
 
+/// So many times the alert level of attempts in one window are a flood even if each was completed.
+pub const COMPLETED_FACTOR: u32 = 8;
+
 /// Scores stop here, so that a long-lived busy source can still be displaced.
 const MAX_SCORE: u32 = 4096;
 
@@ -59,8 +62,8 @@ pub struct SourceSlot {
     pub packets: u32,
     /// How firmly the source holds the slot.
     pub score: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Connection attempts in the window of [`RateClass::Syn`], completed or not.
+    pub attempts: u32,
 }
 
 const _: () = assert!(size_of::<SourceSlot>() == 144, "layout");
@@ -203,14 +206,26 @@ pub fn account(slot: &mut SourceSlot, packet: &Packet, now_ns: u64, config: &Con
     }
     match packet.proto {
         PROTO_TCP => {
-            let flow = mix((u64::from(packet.sport) << 16) | u64::from(packet.dport));
+            let ports = (u64::from(packet.sport) << 16) | u64::from(packet.dport);
+            let flow = mix(ports ^ slot.tag);
             if packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN {
                 let (index, bit) = filter_bit(flow);
                 if roll(slot, RateClass::Syn, now_ns, config) {
                     slot.half_open = [0; FILTER_WORDS];
+                    slot.attempts = 0;
                 }
                 slot.half_open[index] |= bit;
                 count(slot, RateClass::Syn, config, &mut seen);
+                // Acknowledgements can be forged, one per attempt; that many attempts are a flood all
+                // the same.
+                slot.attempts = slot.attempts.saturating_add(1);
+                let flood = config.rates[RateClass::Syn as usize]
+                    .alert
+                    .saturating_mul(COMPLETED_FACTOR);
+                if due(slot.attempts, flood, flood) {
+                    seen.rate_class = RateClass::Syn as u8;
+                    seen.rate_count = slot.attempts;
+                }
             } else if packet.tcp_flags & (tcp_flags::ACK | tcp_flags::SYN | tcp_flags::RST)
                 == tcp_flags::ACK
             {
@@ -271,7 +286,8 @@ fn first_contact(slot: &mut SourceSlot, packet: &Packet, now_ns: u64, config: &C
         slot.contacts = [0; FILTER_WORDS];
     }
     let key = (u64::from(packet.proto) << 16) | u64::from(packet.dport);
-    let (index, bit) = filter_bit(hash_address(&packet.dst, packet.family, mix(key)));
+    // The tag is a seeded hash, so nobody can choose ports that meet in one bit.
+    let (index, bit) = filter_bit(hash_address(&packet.dst, packet.family, mix(key ^ slot.tag)));
     if slot.contacts[index] & bit != 0 {
         return false;
     }

@@ -34,7 +34,7 @@ use aya_log_ebpf::debug;
 use secmesh_common::{
     config::{Config, MODE_ENFORCE},
     counters::{Counter, Counters},
-    packet::{Family, Malformed, Packet, parse_ethernet},
+    packet::{Bytes as _, Family, Malformed, Packet, parse_ethernet},
 };
 
 use crate::{block::Verdict, count::bump, frame::Frame};
@@ -86,7 +86,7 @@ fn judge(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Coun
 #[inline(always)]
 fn malformed(ctx: &XdpContext, reason: Malformed, config: &Config, counters: &mut Counters) -> u32 {
     bump(counters, Counter::RxPackets);
-    counters.rx_bytes += (ctx.data_end() - ctx.data()) as u64;
+    counters.rx_bytes += u64::from(Frame::new(ctx).wire_len());
     bump(counters, Counter::from(reason));
     debug!(ctx, "malformed packet, reason {}", reason as u8);
     drop_or_pass(

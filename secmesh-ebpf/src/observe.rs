@@ -105,11 +105,7 @@ fn report(
     first: u64,
     packets: u32,
 ) {
-    if !within_budget(config, now) {
-        bump(counters, Counter::EventsOverBudget);
-        return;
-    }
-    let mut open = 0;
+    let mut open = OPEN_UNKNOWN;
     let kind = if seen.rate_count != 0 {
         EventKind::Rate
     } else if seen.contact {
@@ -122,6 +118,10 @@ fn report(
     } else {
         EventKind::Sample
     };
+    if !within_budget(config, now) {
+        bump(counters, Counter::EventsOverBudget);
+        return;
+    }
     let Some(mut entry) = EVENTS.reserve(0) else {
         bump(counters, Counter::EventsRingFull);
         return;

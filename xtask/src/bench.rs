@@ -1,6 +1,12 @@
 //! What `cargo xtask bench SUITE --json` prints.
 
-use serde::Serialize;
+use std::fmt::Write as _;
+use std::process::Stdio;
+
+use anyhow::{Context as _, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{build, sh};
 
 /// The result of one benchmark suite: one JSON object.
 #[derive(Debug, Clone, Serialize)]
@@ -25,7 +31,7 @@ pub struct Machine {
 }
 
 /// One measured value beside a peer's, both from the same run.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// What was measured.
     pub name: String,
@@ -74,6 +80,63 @@ impl Machine {
     }
 }
 
+/// The binary of the tests' package that measures the kernel program.
+const DATAPLANE: &str = "dataplane-bench";
+
+/// Builds the benchmark of the kernel program, runs it as root, and gives its report.
+///
+/// The measuring is not done in here, because every `cargo xtask` would then compile what it needs.
+///
+/// # Errors
+/// When it cannot be built or run, or prints something else than rows.
+pub fn dataplane() -> anyhow::Result<Report> {
+    let mut cargo = sh::cargo();
+    cargo.args(["build", "--release", "--package", "secmesh-tests", "--bin", DATAPLANE]);
+    let built = build::executables_of(&mut cargo)?;
+    let binary = built
+        .into_iter()
+        .find(|executable| executable.name == DATAPLANE)
+        .with_context(|| format!("cargo built no {DATAPLANE}"))?;
+    let mut command = sh::as_root(&binary.file)?;
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start `{}`", sh::shown(&command)))?;
+    ensure!(
+        output.status.success(),
+        "`{}` failed ({})",
+        sh::shown(&command),
+        output.status
+    );
+    Ok(Report {
+        suite: "dataplane".to_owned(),
+        machine: Machine::here(),
+        rows: serde_json::from_slice(&output.stdout).context("the benchmark's rows")?,
+    })
+}
+
+impl Report {
+    /// The report as a table for people.
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "{} on {} ({} processors, Linux {})\n",
+            self.suite, self.machine.cpu, self.machine.cpus, self.machine.kernel
+        );
+        for row in &self.rows {
+            let peer = match (&row.peer, row.peer_value, row.ratio) {
+                (Some(peer), Some(value), Some(ratio)) => {
+                    format!("   {peer} {value:.0} {}   ratio {ratio:.2}", row.unit)
+                }
+                _ => String::new(),
+            };
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "  {:<14} {:>7.0} {}{peer}", row.name, row.value, row.unit);
+        }
+        text
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,5 +152,23 @@ mod tests {
             None
         );
         assert_eq!(Row::new("drop", 30.0, "ns/packet", None).peer, None);
+    }
+
+    #[test]
+    fn rows_come_back_as_they_were_printed_and_the_table_names_the_peer() {
+        let rows = vec![
+            Row::new("drop, IPv4", 30.0, "ns/packet", Some(("xdp-filter", 60.0))),
+            Row::new("alone", 7.0, "ns/packet", None),
+        ];
+        let text = serde_json::to_string(&rows).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<Row>>(&text).unwrap(), rows);
+        let report = Report {
+            suite: "dataplane".to_owned(),
+            machine: Machine::here(),
+            rows,
+        };
+        let table = report.table();
+        assert!(table.contains("xdp-filter 60 ns/packet   ratio 0.50"), "{table}");
+        assert_eq!(table.lines().count(), 3, "{table}");
     }
 }

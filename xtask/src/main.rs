@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use xtask::bench;
 use xtask::build::{self, Mode};
 use xtask::check::{self, Selection};
 use xtask::lab::{attack, command, generators::Kind, net::MAX_NODES};
@@ -66,6 +67,22 @@ enum Task {
         after_help = "Examples:\n  cargo xtask lab\n  cargo xtask lab --nodes 7 --keep\n  cargo xtask lab attack syn-flood\n  cargo xtask lab attack port-scan --ipv6 --json"
     )]
     Lab(LabArgs),
+    /// Measure, beside a peer on the same machine in the same run.
+    #[command(after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --json")]
+    Bench {
+        /// What to measure.
+        #[arg(value_enum)]
+        suite: Suite,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Suite {
+    /// The kernel program beside xdp-filter's: ns per packet, passed and dropped.
+    Dataplane,
 }
 
 #[derive(Args)]
@@ -142,6 +159,18 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         }
         Task::Run { args } => run::run(&args),
         Task::Test { quick, no_lab } => check::run(Selection { quick, no_lab }),
+        Task::Bench { suite, json } => {
+            setup::ensure(Profile::Bench, false, false)?;
+            let report = match suite {
+                Suite::Dataplane => bench::dataplane()?,
+            };
+            if json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                print!("{}", report.table());
+            }
+            Ok(())
+        }
         Task::Lab(LabArgs {
             command: None,
             nodes,
@@ -189,6 +218,8 @@ mod tests {
             "xtask run",
             "xtask run -- --mode enforce",
             "xtask test",
+            "xtask bench dataplane",
+            "xtask bench dataplane --json",
             "xtask lab",
             "xtask lab --nodes 7 --keep",
             "xtask lab attack syn-flood --json",

@@ -112,8 +112,15 @@ pub(super) struct Agent {
     /// Unix time at the monotonic clock's zero, µs; moves when the wall clock is set.
     pub clock_origin_us: u64,
     pub last_discovery_us: u64,
+    /// The disk refused a vote of ours. The engine may still hold it, so nothing of this node leaves any
+    /// more until it is started again on a disk that works.
+    pub silenced: bool,
+    /// Why the loop ended, if not by a signal.
+    pub ring_failed: Option<std::io::Error>,
     /// Peers of sshd that were connected when the agent started.
     pub ssh_at_start: Vec<(Prefix, String)>,
+    /// Where each peer was really met; only that is allowlisted, not what a peer says of itself.
+    pub proven: BTreeMap<NodeId, IpAddr>,
     pub refusal_log: RateLimitedLog<(NodeId, &'static str)>,
     pub streams: Option<Streams>,
     pub _lock: AgentLock,
@@ -165,7 +172,8 @@ impl Agent {
                 // round, so the choice is left to chance (no `biased`).
                 read = streams.events.read(&mut batch, EVENT_BATCH) => {
                     if let Err(error) = read {
-                        error!(%error, "the event ring failed; detection stops, enforcement goes on");
+                        error!(%error, "the event ring failed; enforcement goes on in the kernel");
+                        self.ring_failed = Some(error);
                         break;
                     }
                     self.take_events(&batch).await;
@@ -188,7 +196,10 @@ impl Agent {
     pub async fn stop(self) -> Result<(), AgentError> {
         info!("stopping");
         let record = Record::Stopped {
-            reason: "signal".to_owned(),
+            reason: match &self.ring_failed {
+                None => "signal".to_owned(),
+                Some(error) => format!("the event ring failed: {error}"),
+            },
         };
         if let Err(error) = self.ledger.append_durable(&record).await {
             warn!(%error, "the ledger did not take the last entry");
@@ -205,7 +216,13 @@ impl Agent {
                 "the program stays attached and blocks stay in force; `secmesh detach` removes them"
             );
         }
-        Ok(())
+        match self.ring_failed {
+            None => Ok(()),
+            Some(source) => Err(AgentError::System {
+                what: "reading kernel events",
+                source,
+            }),
+        }
     }
 
     pub(super) fn now(&self) -> Now {
@@ -293,7 +310,10 @@ impl Agent {
 
     async fn take_peer(&mut self, event: TransportEvent) {
         match event {
-            TransportEvent::PeerUp { node } => {
+            TransportEvent::PeerUp { node, ip } => {
+                if self.proven.insert(node, ip) != Some(ip) {
+                    self.discover_allowlist(false);
+                }
                 info!(peer = %self.name_of(&node), "connected");
                 self.drive(Input::PeerUp(node)).await;
             }
@@ -324,8 +344,8 @@ impl Agent {
         let now = self.now();
         self.notice_clock_step(now);
         self.renew_unilateral(now).await;
-        for (prefix, id) in self.blocks.tick(&mut self.table, now) {
-            self.ended(&prefix, &id, DecisionState::Ended, None);
+        for over in self.blocks.tick(&mut self.table, now) {
+            self.close(&over.prefix, &over.id, DecisionState::Ended, over.hits, None);
         }
         let over: Vec<IpAddr> = self
             .watched
@@ -361,7 +381,7 @@ impl Agent {
     }
 
     pub(super) fn reconcile(&mut self, now: Now) {
-        let present: Vec<Prefix> = self.table.entries().into_iter().map(|(p, _)| p).collect();
+        let present = self.table.entries().into_iter().map(|(p, _)| p).collect();
         let done = self.blocks.reconcile(&mut self.table, now, &present);
         self.update_sizes();
         if done.failed > 0 {

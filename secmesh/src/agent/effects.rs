@@ -52,7 +52,6 @@ impl Agent {
         // Alerts that a report makes of what was seen before are inputs of their own; they wait until
         // this input's outputs are carried out.
         let mut rechecks = Vec::new();
-        let mut muted = false;
         for output in out {
             match output {
                 Output::Persist(vote) => {
@@ -60,12 +59,12 @@ impl Agent {
                         vote: BASE64_STANDARD.encode(&vote),
                     };
                     if let Err(error) = self.ledger.append_durable(&record).await {
-                        error!(%error, "a vote is not on the disk, so it does not leave this node");
+                        error!(%error, "a vote is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
                         self.tally.votes_not_sent += 1;
-                        muted = true;
+                        self.silenced = true;
                     }
                 }
-                Output::Broadcast(_) | Output::Send { .. } if muted => {}
+                Output::Broadcast(_) | Output::Send { .. } if self.silenced => {}
                 Output::Broadcast(bytes) => self.transport.broadcast(&Bytes::from(bytes)),
                 Output::Send { to, bytes } => {
                     let outcome = self.transport.send(to, Bytes::from(bytes));
@@ -89,6 +88,15 @@ impl Agent {
                 } => self.vetoed(&decision.to_string(), &subject, &reason),
                 Output::Equivocation(proof) => self.equivocated(&proof),
                 Output::Admitted(record) => self.admitted(&record),
+                Output::TicketBurned(record) => {
+                    warn!(name = %record.record.name, node = %record.record.node, "a second node came with a used ticket: neither is a member any more; invite the honest one anew");
+                    self.record(&Record::Refused {
+                        source: record.record.node.to_string(),
+                        reason: RefusalReason::TicketReused.name().to_owned(),
+                        count: 1,
+                    });
+                    self.membership_changed();
+                }
                 Output::GrantOpened(grant) => {
                     self.record(&Record::Grant {
                         grant: BASE64_STANDARD.encode(grant.to_bytes()),
@@ -137,8 +145,8 @@ impl Agent {
         warn!(voter = %self.name_of(&proof.voter()), "proved to have lied; its votes count for nothing");
         self.record(&Record::Equivocation {
             voter: proof.voter().to_string(),
-            first: BASE64_STANDARD.encode(proof.to_bytes()),
-            second: to_hex(&sha256(
+            proof: BASE64_STANDARD.encode(proof.to_bytes()),
+            hash: to_hex(&sha256(
                 &[first.vote.to_bytes(), second.vote.to_bytes()].concat(),
             )),
         });
@@ -338,13 +346,16 @@ impl Agent {
             ..self.entry_of(decision)
         };
         self.record_decision(&entry, Some(&decision.warrant));
-        self.release_here(&subject, &format!("release {}", decision.id));
+        // What an operator of this node asked for is not the mesh's to end.
+        self.release_here(&subject, &format!("release {}", decision.id), false);
     }
 
-    /// Ends every block of exactly `subject` on this node. Returns how many there were.
-    pub(super) fn release_here(&mut self, subject: &Prefix, reason: &str) -> usize {
+    /// Ends the blocks of exactly `subject` on this node, those that operators asked for only if told
+    /// to. Returns how many there were.
+    pub(super) fn release_here(&mut self, subject: &Prefix, reason: &str, operators_too: bool) -> usize {
         let now = self.now();
-        let claims = self.blocks.claims(subject);
+        let mut claims = self.blocks.claims(subject);
+        claims.retain(|(_, claim)| operators_too || claim.origin != Origin::Operator);
         let count = claims.len();
         for (id, _) in claims {
             let hits = self.hits_of(subject);
@@ -369,19 +380,8 @@ impl Agent {
         self.table.get(subject).map(|e| (e.hits, e.bytes))
     }
 
-    /// A claim is over.
-    pub(super) fn ended(
-        &mut self,
-        subject: &Prefix,
-        id: &str,
-        state: DecisionState,
-        reason: Option<String>,
-    ) {
-        let hits = self.hits_of(subject);
-        self.close(subject, id, state, hits, reason);
-    }
-
-    fn close(
+    /// A claim is over: book and record.
+    pub(super) fn close(
         &mut self,
         subject: &Prefix,
         id: &str,
@@ -600,17 +600,15 @@ impl Agent {
             } else {
                 entries.extend(self.ssh_at_start.iter().cloned());
             }
-            let me = self.engine.node();
+            let liars = self.engine.liars();
             entries.extend(
-                self.engine
-                    .roster()
-                    .members()
-                    .filter(|(node, _)| **node != me)
-                    .filter_map(|(_, m)| {
-                        Some((
-                            Prefix::host(m.record.address?.ip()),
-                            format!("{} {}", AllowReason::MeshPeer, m.record.name),
-                        ))
+                self.proven
+                    .iter()
+                    .filter(|(node, _)| !liars.contains(node))
+                    .filter_map(|(node, ip)| {
+                        let member = self.engine.roster().get(node)?;
+                        let reason = format!("{} {}", AllowReason::MeshPeer, member.record.name);
+                        Some((Prefix::host(*ip), reason))
                     }),
             );
             let left_out = self.allowlist.replace(Source::Builtin, entries);
@@ -636,7 +634,7 @@ impl Agent {
             .filter(|s| self.allowlist.protects(s).is_some())
             .collect();
         for subject in forbidden {
-            self.release_here(&subject, "now on the allowlist");
+            self.release_here(&subject, "now on the allowlist", true);
         }
     }
 }

@@ -21,7 +21,7 @@ impl Agent {
             .filter(|d| d.state == DecisionState::Active && d.subject.contains(&subject))
             .collect();
         let allowlisted = self.allowlist.protects(&subject);
-        let watched_until_unix_us = self.watched_until(&subject.addr());
+        let watch = self.watched.get(&subject.addr());
         let (verdict, summary) = if let Some(entry) = &allowlisted {
             (
                 "allowlisted",
@@ -35,7 +35,7 @@ impl Agent {
                 "not_enforced",
                 format!("{subject} should be blocked and is NOT: {why}"),
             )
-        } else if watched_until_unix_us.is_some() {
+        } else if watch.is_some() {
             (
                 "watched",
                 format!(
@@ -50,7 +50,9 @@ impl Agent {
             summary,
             mode: self.dataplane.mode(),
             allowlisted,
-            watched_until_unix_us,
+            watched_until_unix_us: watch.map(|w| w.until_unix_us),
+            watched_by: watch.map(|w| self.name_of(&w.reported_by)),
+            watched_packets: watch.map(|w| w.packets),
             alerts: self
                 .alerts
                 .iter()

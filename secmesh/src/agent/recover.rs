@@ -29,6 +29,9 @@ pub(super) struct Memory {
     alerts: VecDeque<Alert>,
     /// Decisions that had not ended when the ledger did, with their warrants.
     decisions: BTreeMap<String, (Entry, Option<Vec<u8>>)>,
+    /// Decisions that an operator here ended before their time. The engine must know them, or a peer's
+    /// copy would put them in force again.
+    released_here: BTreeMap<String, (Entry, Option<Vec<u8>>)>,
     /// Releases, which the engine must know again.
     releases: Vec<(Vec<u8>, u64)>,
 }
@@ -68,8 +71,8 @@ impl Memory {
                     self.votes.push_back(bytes);
                 }
             }
-            Record::Equivocation { first, .. } => {
-                self.proofs.extend(BASE64_STANDARD.decode(first).ok());
+            Record::Equivocation { proof, .. } => {
+                self.proofs.extend(BASE64_STANDARD.decode(proof).ok());
             }
             Record::Alert { alert } => {
                 if let Ok(alert) = serde_json::from_value(alert) {
@@ -97,8 +100,14 @@ impl Memory {
                 }
             }
             Record::Effect { decision, what, .. } => match what {
-                EffectKind::Ended | EffectKind::Released => {
+                EffectKind::Ended => {
                     self.decisions.remove(&decision);
+                }
+                EffectKind::Released => {
+                    if let Some((mut entry, warrant)) = self.decisions.remove(&decision) {
+                        entry.state = DecisionState::Released;
+                        self.released_here.insert(decision, (entry, warrant));
+                    }
                 }
                 EffectKind::Enforced | EffectKind::NotEnforced | EffectKind::Vetoed => {}
             },
@@ -134,7 +143,8 @@ impl Agent {
         }
         self.alerts = memory.alerts;
         let mut restored = 0usize;
-        for (_, (entry, warrant)) in memory.decisions {
+        let all = memory.decisions.into_values().chain(memory.released_here.into_values());
+        for (entry, warrant) in all {
             if let Some(warrant) = &warrant {
                 let certified = entry.certified_unix_us.unwrap_or(entry.created_unix_us);
                 let vetoed = (entry.state == DecisionState::Vetoed)

@@ -1,6 +1,6 @@
 //! Operators' requests, answered from the loop so that an answer is one consistent picture.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use secmesh_common::counters::Counter;
@@ -322,7 +322,7 @@ impl Agent {
             .book
             .active_on(&subject)
             .any(|e| e.scope == DecisionScope::Mesh);
-        let here = self.release_here(&subject, "operator of this node");
+        let here = self.release_here(&subject, "operator of this node", true);
         if subject.is_single() {
             self.drive(Input::OperatorRelease { subject, signed }).await;
         }
@@ -436,10 +436,5 @@ impl Agent {
             );
         }
         done("the ticket is open".to_owned(), None)
-    }
-
-    /// Until when an address is watched.
-    pub(super) fn watched_until(&self, addr: &IpAddr) -> Option<u64> {
-        self.watched.get(addr).map(|w| w.until_unix_us)
     }
 }

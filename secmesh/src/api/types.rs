@@ -348,11 +348,17 @@ pub struct Explanation {
     pub mode: Mode,
     /// Why it cannot be blocked, if so.
     pub allowlisted: Option<AllowView>,
-    /// Until when it is watched, unix µs, and on whose word.
+    /// Until when it is watched, unix µs.
     pub watched_until_unix_us: Option<u64>,
+    /// Which node's report made this one watch it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watched_by: Option<String>,
+    /// Packets of it that came since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watched_packets: Option<u64>,
     /// Alerts on it, newest first.
     pub alerts: Vec<Alert>,
-    /// Decisions on it or on a prefix that contains it, newest first.
+    /// Decisions on it, on a prefix that contains it and on what it contains, newest first.
     pub decisions: Vec<DecisionView>,
     /// Incidents that are being voted on.
     pub incidents: Vec<IncidentView>,
@@ -386,7 +392,7 @@ pub struct KernelEntry {
 pub struct AllowView {
     /// What is allowed.
     pub prefix: Prefix,
-    /// Why: `loopback`, `own_address`, `mesh_peer`, …, or the operator's words.
+    /// Why, in words: what it is on this system, or what the operator said.
     pub reason: String,
     /// `builtin`, `configuration` or `operator`.
     pub source: String,

@@ -165,7 +165,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   secmesh mode             says which it is
-  secmesh mode enforce     drops from now on; the configuration decides after a restart")]
+  secmesh mode enforce     drops from now on, also after a restart of the agent; after a reboot or
+                           `secmesh detach` the configuration decides again")]
     Mode {
         /// The mode wanted
         mode: Option<ModeArg>,

@@ -75,6 +75,13 @@ impl CliError {
             Self::State(error)
             | Self::Identity(IdentityError::State(error))
             | Self::Store(StoreError::State(error)) => state(error),
+            Self::Agent(AgentError::State(error)) => state(error),
+            Self::Agent(AgentError::Identity(IdentityError::State(error))) => state(error),
+            Self::Dataplane(DataplaneError::PinDir { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                NOT_PERMITTED
+            }
             Self::Config(_) | Self::Usage(_) | Self::Ticket(_) => USAGE,
             Self::Agent(error) => error.exit_code(),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,

@@ -51,12 +51,14 @@ pub fn story(explanation: &Explanation, now_us: u64, paint: Paint) -> String {
         heading(&mut out, "Watch", paint);
         let _ = writeln!(
             out,
-            "  a peer reported it; this node looks closer {}",
+            "  {} reported it; this node looks closer {}; {} of it since",
+            clean(explanation.watched_by.as_deref().unwrap_or("a peer")),
             if until > now_us {
                 format!("until {}", at(until, now_us))
             } else {
                 "no longer".to_owned()
-            }
+            },
+            count(usize::try_from(explanation.watched_packets.unwrap_or(0)).unwrap_or(usize::MAX), "packet")
         );
     }
     heading(&mut out, "Seen by this node", paint);
@@ -206,7 +208,7 @@ mod tests {
             "203.0.113.9: NOT ENFORCED\n",
             "note: this node is in monitor mode",
             "203.0.113.0/24 is never blocked: office\u{fffd}[2J (operator)\n",
-            "looks closer until 2023-11-14T22:14:20.000Z (in 1 min)\n",
+            "looks closer until 2023-11-14T22:14:20.000Z (in 1 min); 0 packets of it since\n",
             "  and 2 alerts before, see --json\n",
             "block 203.0.113.9 for udp_flood: weight 100 of 134 needed (incident ab12)\n",
             "      n1  reject  weight 100",

@@ -1,5 +1,7 @@
 //! `run` and `detach`.
 
+use std::os::unix::net::UnixStream;
+
 use serde_json::json;
 use tokio::runtime::Builder;
 
@@ -37,6 +39,13 @@ pub fn run(context: &Context, args: RunArgs) -> Result<(), CliError> {
 
 /// `secmesh detach`
 pub fn detach(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
+    let socket = context.socket()?;
+    if UnixStream::connect(&socket).is_ok() {
+        return Err(CliError::Failed(format!(
+            "an agent runs here ({}) and would go on believing that its blocks are in force; stop it first",
+            socket.display()
+        )));
+    }
     let dir = &context.config()?.dataplane.pin_dir;
     let removed = dataplane::detach_all(dir)?;
     if out.json {

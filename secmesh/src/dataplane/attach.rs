@@ -10,6 +10,7 @@ use aya::programs::{
     links::{FdLink, PinnedLink},
     xdp::{XdpLink, XdpLinkId},
 };
+use nix::errno::Errno;
 use tracing::{info, warn};
 
 use super::DataplaneError;
@@ -109,7 +110,7 @@ fn take_over(program: &mut Xdp, interface: &str, path: &Path) -> Result<bool, Da
             info!(interface, "took over the pinned link of an earlier agent");
             Ok(true)
         }
-        Err(error) => {
+        Err(error) if os_error(&error) == Some(Errno::ENOLINK) => {
             // The kernel answers ENOLINK when the link's device was removed (net/core/dev.c,
             // bpf_xdp_link_update).
             warn!(interface, %error, "a pinned link is dead (its interface was removed); making a new one");
@@ -119,6 +120,10 @@ fn take_over(program: &mut Xdp, interface: &str, path: &Path) -> Result<bool, Da
             })?;
             Ok(false)
         }
+        Err(error) => Err(failed(format!(
+            "taking over the running link: {}",
+            chain(&error)
+        ))),
     }
 }
 
@@ -183,12 +188,11 @@ fn pin(
 }
 
 fn is_busy(error: &ProgramError) -> bool {
-    io_error(error).is_some_and(|e| {
-        matches!(
-            e.raw_os_error().map(nix::errno::Errno::from_raw),
-            Some(nix::errno::Errno::EBUSY | nix::errno::Errno::EEXIST)
-        )
-    })
+    matches!(os_error(error), Some(Errno::EBUSY | Errno::EEXIST))
+}
+
+fn os_error(error: &ProgramError) -> Option<Errno> {
+    io_error(error)?.raw_os_error().map(Errno::from_raw)
 }
 
 fn io_error(error: &ProgramError) -> Option<&io::Error> {

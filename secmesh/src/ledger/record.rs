@@ -40,7 +40,7 @@ pub enum Record {
     VoteSeen {
         /// Id of the voter.
         voter: String,
-        /// The signed bytes.
+        /// What the vote says, as JSON; the signed bytes are in the certificate, if there is one.
         vote: String,
     },
     /// A decision came into force.
@@ -106,10 +106,10 @@ pub enum Record {
     Equivocation {
         /// Id of the voter.
         voter: String,
-        /// The one vote.
-        first: String,
-        /// The other.
-        second: String,
+        /// The proof: both signed votes.
+        proof: String,
+        /// Hash over the two votes, to find the same proof in other ledgers.
+        hash: String,
     },
     /// Messages were refused.
     Refused {

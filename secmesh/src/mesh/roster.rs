@@ -32,20 +32,34 @@ pub const NODE_WEIGHT: u32 = 100;
 pub enum Offered {
     /// It is new; the roster has to be built again.
     Changed,
-    /// It was known, or lost against another record of the same ticket.
+    /// It was known, or its ticket is burned already.
     Unchanged,
+    /// It is the second record under its ticket, which proves that the ticket was used twice. Neither
+    /// is in the roster any more; the roster has to be built again.
+    Burned,
     /// The mesh is full.
     Full,
 }
 
 /// The grow-only set of admitted records.
 ///
-/// Of several records under one ticket, and of several under one node id, the least by (time of
-/// joining, node id, hash) stays, so that all nodes keep the same one.
+/// A ticket is used once. Two different records under one ticket are a proof that it was not, and then
+/// neither counts: any other rule lets whoever holds the ticket's key change who it is, as often as it
+/// likes and with an epoch each time. Of several records under one node id the least by (time of joining,
+/// hash) stays. So all nodes that know the same records have the same roster.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    by_ticket: BTreeMap<TicketId, AdmittedRecord>,
+    by_ticket: BTreeMap<TicketId, TicketUse>,
     by_operator: BTreeMap<Hash, AdmittedRecord>,
+}
+
+/// What is known of a ticket.
+#[derive(Debug, Clone)]
+enum TicketUse {
+    /// Used, as it should be.
+    Once(Box<AdmittedRecord>),
+    /// Used twice, and the proof of that.
+    Burned(Box<[AdmittedRecord; 2]>),
 }
 
 fn rank(admitted: &AdmittedRecord) -> (u64, NodeId, Hash) {
@@ -69,10 +83,19 @@ impl Registry {
             return Offered::Changed;
         };
         match self.by_ticket.get(&ticket) {
-            Some(kept) if rank(kept) <= rank(&admitted) => Offered::Unchanged,
+            Some(TicketUse::Burned(_)) => Offered::Unchanged,
+            Some(TicketUse::Once(kept)) if kept.record.hash() == admitted.record.hash() => {
+                Offered::Unchanged
+            }
+            Some(TicketUse::Once(kept)) => {
+                let proof = Box::new([AdmittedRecord::clone(kept), admitted]);
+                self.by_ticket.insert(ticket, TicketUse::Burned(proof));
+                Offered::Burned
+            }
             None if full => Offered::Full,
-            _ => {
-                self.by_ticket.insert(ticket, admitted);
+            None => {
+                self.by_ticket
+                    .insert(ticket, TicketUse::Once(Box::new(admitted)));
                 Offered::Changed
             }
         }
@@ -83,14 +106,28 @@ impl Registry {
         self.by_ticket.contains_key(ticket)
     }
 
-    /// All records, those of the roster and those that lost to another one of the same node id.
+    /// All records: those of the roster, those that lost to another one of the same node id, and both
+    /// records of each burned ticket, which prove that it is.
     pub fn records(&self) -> impl Iterator<Item = &AdmittedRecord> {
-        self.by_operator.values().chain(self.by_ticket.values())
+        let by_ticket = self.by_ticket.values().flat_map(|used| match used {
+            TicketUse::Once(record) => std::slice::from_ref(&**record),
+            TicketUse::Burned(proof) => proof.as_slice(),
+        });
+        self.by_operator.values().chain(by_ticket)
+    }
+
+    /// The records that count.
+    fn valid(&self) -> impl Iterator<Item = &AdmittedRecord> {
+        let by_ticket = self.by_ticket.values().filter_map(|used| match used {
+            TicketUse::Once(record) => Some(&**record),
+            TicketUse::Burned(_) => None,
+        });
+        self.by_operator.values().chain(by_ticket)
     }
 
     /// One record per node id, in the order of joining.
     fn in_order(&self) -> Vec<&NodeRecord> {
-        let mut records: Vec<_> = self.records().collect();
+        let mut records: Vec<_> = self.valid().collect();
         records.sort_by_cached_key(|admitted| rank(admitted));
         let mut seen = BTreeSet::new();
         records.retain(|admitted| seen.insert(admitted.record.node));

@@ -17,7 +17,7 @@ use crate::{
 
 /// Prefixes and addresses that may be desired at once.
 pub const MAX_DESIRED: usize = 1 << 20;
-/// Failed writes that are tried again per second.
+/// Failed writes that are tried again per tick.
 const RETRIES_PER_TICK: usize = 256;
 
 /// Identifies a claim: the decision's id.
@@ -105,6 +105,21 @@ pub struct Blocks {
     desired: BTreeMap<Prefix, Desired>,
     /// The prefixes among them that are no single addresses.
     networks: BTreeSet<Prefix>,
+    /// When each claim ends, soonest first, so that a tick looks at what is due and at nothing else.
+    ends: BTreeSet<(u64, Prefix, ClaimId)>,
+    /// What should be in the kernel and is not.
+    failed: BTreeSet<Prefix>,
+}
+
+/// A claim whose time is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Over {
+    /// What was blocked.
+    pub prefix: Prefix,
+    /// Whose claim it was.
+    pub id: ClaimId,
+    /// What the kernel had counted by then: packets and bytes.
+    pub hits: Option<(u64, u64)>,
 }
 
 /// Unix time as a reading of the kernel's clock.
@@ -147,11 +162,12 @@ impl Blocks {
                 setting: "nothing: the limit is fixed",
             });
         }
-        self.desired
-            .entry(prefix)
-            .or_default()
-            .claims
-            .insert(id, claim);
+        let end = (claim.expires_unix_us, prefix, id.clone());
+        let claims = &mut self.desired.entry(prefix).or_default().claims;
+        if let Some(old) = claims.insert(id.clone(), claim) {
+            self.ends.remove(&(old.expires_unix_us, prefix, id));
+        }
+        self.ends.insert(end);
         if !prefix.is_single() {
             self.networks.insert(prefix);
             // Inner prefixes must not end before this one.
@@ -178,12 +194,16 @@ impl Blocks {
         let Some(desired) = self.desired.get_mut(prefix) else {
             return Ok(());
         };
-        desired.claims.remove(id);
+        if let Some(claim) = desired.claims.remove(id) {
+            self.ends
+                .remove(&(claim.expires_unix_us, *prefix, id.to_owned()));
+        }
         if !desired.claims.is_empty() {
             return self.write(kernel, now, prefix);
         }
         self.desired.remove(prefix);
         self.networks.remove(prefix);
+        self.failed.remove(prefix);
         kernel.remove(prefix)?;
         for inner in self.inside(prefix) {
             drop(self.write(kernel, now, &inner));
@@ -191,32 +211,25 @@ impl Blocks {
         Ok(())
     }
 
-    /// Ends claims whose time is over and tries failed writes again. Returns the claims that ended.
-    pub fn tick(&mut self, kernel: &mut dyn Kernel, now: Now) -> Vec<(Prefix, ClaimId)> {
-        let mut ended = Vec::new();
-        for (prefix, desired) in &self.desired {
-            for (id, claim) in &desired.claims {
-                if claim.expires_unix_us <= now.unix_us {
-                    ended.push((*prefix, id.clone()));
-                }
+    /// Ends claims whose time is over and tries failed writes again.
+    pub fn tick(&mut self, kernel: &mut dyn Kernel, now: Now) -> Vec<Over> {
+        let mut over = Vec::new();
+        while let Some((ends, prefix, id)) = self.ends.first().cloned() {
+            if ends > now.unix_us {
+                break;
             }
-        }
-        for (prefix, id) in &ended {
+            let hits = kernel.get(&prefix).map(|e| (e.hits, e.bytes));
             // The kernel stopped honouring the entry at the same time; a failed removal leaves garbage
             // that reconciling takes away.
-            drop(self.release(kernel, now, prefix, id));
+            drop(self.release(kernel, now, &prefix, &id));
+            self.ends.remove(&(ends, prefix, id.clone()));
+            over.push(Over { prefix, id, hits });
         }
-        let failed: Vec<Prefix> = self
-            .desired
-            .iter()
-            .filter(|(_, d)| d.not_enforced.is_some())
-            .map(|(p, _)| *p)
-            .take(RETRIES_PER_TICK)
-            .collect();
+        let failed: Vec<Prefix> = self.failed.iter().take(RETRIES_PER_TICK).copied().collect();
         for prefix in failed {
             drop(self.write(kernel, now, &prefix));
         }
-        ended
+        over
     }
 
     /// Writes every desired entry and removes every other of `present`: after a start, and when the
@@ -225,7 +238,7 @@ impl Blocks {
         &mut self,
         kernel: &mut dyn Kernel,
         now: Now,
-        present: &[Prefix],
+        present: &BTreeSet<Prefix>,
     ) -> Reconciled {
         let mut done = Reconciled::default();
         let all: Vec<Prefix> = self.desired.keys().copied().collect();
@@ -267,6 +280,11 @@ impl Blocks {
         let expires_ns = kernel_ns(until, now.unix_us, now.mono_ns);
         let result = kernel.put(prefix, expires_ns, speaker.rule, flags);
         desired.not_enforced = result.as_ref().err().map(ToString::to_string);
+        if result.is_err() {
+            self.failed.insert(*prefix);
+        } else {
+            self.failed.remove(prefix);
+        }
         result
     }
 
@@ -320,18 +338,17 @@ impl Blocks {
         })
     }
 
-    /// How many prefixes are desired, and which of them are not enforced (at most `limit` of those).
+    /// How many prefixes are desired, how many of them are enforced, and which are not, with the reason
+    /// (at most `limit` of those).
     pub fn totals(&self, limit: usize) -> (usize, usize, BTreeMap<String, String>) {
-        let failed: Vec<_> = self
-            .desired
+        let named = self
+            .failed
             .iter()
-            .filter_map(|(p, d)| Some((p.to_string(), d.not_enforced.clone()?)))
+            .take(limit)
+            .filter_map(|p| Some((p.to_string(), self.desired.get(p)?.not_enforced.clone()?)))
             .collect();
-        (
-            self.desired.len(),
-            self.desired.len() - failed.len(),
-            failed.into_iter().take(limit).collect(),
-        )
+        let desired = self.desired.len();
+        (desired, desired.saturating_sub(self.failed.len()), named)
     }
 
     /// Number of desired networks by family: (IPv4, IPv6).
@@ -437,7 +454,7 @@ mod tests {
             unix_us: 1_011_000_000,
             mono_ns: 16_000_000_000,
         };
-        assert_eq!(blocks.tick(&mut kernel, later), [(x, "a".to_owned())]);
+        assert_eq!(blocks.tick(&mut kernel, later), [Over { prefix: x, id: "a".to_owned(), hits: Some((0, 0)) }]);
         assert!(kernel.entries.contains_key(&x));
         blocks.release(&mut kernel, later, &x, "b").unwrap();
         assert!(kernel.entries.is_empty() && !blocks.is_desired(&x));
@@ -507,7 +524,7 @@ mod tests {
             .unwrap();
         kernel.entries.clear();
         kernel.entries.insert(p("192.0.2.9"), BlockEntry::default());
-        let done = blocks.reconcile(&mut kernel, NOW, &[p("192.0.2.9")]);
+        let done = blocks.reconcile(&mut kernel, NOW, &BTreeSet::from([p("192.0.2.9")]));
         assert_eq!(
             done,
             Reconciled {

@@ -7,6 +7,6 @@ mod decisions;
 
 pub use self::{
     allowlist::{Allowlist, AllowlistError, Source, refusal},
-    blocks::{Blocks, Claim, ClaimId, Kernel, MAX_DESIRED, Now, Reconciled},
+    blocks::{Blocks, Claim, ClaimId, Kernel, MAX_DESIRED, Now, Over, Reconciled},
     decisions::{Book, Entry},
 };

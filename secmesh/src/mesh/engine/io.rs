@@ -98,6 +98,9 @@ pub enum Output {
     Equivocation(Box<EquivocationProof>),
     /// A node is in the roster now; keep the record on the disk.
     Admitted(Box<AdmittedRecord>),
+    /// A second record under one ticket: neither of the two is in the roster any more. This is the one
+    /// that came last; keep it on the disk.
+    TicketBurned(Box<AdmittedRecord>),
     /// Connections with this ticket's key may join.
     GrantOpened(Box<SignedGrant>),
     /// No longer, because this node used it.
@@ -218,6 +221,8 @@ reasons!(
     BadAdmission = "bad_admission",
     /// The ticket has ended.
     TicketExpired = "ticket_expired",
+    /// A second record under one ticket.
+    TicketReused = "ticket_reused",
     /// A limit of this node is reached.
     Full = "full",
     /// This node is not in the roster and cannot vote.

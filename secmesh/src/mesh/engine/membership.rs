@@ -53,6 +53,15 @@ impl Engine {
         match self.registry.offer(admitted.clone()) {
             Offered::Unchanged => return,
             Offered::Full => return self.refuse(call, from, RefusalReason::Full),
+            Offered::Burned => {
+                // Everybody has to see both records to come to the same roster.
+                call.out.push(Output::Broadcast(
+                    Message::Admission(Box::new(admitted.clone())).to_bytes(),
+                ));
+                call.out.push(Output::TicketBurned(Box::new(admitted)));
+                self.refuse(call, from, RefusalReason::TicketReused);
+                return self.new_epoch(call);
+            }
             Offered::Changed => {}
         }
         if let Some(ticket) = admitted.ticket() {

@@ -44,6 +44,9 @@ pub const MAX_EVIDENCE: usize = 65_536;
 pub const MAX_WATCHED: usize = 16_384;
 /// How long a subject is watched after a peer's report, in microseconds.
 pub const WATCH_US: u64 = 15 * 60 * 1_000_000;
+/// How long a node waits before it agrees to a release, in microseconds: time for a node that still sees
+/// the attack to say so. One that was never attacked always sees quiet.
+pub const RELEASE_WAIT_US: u64 = 2 * 1_000_000;
 /// Most own votes remembered so as not to contradict them.
 pub const MAX_OWN_VOTES: usize = 65_536;
 /// Most messages of a not yet known epoch that are put aside.
@@ -99,6 +102,8 @@ pub struct Engine {
     sequence: u64,
     own_votes: BTreeMap<VoteSlot, Ballot>,
     incidents: Incidents,
+    /// Releases that peers asked for and this node would agree to, since when.
+    considered: BTreeMap<IncidentKey, u64>,
     evidence: BTreeMap<(Prefix, AttackClass), Evidence>,
     windows: BTreeMap<NodeId, ReplayWindow>,
     proofs: BTreeMap<NodeId, EquivocationProof>,
@@ -139,6 +144,7 @@ impl Engine {
             sequence: 0,
             own_votes: BTreeMap::new(),
             incidents: Incidents::default(),
+            considered: BTreeMap::new(),
             evidence: BTreeMap::new(),
             windows: BTreeMap::new(),
             proofs: BTreeMap::new(),
@@ -269,6 +275,7 @@ impl Engine {
         for id in ended {
             self.forget(&id);
         }
+        self.agree_to_releases(call);
         self.send_backlog(call);
     }
 }

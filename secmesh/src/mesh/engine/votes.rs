@@ -8,6 +8,7 @@
 
 use super::io::{Output, RefusalReason, VoteSummary};
 use super::{
+    MAX_OPEN, RELEASE_WAIT_US,
     Call, Engine, Evidence, Incident, IncidentKey, MAX_EVIDENCE, MAX_OWN_VOTES, MAX_WATCHED,
     WATCH_US,
 };
@@ -398,14 +399,44 @@ impl Engine {
         let subject = ballot.action.subject;
         // Who knows of no block has no opinion on ending it.
         if self.active_block(&subject).is_some() {
+            if !call.policy.is_quiet(&subject) {
+                self.cast(call, key, Verdict::Reject, None);
+            } else if self.considered.len() < MAX_OPEN {
+                self.considered.entry(*key).or_insert(call.now);
+            }
+        }
+        self.try_certify(call, key);
+    }
+
+    /// Agrees to releases that were asked for a while ago, if the subject is still quiet here and nobody
+    /// who counts has said that it is not elsewhere.
+    pub(super) fn agree_to_releases(&mut self, call: &mut Call<'_>) {
+        let due: Vec<IncidentKey> = self
+            .considered
+            .iter()
+            .filter(|(_, since)| call.now.saturating_sub(**since) >= RELEASE_WAIT_US)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in due {
+            self.considered.remove(&key);
+            let Some(incident) = self.incidents.get(&key) else {
+                continue;
+            };
+            let subject = incident.action.subject;
+            let contradicted = incident.votes.iter().any(|(voter, signed)| {
+                signed.vote.verdict == Verdict::Reject && !self.zeroed.contains(voter)
+            });
+            if contradicted || self.active_block(&subject).is_none() {
+                continue;
+            }
             let verdict = if call.policy.is_quiet(&subject) {
                 Verdict::Concur
             } else {
                 Verdict::Reject
             };
-            self.cast(call, key, verdict, None);
+            self.cast(call, &key, verdict, None);
+            self.try_certify(call, &key);
         }
-        self.try_certify(call, key);
     }
 
     fn watch(&mut self, call: &mut Call<'_>, subject: Prefix, reported_by: NodeId) {

@@ -108,7 +108,7 @@ async fn attempt(inner: &Arc<Inner>, peer: PeerAddress) -> Result<(), FrameError
     let inner = Arc::clone(inner);
     let tasks = inner.tasks.clone();
     let session = async move {
-        if let Some(place) = registry::enter(&inner, peer.node, true).await {
+        if let Some(place) = registry::enter(&inner, peer.node, peer.address, true).await {
             tracing::info!(peer = %peer.node, address = %peer.address, "connected to a peer");
             session::run(
                 &inner,

@@ -142,7 +142,7 @@ async fn serve(inner: Arc<Inner>, stream: TcpStream, source: SocketAddr, permit:
             spki,
         })) => {
             // The answer to the Hello is the promise that this connection counts.
-            let Some(place) = registry::enter(&inner, node, false).await else {
+            let Some(place) = registry::enter(&inner, node, source, false).await else {
                 return;
             };
             let said = timeout(HANDSHAKE, frame::write_hello(&mut stream, &inner.mesh)).await;

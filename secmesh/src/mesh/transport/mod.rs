@@ -87,6 +87,9 @@ pub enum TransportEvent {
     PeerUp {
         /// The peer.
         node: NodeId,
+        /// Where it really is: a connection to or from there was made with its key. What a peer says
+        /// of its own address is only its word.
+        ip: IpAddr,
     },
     /// The connection to a peer ended.
     PeerDown {

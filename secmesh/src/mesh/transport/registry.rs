@@ -1,6 +1,7 @@
 //! One connection per peer, and which of two stays.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -76,7 +77,12 @@ pub(super) struct Place {
 
 /// Makes a connection the one to `node`, or says that another is better. Two connections dialled from
 /// the same side mean that the other end has forgotten the older one.
-pub(super) async fn enter(inner: &Inner, node: NodeId, dialled_here: bool) -> Option<Place> {
+pub(super) async fn enter(
+    inner: &Inner,
+    node: NodeId,
+    address: SocketAddr,
+    dialled_here: bool,
+) -> Option<Place> {
     let by_lower = dialled_here == (inner.node < node);
     let slot = inner.registry.slot(node);
     let turn = slot.turn.lock().await;
@@ -106,7 +112,8 @@ pub(super) async fn enter(inner: &Inner, node: NodeId, dialled_here: bool) -> Op
         .outgoing_expired
         .fetch_add(expired, std::sync::atomic::Ordering::Relaxed);
     slot.connected.send_replace(true);
-    tell(inner, TransportEvent::PeerUp { node }).await;
+    let ip = address.ip().to_canonical();
+    tell(inner, TransportEvent::PeerUp { node, ip }).await;
     drop(turn);
     Some(Place { slot, stop, node })
 }

@@ -72,7 +72,7 @@ async fn event(events: &mut Events) -> TransportEvent {
 async fn up(events: &mut Events, n: u8) {
     let event = event(events).await;
     assert!(
-        matches!(event, TransportEvent::PeerUp { node } if node == id(n)),
+        matches!(event, TransportEvent::PeerUp { node, .. } if node == id(n)),
         "{event:?}"
     );
 }

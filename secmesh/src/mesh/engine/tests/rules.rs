@@ -211,6 +211,9 @@ fn a_release_works_from_any_node_when_the_subject_is_quiet() {
         };
         net.input(i, release);
         net.run();
+        assert!((1..=4).all(|i| net.blocks(i, subject())), "the others wait for a contradiction");
+        net.tick(RELEASE_WAIT_US);
+        net.run();
         assert!((1..=4).all(|i| !net.blocks(i, subject())));
     }
 }
@@ -228,8 +231,19 @@ fn a_release_is_rejected_while_the_attack_lasts_and_can_be_asked_for_again() {
     net.input(1, ask());
     net.run();
     assert!((1..=4).all(|i| net.blocks(i, subject())));
+    // One liar and one node that was never attacked are not enough: those that are attacked contradict.
     *net.policies[&4].noisy.borrow_mut() = false;
     net.input(1, ask());
+    net.run();
+    net.tick(RELEASE_WAIT_US);
+    net.run();
+    assert!((1..=4).all(|i| net.blocks(i, subject())));
+    for i in 2..=3 {
+        *net.policies[&i].noisy.borrow_mut() = false;
+    }
+    net.input(1, ask());
+    net.run();
+    net.tick(RELEASE_WAIT_US);
     net.run();
     assert!((1..=4).all(|i| !net.blocks(i, subject())));
     net.nobody_contradicts_itself();
@@ -384,4 +398,18 @@ fn a_lie_told_to_different_nodes_is_found_in_the_certificate() {
     for i in 1..=3 {
         assert!(net.engines[&i].liars().contains(&node_id(4)), "node {i}");
     }
+}
+
+#[test]
+fn a_release_that_arrives_late_does_not_end_a_later_block() {
+    let mut net = Net::four();
+    let draft = net.engines[&3].draft_release(subject(), net.now, 60);
+    net.now += 61 * S;
+    net.sees(1, subject());
+    net.sees(2, subject());
+    net.run();
+    let release = Message::Release(Box::new(draft.sign(&operator())));
+    net.inject(3, 4, &release);
+    assert_eq!(net.engines[&4].decisions().count(), 2);
+    assert!(net.blocks(4, subject()));
 }
