@@ -23,6 +23,8 @@ pub struct Status {
     /// Counters by name.
     #[serde(default)]
     pub counters: std::collections::BTreeMap<String, u64>,
+    /// The controller's counters by name.
+    pub controller: std::collections::BTreeMap<String, u64>,
 }
 
 /// An interface with the program on it.
