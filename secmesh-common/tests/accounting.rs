@@ -1,8 +1,12 @@
 //! The per-source accounting: windows, handshakes, contacts, and who keeps a slot.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "helpers of tests: an index out of bounds is a failed test"
+)]
 
 use proptest::prelude::*;
 use secmesh_common::{
-    account::{RUN_GAP_NS, SLOTS, SourceSlot, account, is_tcp_probe, place},
+    account::{COMPLETED_FACTOR, RUN_GAP_NS, SLOTS, SourceSlot, account, is_tcp_probe, place},
     config::{Config, RateClass, RateLevels},
     packet::{
         Family, Fragment, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Packet,
@@ -138,12 +142,36 @@ fn a_clock_that_stands_still_or_goes_back_breaks_nothing() {
     assert_eq!(slot.count[RateClass::Udp as usize], 6);
 }
 
+fn handshakes(count: u16) -> impl Iterator<Item = Packet> {
+    (1000..1000 + count).flat_map(|port| [tcp(SYN, port, 80), tcp(ACK, port, 80)])
+}
+
+/// From so many attempts in one window on, completing them does not help.
+fn completed_flood() -> u32 {
+    config().rates[RateClass::Syn as usize].alert * COMPLETED_FACTOR
+}
+
 #[test]
-fn a_completed_handshake_does_not_count() {
+fn completed_handshakes_do_not_count_below_the_level_for_completed_ones() {
     let mut slot = SourceSlot::default();
-    let handshakes = (1000..3000).flat_map(|port| [tcp(SYN, port, 80), tcp(ACK, port, 80)]);
-    assert_eq!(reported(&mut slot, handshakes, 1000), [0; 0]);
+    let below = u16::try_from(completed_flood() - 1).unwrap();
+    assert_eq!(reported(&mut slot, handshakes(below), 1000), [0; 0]);
     assert_eq!(syn_count(&slot), 0);
+}
+
+#[test]
+fn attempts_with_forged_acknowledgements_are_a_flood_in_the_end() {
+    let mut slot = SourceSlot::default();
+    let level = completed_flood();
+    let counts = reported(&mut slot, handshakes(u16::try_from(level).unwrap()), 1000);
+    assert_eq!(counts, [level]);
+}
+
+#[test]
+fn attempts_are_counted_anew_in_each_window() {
+    let mut slot = SourceSlot::default();
+    // 2,000 handshakes, but over four seconds.
+    assert_eq!(reported(&mut slot, handshakes(2000), MS), [0; 0]);
 }
 
 #[test]

@@ -1,4 +1,8 @@
 //! The parser on arbitrary bytes, and beside an independent one on well-formed packets.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: a packet that cannot be built is a failed test"
+)]
 
 use etherparse::{
     IpNumber, Ipv4Extensions, Ipv6Extensions, NetSlice, PacketBuilder, SlicedPacket, TransportSlice,

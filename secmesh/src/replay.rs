@@ -244,3 +244,142 @@ fn claim<'a>(
     let slot = slots.get_mut(chosen)?;
     slot.contend(place.tag, now_ns).then_some(slot)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, path::PathBuf};
+
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    const ATTACKER: [u8; 4] = [192, 0, 2, 66];
+    const SERVER: [u8; 4] = [198, 51, 100, 1];
+
+    /// A capture in the making: classic pcap, µs, Ethernet.
+    struct Capture(Vec<u8>);
+
+    impl Capture {
+        fn new() -> Self {
+            let mut bytes = Vec::new();
+            for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
+                bytes.extend(word.to_le_bytes());
+            }
+            Self(bytes)
+        }
+
+        fn add(&mut self, ms: u32, frame: &[u8]) {
+            let len = u32::try_from(frame.len()).unwrap();
+            for word in [1_700_000_000 + ms / 1000, ms % 1000 * 1000, len, len] {
+                self.0.extend(word.to_le_bytes());
+            }
+            self.0.extend(frame);
+        }
+
+        fn tcp(&mut self, ms: u32, from: ([u8; 4], u16), to: ([u8; 4], u16), flags: &str) {
+            let mut tcp = PacketBuilder::ethernet2([2; 6], [4; 6])
+                .ipv4(from.0, to.0, 64)
+                .tcp(from.1, to.1, 1, 1000);
+            for flag in flags.chars() {
+                tcp = match flag {
+                    'S' => tcp.syn(),
+                    'A' => tcp.ack(1),
+                    'R' => tcp.rst(),
+                    _ => tcp.fin(),
+                };
+            }
+            let mut frame = Vec::new();
+            tcp.write(&mut frame, &[]).unwrap();
+            self.add(ms, &frame);
+        }
+
+        fn replay(&self) -> Report {
+            let dir = tempfile::tempdir().unwrap();
+            let path: PathBuf = dir.path().join("capture");
+            crate::state::write_atomic(&path, &self.0, 0o600).unwrap();
+            let plain = replay(&path, &DetectConfig::default()).unwrap();
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(&self.0).unwrap();
+            crate::state::write_atomic(&path, &gzip.finish().unwrap(), 0o600).unwrap();
+            let zipped = replay(&path, &DetectConfig::default()).unwrap();
+            assert_eq!(plain.alerts, zipped.alerts);
+            plain
+        }
+    }
+
+    fn classes(report: &Report) -> Vec<&str> {
+        report.alerts.iter().map(|a| a.class.name()).collect()
+    }
+
+    #[test]
+    fn a_syn_flood_is_one_alert_with_the_times_of_its_packets() {
+        let mut capture = Capture::new();
+        for n in 0..400u16 {
+            capture.tcp(u32::from(n), (ATTACKER, 1024 + n), (SERVER, 80), "S");
+        }
+        let report = capture.replay();
+        assert_eq!(classes(&report), ["syn_flood"]);
+        let alert = &report.alerts[0];
+        assert_eq!(alert.subject.to_string(), "192.0.2.66");
+        assert_eq!(alert.first_unix_us, 1_700_000_000_000_000);
+        assert_eq!(alert.last_unix_us, 1_700_000_000_199_000);
+        assert_eq!(report.packets, 400);
+    }
+
+    #[test]
+    fn a_busy_client_that_completes_its_connections_is_no_flood() {
+        let mut capture = Capture::new();
+        for n in 0..900u16 {
+            let (ms, port) = (u32::from(n), 1024 + n);
+            capture.tcp(ms, (ATTACKER, port), (SERVER, 80), "S");
+            capture.tcp(ms, (SERVER, 80), (ATTACKER, port), "SA");
+            capture.tcp(ms, (ATTACKER, port), (SERVER, 80), "A");
+        }
+        assert_eq!(classes(&capture.replay()), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn forged_acknowledgements_do_not_hide_a_flood() {
+        let mut capture = Capture::new();
+        for n in 0..1_700u32 {
+            let port = 1024 + u16::try_from(n).unwrap();
+            capture.tcp(n / 2, (ATTACKER, port), (SERVER, 80), "S");
+            capture.tcp(n / 2, (ATTACKER, port), (SERVER, 80), "A");
+        }
+        assert_eq!(classes(&capture.replay()), ["syn_flood"]);
+    }
+
+    #[test]
+    fn ports_that_answer_are_no_scan_and_ports_that_do_not_are() {
+        let mut capture = Capture::new();
+        for n in 1..60u16 {
+            let ms = u32::from(n) * 20;
+            capture.tcp(ms, (ATTACKER, 40_000), (SERVER, n), "S");
+            capture.tcp(ms + 1, (SERVER, n), (ATTACKER, 40_000), "SA");
+        }
+        assert_eq!(classes(&capture.replay()), [] as [&str; 0]);
+        let mut capture = Capture::new();
+        for n in 1..60u16 {
+            let ms = u32::from(n) * 20;
+            capture.tcp(ms, (ATTACKER, 40_000), (SERVER, n), "S");
+            capture.tcp(ms + 1, (SERVER, n), (ATTACKER, 40_000), "RA");
+        }
+        assert_eq!(classes(&capture.replay()), ["port_scan"]);
+    }
+
+    #[test]
+    fn malformed_packets_are_counted_by_reason() {
+        let mut capture = Capture::new();
+        let mut frame = vec![0; 12];
+        frame.extend([0x08, 0x00, 0x65, 0, 0, 20]);
+        frame.resize(34, 0);
+        capture.add(0, &frame);
+        capture.add(1, &[0; 8]);
+        let report = capture.replay();
+        let reasons: Vec<_> = report.malformed.into_iter().collect();
+        assert_eq!(
+            reasons,
+            [("malformed_ethernet", 1), ("malformed_ip_version", 1)]
+        );
+    }
+}

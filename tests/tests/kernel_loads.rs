@@ -17,7 +17,7 @@ use secmesh::{
     config::AttachMode as Wanted,
     dataplane::{AttachMode, Dataplane, DataplaneError, LoadOptions, Mode, detach_all},
 };
-use secmesh_common::{SCHEMA, block::origin};
+use secmesh_common::block::origin;
 use secmesh_tests::{
     frames::{IPV4, SOURCE4, ethernet, ipv4_from, protocol, tcp},
     kernel::{BPFFS, Kernel, XDP_DROP, XDP_PASS, difference, isolated, options, shown, tool},
@@ -439,18 +439,29 @@ fn a_pin_whose_interface_is_gone_gives_way_to_a_new_link() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
-fn state_of_another_schema_is_refused_and_left_alone() -> Result<()> {
+fn pinned_maps_of_another_layout_are_refused_and_left_alone() -> Result<()> {
     isolated(|| {
-        let other = pin_dir()?.join(format!("v{}", SCHEMA + 1));
-        fs::create_dir_all(&other)?;
+        fs::create_dir_all(pin_dir()?)?;
+        let foreign = pin_dir()?.join("BLOCK4");
+        let path = foreign.to_str().context("a name in UTF-8")?;
+        // A key of the right size and a value of another.
+        let map = "type hash key 4 value 16 entries 8 name foreign";
+        let words: Vec<&str> = ["map", "create", path]
+            .into_iter()
+            .chain(map.split(' '))
+            .collect();
+        tool("bpftool", &words)?;
         match Dataplane::load(&pinned()) {
-            Err(DataplaneError::Schema { found, ours, .. }) => {
-                ensure!(found == SCHEMA + 1 && ours == SCHEMA, "{found} {ours}");
+            Err(DataplaneError::ForeignState {
+                path, found, ours, ..
+            }) => {
+                ensure!(path == foreign, "{}", path.display());
+                ensure!(found == (4, 16) && ours.0 == 4, "{found:?} {ours:?}");
             }
             Err(other) => bail!("{other}"),
-            Ok(_) => bail!("loaded beside another version's state"),
+            Ok(_) => bail!("took over a map of another layout"),
         }
-        ensure!(other.exists(), "the other version's state was removed");
+        ensure!(foreign.exists(), "the other version's state was removed");
         Ok(())
     })
 }

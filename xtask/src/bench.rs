@@ -91,7 +91,14 @@ const DATAPLANE: &str = "dataplane-bench";
 /// When it cannot be built or run, or prints something else than rows.
 pub fn dataplane() -> anyhow::Result<Report> {
     let mut cargo = sh::cargo();
-    cargo.args(["build", "--release", "--package", "secmesh-tests", "--bin", DATAPLANE]);
+    cargo.args([
+        "build",
+        "--release",
+        "--package",
+        "secmesh-tests",
+        "--bin",
+        DATAPLANE,
+    ]);
     let built = build::executables_of(&mut cargo)?;
     let binary = built
         .into_iter()
@@ -131,7 +138,11 @@ impl Report {
                 _ => String::new(),
             };
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "  {:<14} {:>7.0} {}{peer}", row.name, row.value, row.unit);
+            let _ = writeln!(
+                text,
+                "  {:<14} {:>7.0} {}{peer}",
+                row.name, row.value, row.unit
+            );
         }
         text
     }
@@ -168,7 +179,10 @@ mod tests {
             rows,
         };
         let table = report.table();
-        assert!(table.contains("xdp-filter 60 ns/packet   ratio 0.50"), "{table}");
+        assert!(
+            table.contains("xdp-filter 60 ns/packet   ratio 0.50"),
+            "{table}"
+        );
         assert_eq!(table.lines().count(), 3, "{table}");
     }
 }

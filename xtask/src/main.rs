@@ -68,7 +68,9 @@ enum Task {
     )]
     Lab(LabArgs),
     /// Measure, beside a peer on the same machine in the same run.
-    #[command(after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --json")]
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --json"
+    )]
     Bench {
         /// What to measure.
         #[arg(value_enum)]
