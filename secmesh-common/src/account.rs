@@ -287,7 +287,11 @@ fn first_contact(slot: &mut SourceSlot, packet: &Packet, now_ns: u64, config: &C
     }
     let key = (u64::from(packet.proto) << 16) | u64::from(packet.dport);
     // The tag is a seeded hash, so nobody can choose ports that meet in one bit.
-    let (index, bit) = filter_bit(hash_address(&packet.dst, packet.family, mix(key ^ slot.tag)));
+    let (index, bit) = filter_bit(hash_address(
+        &packet.dst,
+        packet.family,
+        mix(key ^ slot.tag),
+    ));
     if slot.contacts[index] & bit != 0 {
         return false;
     }

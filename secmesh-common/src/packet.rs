@@ -81,8 +81,9 @@ pub trait Bytes {
     /// over several buffers.
     fn wire_len_at_least(&self, length: usize) -> bool;
 
-    /// Length of the frame on the wire, in bytes.
-    fn wire_len(&self) -> u32;
+    /// Length of the frame, in bytes: on the wire in a capture, of the first buffer in the kernel, where
+    /// asking for more costs a call that hardly any packet needs.
+    fn first_len(&self) -> u32;
 }
 
 /// A frame in memory, of which only the first bytes may have been captured.
@@ -114,7 +115,7 @@ impl Bytes for Captured<'_> {
         self.wire_len as usize >= length
     }
 
-    fn wire_len(&self) -> u32 {
+    fn first_len(&self) -> u32 {
         self.wire_len
     }
 }
@@ -179,7 +180,8 @@ pub struct Packet {
     pub src: Words,
     /// Destination address.
     pub dst: Words,
-    /// Length of the frame on the wire, in bytes.
+    /// Length of the frame in bytes, or up to the end of its IP packet if that is more (a frame in several
+    /// buffers).
     pub wire_len: u32,
     /// Source port (TCP, UDP), host byte order; 0 where there is none.
     pub sport: u16,
@@ -216,6 +218,13 @@ impl Packet {
         }
     }
 
+    /// The frame is at least `length` bytes long.
+    #[inline(always)]
+    fn extend_to(&mut self, length: usize) {
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        self.wire_len = self.wire_len.max(length);
+    }
+
     /// Whether the transport header of `proto` was read.
     #[inline(always)]
     pub fn is(&self, proto: u8) -> bool {
@@ -236,7 +245,7 @@ fn word(a: u8, b: u8, c: u8, d: u8) -> u32 {
 /// The first thing that is wrong with it.
 #[inline(always)]
 pub fn parse_ethernet<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
-    let mut packet = Packet::empty(bytes.wire_len());
+    let mut packet = Packet::empty(bytes.first_len());
     let Some(eth) = bytes.load::<{ EthHdr::LEN }>(0) else {
         return Err(Malformed::Ethernet);
     };
@@ -271,7 +280,7 @@ pub fn parse_from_network<B: Bytes>(
     ethertype: u16,
     offset: usize,
 ) -> Result<Packet, Malformed> {
-    parse_network(bytes, ethertype, offset, Packet::empty(bytes.wire_len()))
+    parse_network(bytes, ethertype, offset, Packet::empty(bytes.first_len()))
 }
 
 #[inline(always)]
@@ -306,6 +315,7 @@ fn parse_ipv4<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
         return Err(Malformed::IpLength);
     }
     packet.family = Family::V4;
+    packet.extend_to(offset + total_len);
     packet.src[0] = word(h[12], h[13], h[14], h[15]);
     packet.dst[0] = word(h[16], h[17], h[18], h[19]);
     packet.proto = h[9];
@@ -333,6 +343,7 @@ fn parse_ipv6<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
         return Err(Malformed::IpLength);
     }
     packet.family = Family::V6;
+    packet.extend_to(offset + Ipv6Hdr::LEN + payload_len);
     packet.src = [
         word(h[8], h[9], h[10], h[11]),
         word(h[12], h[13], h[14], h[15]),

@@ -4,7 +4,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::{
     btf_maps::{LpmTrie, lpm_trie::Key},
-    helpers::{bpf_ktime_get_coarse_ns, bpf_map_lookup_elem},
+    helpers::bpf_map_lookup_elem,
 };
 use secmesh_common::{
     block::{Addr4, Addr6, BlockEntry, Net4},
@@ -14,6 +14,7 @@ use secmesh_common::{
 };
 
 use crate::{
+    clock::now_ns,
     count::bump,
     maps::{ALLOW4, ALLOW6, BLOCK4, BLOCK6, PREFIX4, PREFIX6},
 };
@@ -46,20 +47,13 @@ pub fn bytes16(words: &Words) -> [u8; 16] {
     unsafe { core::mem::transmute::<Words, [u8; 16]>(*words) }
 }
 
-/// Coarse monotonic time, ns; resolution is one timer tick.
-#[inline(always)]
-pub fn now_ns() -> u64 {
-    // SAFETY: no arguments, no effects (Linux 5.11, kernel/bpf/helpers.c).
-    unsafe { bpf_ktime_get_coarse_ns() }
-}
-
 /// Looks the source up: exact entry first, then prefix, then the allowlist if one of them hit.
 #[inline(always)]
 pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdict {
     let hit = match packet.family {
         Family::V4 => {
             let addr = packet.src[0].to_ne_bytes();
-            check_exact(BLOCK4.get_ptr_mut(Addr4 { addr }), packet, counters)
+            check_exact(BLOCK4.get_ptr_mut(Addr4 { addr }), packet, config, counters)
                 .then_some(Verdict::Exact)
                 .or_else(|| {
                     if config.prefixes4 == 0 {
@@ -67,12 +61,12 @@ pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdi
                     }
                     let key = Key::new(32, Net4 { addr, pad: [0; 4] });
                     let entry = lookup_trie(&PREFIX4, &key);
-                    check_exact(entry, packet, counters).then_some(Verdict::Prefix)
+                    check_exact(entry, packet, config, counters).then_some(Verdict::Prefix)
                 })
         }
         Family::V6 => {
             let addr = bytes16(&packet.src);
-            check_exact(BLOCK6.get_ptr_mut(Addr6 { addr }), packet, counters)
+            check_exact(BLOCK6.get_ptr_mut(Addr6 { addr }), packet, config, counters)
                 .then_some(Verdict::Exact)
                 .or_else(|| {
                     if config.prefixes6 == 0 {
@@ -80,7 +74,7 @@ pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdi
                     }
                     let key = Key::new(128, Addr6 { addr });
                     let entry = lookup_trie(&PREFIX6, &key);
-                    check_exact(entry, packet, counters).then_some(Verdict::Prefix)
+                    check_exact(entry, packet, config, counters).then_some(Verdict::Prefix)
                 })
         }
         Family::Other => None,
@@ -94,11 +88,16 @@ pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdi
 
 /// Counts the packet on a live entry; `false` if there is no entry or it has ended.
 #[inline(always)]
-fn check_exact(entry: Option<*mut BlockEntry>, packet: &Packet, counters: &mut Counters) -> bool {
+fn check_exact(
+    entry: Option<*mut BlockEntry>,
+    packet: &Packet,
+    config: &Config,
+    counters: &mut Counters,
+) -> bool {
     let Some(entry) = entry else {
         return false;
     };
-    let now = now_ns();
+    let now = now_ns(config);
     // SAFETY: the pointer came from a map lookup of this program run, and only the kernel's own map code
     // and other runs of this program write there. The slot of a hash entry may be given to another key
     // meanwhile (no RCU grace before reuse); then the hit is counted on that one.

@@ -30,13 +30,16 @@ impl Bytes for Frame<'_> {
 
     #[inline(always)]
     fn wire_len_at_least(&self, length: usize) -> bool {
-        self.ctx.data_end() - self.ctx.data() >= length || self.wire_len() as usize >= length
+        if self.ctx.data_end() - self.ctx.data() >= length {
+            return true;
+        }
+        // SAFETY: the helper only reads the context it is given (Linux 5.18, net/core/filter.c).
+        let all = unsafe { bpf_xdp_get_buff_len(self.ctx.as_ptr().cast()) };
+        all as usize >= length
     }
 
     #[inline(always)]
-    fn wire_len(&self) -> u32 {
-        // SAFETY: the helper only reads the context it is given (Linux 5.18, net/core/filter.c).
-        let len = unsafe { bpf_xdp_get_buff_len(self.ctx.as_ptr().cast()) };
-        len as u32
+    fn first_len(&self) -> u32 {
+        (self.ctx.data_end() - self.ctx.data()) as u32
     }
 }

@@ -20,6 +20,7 @@
 )]
 
 mod block;
+mod clock;
 mod count;
 mod frame;
 mod maps;
@@ -86,7 +87,7 @@ fn judge(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Coun
 #[inline(always)]
 fn malformed(ctx: &XdpContext, reason: Malformed, config: &Config, counters: &mut Counters) -> u32 {
     bump(counters, Counter::RxPackets);
-    counters.rx_bytes += u64::from(Frame::new(ctx).wire_len());
+    counters.rx_bytes += u64::from(Frame::new(ctx).first_len());
     bump(counters, Counter::from(reason));
     debug!(ctx, "malformed packet, reason {}", reason as u8);
     drop_or_pass(

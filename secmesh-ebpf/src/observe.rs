@@ -24,7 +24,8 @@ use secmesh_common::{
 };
 
 use crate::{
-    block::{bytes16, now_ns},
+    block::bytes16,
+    clock::now_ns,
     count::bump,
     maps::{BUDGET, EVENTS, HASH_SEED, SOURCES, WATCH4, WATCH6},
 };
@@ -32,7 +33,7 @@ use crate::{
 /// Accounts a packet that nothing blocked, and reports what is worth it.
 #[inline(always)]
 pub fn observe(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Counters) {
-    let now = now_ns();
+    let now = now_ns(config);
     let Some(slot) = claim(packet, now) else {
         bump(counters, Counter::SourcesContended);
         return;
@@ -227,6 +228,8 @@ fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
 fn is_forwarded(ctx: &XdpContext, packet: &Packet) -> bool {
     const AF_INET: u8 = 2;
     const AF_INET6: u8 = 10;
+    const FIB_SIZE: i32 = 64;
+    const _: () = assert!(size_of::<bpf_fib_lookup>() == 64, "the kernel's layout");
     // SAFETY: all-zero is a valid value of this struct of integers and unions of integers.
     let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     match packet.family {
@@ -244,16 +247,15 @@ fn is_forwarded(ctx: &XdpContext, packet: &Packet) -> bool {
     }
     route.l4_protocol = packet.proto;
     route.ifindex = ctx.ingress_ifindex() as u32;
-    let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the struct lives on our stack and has the size we say (net/core/filter.c).
-    let answer = unsafe { fib_lookup(ctx.as_ptr(), &raw mut route, size, 0) };
+    let answer = unsafe { fib_lookup(ctx.as_ptr(), &raw mut route, FIB_SIZE, 0) };
     // A host that does not forward answers FWD_DISABLED; a destination that is its own, NOT_FWDED.
     matches!(
-        answer as u32,
-        BPF_FIB_LKUP_RET_SUCCESS
+        u32::try_from(answer),
+        Ok(BPF_FIB_LKUP_RET_SUCCESS
             | BPF_FIB_LKUP_RET_UNSUPP_LWT
             | BPF_FIB_LKUP_RET_NO_NEIGH
             | BPF_FIB_LKUP_RET_FRAG_NEEDED
-            | BPF_FIB_LKUP_RET_NO_SRC_ADDR
+            | BPF_FIB_LKUP_RET_NO_SRC_ADDR)
     )
 }

@@ -48,7 +48,7 @@ pub mod protocol {
     pub const ESP: u8 = 50;
     /// Authentication header.
     pub const AUTH: u8 = 51;
-    /// ICMPv6.
+    /// `ICMPv6`.
     pub const ICMPV6: u8 = 58;
     /// IPv6 "no next header".
     pub const NONE: u8 = 59;
@@ -195,7 +195,7 @@ fn ports(source: u16, destination: u16) -> Vec<u8> {
     [source.to_be_bytes(), destination.to_be_bytes()].concat()
 }
 
-/// An ICMP or ICMPv6 message of this type.
+/// An ICMP or `ICMPv6` message of this type.
 pub fn icmp(kind: u8) -> Vec<u8> {
     vec![kind, 0, 0, 0, 0, 1, 0, 1]
 }

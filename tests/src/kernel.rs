@@ -66,7 +66,7 @@ pub fn options() -> LoadOptions {
         max_prefixes: 256,
         event_budget: 20_000,
         log_level: 0,
-        seed: 0x5eed_0f_7e57,
+        seed: 0x005e_ed0f_7e57,
         mode: Mode::Enforce,
         levels: default_levels(),
     }

@@ -50,7 +50,8 @@ fn release_works_from_any_node() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
-fn the_mesh_votes_on_a_release_without_the_operators_key_once_the_attacker_is_quiet() -> Result<()> {
+fn the_mesh_votes_on_a_release_without_the_operators_key_once_the_attacker_is_quiet() -> Result<()>
+{
     let lab = lab(4)?;
     let nodes = lab.state().nodes.clone();
     let outcome = attack_two_nodes(&lab, Kind::IcmpFlood, false)?;

@@ -70,11 +70,7 @@ fn refusals(lab: &Lab) -> Result<u64> {
     let counters = lab.agent(1)?.status()?.controller;
     Ok(counters
         .iter()
-        .filter(|(name, _)| {
-            ["transport_refused"]
-                .iter()
-                .any(|word| name.contains(word))
-        })
+        .filter(|(name, _)| ["transport_refused"].iter().any(|word| name.contains(word)))
         .map(|(_, count)| *count)
         .sum())
 }

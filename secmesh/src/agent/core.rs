@@ -345,7 +345,13 @@ impl Agent {
         self.notice_clock_step(now);
         self.renew_unilateral(now).await;
         for over in self.blocks.tick(&mut self.table, now) {
-            self.close(&over.prefix, &over.id, DecisionState::Ended, over.hits, None);
+            self.close(
+                &over.prefix,
+                &over.id,
+                DecisionState::Ended,
+                over.hits,
+                None,
+            );
         }
         let over: Vec<IpAddr> = self
             .watched

@@ -352,7 +352,12 @@ impl Agent {
 
     /// Ends the blocks of exactly `subject` on this node, those that operators asked for only if told
     /// to. Returns how many there were.
-    pub(super) fn release_here(&mut self, subject: &Prefix, reason: &str, operators_too: bool) -> usize {
+    pub(super) fn release_here(
+        &mut self,
+        subject: &Prefix,
+        reason: &str,
+        operators_too: bool,
+    ) -> usize {
         let now = self.now();
         let mut claims = self.blocks.claims(subject);
         claims.retain(|(_, claim)| operators_too || claim.origin != Origin::Operator);

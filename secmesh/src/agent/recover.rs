@@ -143,7 +143,10 @@ impl Agent {
         }
         self.alerts = memory.alerts;
         let mut restored = 0usize;
-        let all = memory.decisions.into_values().chain(memory.released_here.into_values());
+        let all = memory
+            .decisions
+            .into_values()
+            .chain(memory.released_here.into_values());
         for (entry, warrant) in all {
             if let Some(warrant) = &warrant {
                 let certified = entry.certified_unix_us.unwrap_or(entry.created_unix_us);

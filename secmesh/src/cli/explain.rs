@@ -58,7 +58,10 @@ pub fn story(explanation: &Explanation, now_us: u64, paint: Paint) -> String {
             } else {
                 "no longer".to_owned()
             },
-            count(usize::try_from(explanation.watched_packets.unwrap_or(0)).unwrap_or(usize::MAX), "packet")
+            count(
+                usize::try_from(explanation.watched_packets.unwrap_or(0)).unwrap_or(usize::MAX),
+                "packet"
+            )
         );
     }
     heading(&mut out, "Seen by this node", paint);

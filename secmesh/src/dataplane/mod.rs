@@ -4,6 +4,7 @@
 //! opens the pinned maps and swaps its program into the pinned links without a gap.
 
 mod attach;
+mod clock;
 mod counters;
 mod error;
 mod events;
@@ -18,6 +19,8 @@ use aya::{
     maps::{Array, MapData},
     programs::Xdp,
 };
+use tracing::warn;
+
 use secmesh_common::{
     SCHEMA,
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
@@ -157,7 +160,15 @@ impl Dataplane {
         } else {
             mode_number(options.mode)
         };
+        let ticks = clock::measure(&mut this.ebpf)?;
+        if ticks.is_none() {
+            warn!(
+                "the kernel's timer rate is not one that is known; packets cost a clock reading each"
+            );
+        }
         this.current = KernelConfig {
+            tick_ns: ticks.map_or(0, |t| t.tick_ns),
+            clock_offset_ns: ticks.map_or(0, |t| t.offset_ns),
             schema: SCHEMA,
             mode,
             rates: options.levels.rates,

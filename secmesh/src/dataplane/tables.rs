@@ -253,10 +253,10 @@ impl AllowTable {
         for prefix in present.iter().filter(|p| !wanted.contains(p)) {
             match prefix.addr() {
                 IpAddr::V4(a) => {
-                    removed(self.v4.remove(&net4(a.octets(), prefix.len())), "ALLOW4")?
+                    removed(self.v4.remove(&net4(a.octets(), prefix.len())), "ALLOW4")?;
                 }
                 IpAddr::V6(a) => {
-                    removed(self.v6.remove(&net6(a.octets(), prefix.len())), "ALLOW6")?
+                    removed(self.v6.remove(&net6(a.octets(), prefix.len())), "ALLOW6")?;
                 }
             }
         }

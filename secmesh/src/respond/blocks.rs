@@ -454,7 +454,14 @@ mod tests {
             unix_us: 1_011_000_000,
             mono_ns: 16_000_000_000,
         };
-        assert_eq!(blocks.tick(&mut kernel, later), [Over { prefix: x, id: "a".to_owned(), hits: Some((0, 0)) }]);
+        assert_eq!(
+            blocks.tick(&mut kernel, later),
+            [Over {
+                prefix: x,
+                id: "a".to_owned(),
+                hits: Some((0, 0))
+            }]
+        );
         assert!(kernel.entries.contains_key(&x));
         blocks.release(&mut kernel, later, &x, "b").unwrap();
         assert!(kernel.entries.is_empty() && !blocks.is_desired(&x));

@@ -8,9 +8,8 @@
 
 use super::io::{Output, RefusalReason, VoteSummary};
 use super::{
-    MAX_OPEN, RELEASE_WAIT_US,
-    Call, Engine, Evidence, Incident, IncidentKey, MAX_EVIDENCE, MAX_OWN_VOTES, MAX_WATCHED,
-    WATCH_US,
+    Call, Engine, Evidence, Incident, IncidentKey, MAX_EVIDENCE, MAX_OPEN, MAX_OWN_VOTES,
+    MAX_WATCHED, RELEASE_WAIT_US, WATCH_US,
 };
 use crate::addr::Prefix;
 use crate::mesh::cert::CertVerdict;

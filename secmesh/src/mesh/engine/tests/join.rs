@@ -60,7 +60,11 @@ fn a_ticket_is_used_once() {
     }
     let epoch = net.roster().epoch_hash();
     net.inject(1, 2, &Message::Admission(Box::new(by_ticket(6, "d", 0x71))));
-    assert!(net.engines.values().all(|e| e.roster().epoch_hash() == epoch));
+    assert!(
+        net.engines
+            .values()
+            .all(|e| e.roster().epoch_hash() == epoch)
+    );
 }
 
 #[test]

@@ -211,7 +211,10 @@ fn a_release_works_from_any_node_when_the_subject_is_quiet() {
         };
         net.input(i, release);
         net.run();
-        assert!((1..=4).all(|i| net.blocks(i, subject())), "the others wait for a contradiction");
+        assert!(
+            (1..=4).all(|i| net.blocks(i, subject())),
+            "the others wait for a contradiction"
+        );
         net.tick(RELEASE_WAIT_US);
         net.run();
         assert!((1..=4).all(|i| !net.blocks(i, subject())));
