@@ -16,10 +16,12 @@ const MAX_ALERTS: usize = 20;
 impl Agent {
     pub(super) fn explain(&self, subject: Prefix) -> Explanation {
         let decisions = self.decisions(true, Some(subject));
-        let covering: Vec<&DecisionView> = decisions
+        let mut covering: Vec<&DecisionView> = decisions
             .iter()
             .filter(|d| d.state == DecisionState::Active && d.subject.contains(&subject))
             .collect();
+        // Of several, the one with most behind it speaks.
+        covering.sort_by_key(|d| d.scope != DecisionScope::Mesh);
         let allowlisted = self.allowlist.protects(&subject);
         let watch = self.watched.get(&subject.addr());
         let (verdict, summary) = if let Some(entry) = &allowlisted {
