@@ -507,3 +507,38 @@ fn an_interface_that_does_not_exist_is_named() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn one_agent_protects_several_interfaces_with_one_set_of_blocks() -> Result<()> {
+    isolated(|| {
+        veth("v0")?;
+        veth("v1")?;
+        let mut dataplane = Dataplane::load(&options())?;
+        dataplane.attach("v0", Wanted::Driver)?;
+        dataplane.attach("v1", Wanted::Generic)?;
+        let names: Vec<_> = dataplane
+            .attached()
+            .iter()
+            .map(|a| (a.name.as_str(), a.attach_mode))
+            .collect();
+        ensure!(
+            names == [("v0", AttachMode::Driver), ("v1", AttachMode::Generic)],
+            "{names:?}"
+        );
+        let shown = [
+            tool("ip", &["-o", "link", "show", "v0"])?,
+            tool("ip", &["-o", "link", "show", "v1"])?,
+        ];
+        let programs: Vec<_> = shown
+            .iter()
+            .filter_map(|line| line.split("prog/xdp id ").nth(1))
+            .filter_map(|rest| rest.split_whitespace().next())
+            .collect();
+        ensure!(
+            programs.len() == 2 && programs.first() == programs.last(),
+            "not the same program on both: {shown:?}"
+        );
+        Ok(())
+    })
+}
