@@ -102,9 +102,9 @@ pub fn run(selection: Selection) -> anyhow::Result<()> {
     }
     totals.take(user_tests(), &logs)?;
     if !selection.quick {
-        totals.take_root_tests("tests that need the kernel", "kernel", "secmesh", &logs)?;
+        totals.take_root_tests("packets through the kernel", "kernel", Needs::Kernel, &logs)?;
         if !selection.no_lab {
-            totals.take_root_tests("end to end, in the lab", "lab", "secmesh-tests", &logs)?;
+            totals.take_root_tests("end to end, in the lab", "lab", Needs::Lab, &logs)?;
         }
     }
     totals.report(started.elapsed(), &logs)
@@ -203,18 +203,27 @@ fn user_tests() -> Step {
     }
 }
 
+/// What a test that runs as root needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// The kernel program and nothing around it: `tests/tests/kernel_*.rs`.
+    Kernel,
+    /// A lab of network namespaces: all others there.
+    Lab,
+}
+
 /// Test executables run as root, with the tests that are otherwise ignored because they need it.
 ///
 /// cargo itself stays with the user, so that nothing in the target folder becomes root's.
-fn root_tests(package: &str) -> anyhow::Result<Vec<Command>> {
+fn root_tests(needs: Needs) -> anyhow::Result<Vec<Command>> {
     let agent = build::agent(Mode::Dev)?;
-    let folder = sh::repo_root().join(if package == "secmesh" {
-        "secmesh"
-    } else {
-        "tests"
-    });
-    let built =
-        build::executables_of(&mut cargo_with(&["test", "--no-run", "--package", package]))?;
+    let folder = sh::repo_root().join("tests");
+    let built = build::executables_of(&mut cargo_with(&[
+        "test",
+        "--no-run",
+        "--package",
+        "secmesh-tests",
+    ]))?;
     built
         .into_iter()
         .filter(|executable| {
@@ -222,6 +231,13 @@ fn root_tests(package: &str) -> anyhow::Result<Vec<Command>> {
                 .file
                 .parent()
                 .is_some_and(|parent| parent.ends_with("deps"))
+        })
+        .filter(|executable| {
+            let kernel = executable
+                .file
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("kernel_"));
+            kernel == (needs == Needs::Kernel)
         })
         .map(|Executable { file, .. }| {
             let mut command = sh::as_root("env")?;
@@ -280,10 +296,10 @@ impl Totals {
         &mut self,
         name: &'static str,
         file: &'static str,
-        package: &str,
+        needs: Needs,
         logs: &std::path::Path,
     ) -> anyhow::Result<()> {
-        match root_tests(package) {
+        match root_tests(needs) {
             Ok(commands) => self.take(
                 Step {
                     name,
