@@ -76,8 +76,8 @@ impl Config {
     /// `CLOCK_MONOTONIC` in ns by the count of timer ticks, to one tick's resolution; `None` until the
     /// controller has measured how the two relate.
     ///
-    /// Reading the tick count is one load, reading the clock a call: a fifth of a whole packet's cost
-    /// (docs/architecture.md). The kernel advances its tick count by `CLOCK_MONOTONIC` itself
+    /// Reading the tick count is one load, reading the clock a call: a fifth of a whole packet's cost (see
+    /// "What a packet costs" in docs/architecture.md). The kernel advances its tick count by `CLOCK_MONOTONIC` itself
     /// (`tick_do_update_jiffies64` in kernel/time/tick-sched.c), so the two do not drift apart.
     #[inline(always)]
     pub fn clock_ns(&self, ticks: u64) -> Option<u64> {

@@ -75,6 +75,9 @@ pub trait Bytes {
     /// The `N` bytes at `offset`, or `None` if the captured data ends before them.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// `N` words in the frame's own byte order at `offset`, aligned or not; as [`Bytes::load`].
+    fn load_words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
+
     /// Whether the frame was at least `length` bytes long on the wire.
     ///
     /// This differs from what [`Bytes::load`] can reach when a capture was cut or a frame is spread
@@ -109,6 +112,14 @@ impl Bytes for Captured<'_> {
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let end = offset.checked_add(N)?;
         self.data.get(offset..end)?.try_into().ok()
+    }
+
+    fn load_words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        for (n, word) in words.iter_mut().enumerate() {
+            *word = u32::from_ne_bytes(self.load::<4>(offset.checked_add(4 * n)?)?);
+        }
+        Some(words)
     }
 
     fn wire_len_at_least(&self, length: usize) -> bool {
@@ -232,12 +243,6 @@ impl Packet {
     }
 }
 
-/// Bytes 0..4 of an address as a word in network byte order.
-#[inline(always)]
-fn word(a: u8, b: u8, c: u8, d: u8) -> u32 {
-    u32::from_ne_bytes([a, b, c, d])
-}
-
 /// Parses a frame that starts with an Ethernet header.
 ///
 /// # Errors
@@ -316,8 +321,11 @@ fn parse_ipv4<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
     }
     packet.family = Family::V4;
     packet.extend_to(offset + total_len);
-    packet.src[0] = word(h[12], h[13], h[14], h[15]);
-    packet.dst[0] = word(h[16], h[17], h[18], h[19]);
+    let Some(addresses) = bytes.load_words::<2>(offset + 12) else {
+        return Err(Malformed::Ipv4Header);
+    };
+    packet.src[0] = addresses[0];
+    packet.dst[0] = addresses[1];
     packet.proto = h[9];
     let frag = u16::from_be_bytes([h[6], h[7]]);
     if frag & 0x1fff != 0 {
@@ -344,18 +352,11 @@ fn parse_ipv6<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
     }
     packet.family = Family::V6;
     packet.extend_to(offset + Ipv6Hdr::LEN + payload_len);
-    packet.src = [
-        word(h[8], h[9], h[10], h[11]),
-        word(h[12], h[13], h[14], h[15]),
-        word(h[16], h[17], h[18], h[19]),
-        word(h[20], h[21], h[22], h[23]),
-    ];
-    packet.dst = [
-        word(h[24], h[25], h[26], h[27]),
-        word(h[28], h[29], h[30], h[31]),
-        word(h[32], h[33], h[34], h[35]),
-        word(h[36], h[37], h[38], h[39]),
-    ];
+    let Some(a) = bytes.load_words::<8>(offset + 8) else {
+        return Err(Malformed::Ipv6Header);
+    };
+    packet.src = [a[0], a[1], a[2], a[3]];
+    packet.dst = [a[4], a[5], a[6], a[7]];
     let mut next = h[6];
     let mut at = offset + Ipv6Hdr::LEN;
     let end = at + payload_len;

@@ -1,7 +1,30 @@
 //! The frame in front of us, as the shared parser wants it.
 
+use core::arch::asm;
+
 use aya_ebpf::{EbpfContext as _, helpers::bpf_xdp_get_buff_len, programs::XdpContext};
 use secmesh_common::packet::Bytes;
+
+/// One load of a word that need not be aligned.
+///
+/// Rust's unaligned read becomes four loads of a byte on this target, because not every machine that runs
+/// BPF can do better; those that we load on can, and the verifier checks that
+/// (`check_ptr_alignment` in kernel/bpf/verifier.c).
+#[inline(always)]
+fn load_word(at: usize) -> u32 {
+    let word: u64;
+    // SAFETY: callers have compared the address with the end of the packet; the instruction reads four
+    // bytes there and does nothing else.
+    unsafe {
+        asm!(
+            "{word} = *(u32 *)({at} + 0)",
+            word = lateout(reg) word,
+            at = in(reg) at,
+            options(readonly, nostack, preserves_flags)
+        );
+    }
+    word as u32
+}
 
 /// An XDP context as a source of bytes.
 pub struct Frame<'a> {
@@ -26,6 +49,22 @@ impl Bytes for Frame<'_> {
         // SAFETY: the comparison above is the bounds check that the verifier demands too; [u8; N] has
         // no alignment.
         Some(unsafe { (start as *const [u8; N]).read() })
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "n is below N, the array's length")]
+    fn load_words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let start = self.ctx.data() + offset;
+        if start + 4 * N > self.ctx.data_end() {
+            return None;
+        }
+        let mut words = [0; N];
+        let mut n = 0;
+        while n < N {
+            words[n] = load_word(start + 4 * n);
+            n += 1;
+        }
+        Some(words)
     }
 
     #[inline(always)]

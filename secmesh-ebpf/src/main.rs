@@ -5,7 +5,7 @@
     internal_features,
     reason = "atomic_xadd is the only way to an atomic addition on this target"
 )]
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, asm_experimental_arch)]
 #![expect(
     clippy::inline_always,
     reason = "what is not inlined becomes a BPF call, and the verifier forgets what it knew of the packet's bounds"
