@@ -6,6 +6,7 @@
 mod core;
 mod effects;
 mod explain;
+mod membership;
 mod recover;
 mod requests;
 mod setup;

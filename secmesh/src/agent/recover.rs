@@ -91,11 +91,15 @@ impl Memory {
                 let Ok(entry) = serde_json::from_value::<Entry>(action) else {
                     return;
                 };
+                // What is over is over, a release too: a block that it ended has ended since.
+                if entry.expires_unix_us <= now_unix_us {
+                    return;
+                }
                 if entry.state == DecisionState::Released {
                     if let (Some(warrant), Some(at)) = (warrant, entry.certified_unix_us) {
                         self.releases.push((warrant, at));
                     }
-                } else if entry.expires_unix_us > now_unix_us {
+                } else {
                     self.decisions.insert(entry.id.clone(), (entry, warrant));
                 }
             }

@@ -1,0 +1,165 @@
+//! Who is in: admissions, what follows from a changed roster, and the allowlist that members are part of.
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use tracing::{error, info, warn};
+
+use super::core::Agent;
+use crate::{
+    addr::Prefix,
+    ledger::Record,
+    mesh::{
+        admission::AdmittedRecord,
+        engine::Input,
+        identity::ed25519_spki_sha256,
+        ids::TicketId,
+        join::JoinReply,
+        transport::{PeerAddress, PeerIdentity},
+    },
+    respond::Source,
+    sense::netinfo::{self, AllowReason, LiveSystem},
+};
+
+impl Agent {
+    /// Somebody with a ticket asks to be let in.
+    pub(super) async fn admit(&mut self, ticket: TicketId, bytes: &[u8]) -> Vec<u8> {
+        let refuse = |reason: String| JoinReply::Refused { reason }.to_bytes();
+        let record = match AdmittedRecord::from_bytes(bytes) {
+            Ok(record) => record,
+            Err(error) => return refuse(format!("the request is not understood: {error}")),
+        };
+        if record.ticket() != Some(ticket) {
+            return refuse(
+                "the request is not under the ticket that opened the connection".to_owned(),
+            );
+        }
+        let node = record.record.node;
+        self.drive(Input::Admit(Box::new(record))).await;
+        if self.engine.roster().get(&node).is_none() {
+            return refuse(
+                "not admitted: the ticket was used or has ended, or the name or address is taken (the member's log says which)"
+                    .to_owned(),
+            );
+        }
+        let me = self.engine.node();
+        let mut members: Vec<AdmittedRecord> = self.engine.admissions().cloned().collect();
+        members.sort_by_key(|m| m.record.node != me && m.record.node != node);
+        JoinReply::Accepted { members }.to_bytes()
+    }
+
+    pub(super) fn admitted(&mut self, record: &AdmittedRecord) {
+        info!(name = %record.record.name, node = %record.record.node, "admitted");
+        self.record(&Record::Admitted {
+            node: record.record.node.to_string(),
+            name: record.record.name.to_string(),
+            admission: BASE64_STANDARD.encode(record.to_bytes()),
+        });
+        self.membership_changed();
+    }
+
+    /// The roster or the open tickets changed: who may connect, whom to dial, whom never to block, and
+    /// what is on the disk.
+    pub(super) fn membership_changed(&mut self) {
+        self.apply_membership();
+        self.store.members = self.engine.admissions().cloned().collect();
+        self.store.grants = self.engine.open_grants().cloned().collect();
+        if let Err(error) = self.store.save(&self.state) {
+            error!(%error, "the roster is not on the disk");
+        }
+        self.discover_allowlist(false);
+    }
+
+    pub(super) fn apply_membership(&self) {
+        let me = self.engine.node();
+        let members = self
+            .engine
+            .roster()
+            .members()
+            .map(|(node, member)| (member.record.tls_spki_sha256, PeerIdentity::Member(*node)));
+        let tickets = self.engine.open_grants().map(|grant| {
+            (
+                ed25519_spki_sha256(&grant.grant.ticket_key),
+                PeerIdentity::Ticket(grant.grant.ticket),
+            )
+        });
+        self.allowed.replace(members.chain(tickets));
+        let peers = self
+            .engine
+            .roster()
+            .members()
+            .filter(|(node, _)| **node != me)
+            .filter_map(|(node, member)| {
+                Some(PeerAddress {
+                    node: *node,
+                    spki_sha256: member.record.tls_spki_sha256,
+                    address: member.record.address?,
+                })
+            })
+            .collect();
+        self.transport.set_peers(peers);
+    }
+
+    /// Asks the system what must never be blocked. Bare TCP connections to the SSH port are only
+    /// believed at start: later, anybody could make one to become untouchable.
+    pub(super) fn discover_allowlist(&mut self, at_start: bool) {
+        self.last_discovery_us = self.clock.unix_us();
+        if self.options.config.allow.builtin {
+            let found = netinfo::discover(&LiveSystem);
+            if at_start {
+                for warning in &found.warnings {
+                    warn!("{warning}");
+                }
+            }
+            let mut entries: Vec<(Prefix, String)> = found
+                .allow
+                .iter()
+                .filter(|a| at_start || a.reason != AllowReason::SshConnection)
+                .map(|a| (a.prefix, a.reason.to_string()))
+                .collect();
+            if at_start {
+                self.ssh_at_start = found
+                    .allow
+                    .iter()
+                    .filter(|a| a.reason == AllowReason::SshConnection)
+                    .map(|a| (a.prefix, a.reason.to_string()))
+                    .collect();
+            } else {
+                entries.extend(self.ssh_at_start.iter().cloned());
+            }
+            let liars = self.engine.liars();
+            entries.extend(
+                self.proven
+                    .iter()
+                    .filter(|(node, _)| !liars.contains(node))
+                    .filter_map(|(node, ip)| {
+                        let member = self.engine.roster().get(node)?;
+                        let reason = format!("{} {}", AllowReason::MeshPeer, member.record.name);
+                        Some((Prefix::host(*ip), reason))
+                    }),
+            );
+            let left_out = self.allowlist.replace(Source::Builtin, entries);
+            if !left_out.is_empty() {
+                error!(
+                    count = left_out.len(),
+                    "the allowlist is full; these are not protected"
+                );
+            }
+        }
+        self.write_allowlist();
+    }
+
+    /// Makes the kernel's allowlist equal to ours, and lets go of blocks that it now forbids.
+    pub(super) fn write_allowlist(&mut self) {
+        if let Err(error) = self.allows.replace(&self.allowlist.prefixes()) {
+            error!(%error, "the kernel's allowlist is incomplete");
+        }
+        let forbidden: Vec<Prefix> = self
+            .book
+            .active()
+            .map(|e| e.subject)
+            .filter(|s| self.allowlist.protects(s).is_some())
+            .collect();
+        for subject in forbidden {
+            self.release_here(&subject, "now on the allowlist", true);
+        }
+    }
+}
