@@ -542,3 +542,23 @@ fn one_agent_protects_several_interfaces_with_one_set_of_blocks() -> Result<()> 
         Ok(())
     })
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_running_link_of_a_mode_that_is_not_wanted_any_more_gives_way() -> Result<()> {
+    isolated(|| {
+        veth("v0")?;
+        let mut first = Dataplane::load(&pinned())?;
+        first.attach("v0", Wanted::Driver)?;
+        drop(first);
+        let mut second = Dataplane::load(&pinned())?;
+        let attached = second.attach("v0", Wanted::Generic)?;
+        ensure!(
+            attached.attach_mode == AttachMode::Generic && !attached.resumed,
+            "{attached:?}"
+        );
+        let shown = tool("ip", &["-o", "link", "show", "v0"])?;
+        ensure!(shown.contains("xdpgeneric"), "{shown}");
+        Ok(())
+    })
+}

@@ -70,7 +70,16 @@ pub(super) fn attach(
     if let Some(dir) = pin_dir {
         for mode in AttachMode::ALL {
             let path = pin_path(dir, interface, mode);
-            if path.exists() && take_over(program, interface, &path)? {
+            if !path.exists() {
+                continue;
+            }
+            if !permitted(policy).contains(&mode) {
+                // The configuration has changed; one interface has one link, so this one goes first.
+                warn!(interface, %mode, "the running link is of a mode that is not wanted any more; attaching anew");
+                unpin(&path)?;
+                continue;
+            }
+            if take_over(program, interface, &path)? {
                 return Ok(AttachedInterface {
                     name: interface.to_owned(),
                     index,
@@ -114,10 +123,7 @@ fn take_over(program: &mut Xdp, interface: &str, path: &Path) -> Result<bool, Da
             // The kernel answers ENOLINK when the link's device was removed (net/core/dev.c,
             // bpf_xdp_link_update).
             warn!(interface, %error, "a pinned link is dead (its interface was removed); making a new one");
-            std::fs::remove_file(path).map_err(|source| DataplaneError::PinDir {
-                dir: path.to_path_buf(),
-                source,
-            })?;
+            unpin(path)?;
             Ok(false)
         }
         Err(error) => Err(failed(format!(
@@ -127,17 +133,29 @@ fn take_over(program: &mut Xdp, interface: &str, path: &Path) -> Result<bool, Da
     }
 }
 
+/// The modes that may be tried, best first.
+fn permitted(policy: config::AttachMode) -> &'static [AttachMode] {
+    match policy {
+        config::AttachMode::Auto => &AttachMode::ALL,
+        config::AttachMode::Driver => &[AttachMode::Driver],
+        config::AttachMode::Generic => &[AttachMode::Generic],
+    }
+}
+
+fn unpin(path: &Path) -> Result<(), DataplaneError> {
+    std::fs::remove_file(path).map_err(|source| DataplaneError::PinDir {
+        dir: path.to_path_buf(),
+        source,
+    })
+}
+
 fn try_modes(
     program: &mut Xdp,
     interface: &str,
     index: u32,
     policy: config::AttachMode,
 ) -> Result<(AttachMode, XdpLinkId), DataplaneError> {
-    let modes: &[AttachMode] = match policy {
-        config::AttachMode::Auto => &AttachMode::ALL,
-        config::AttachMode::Driver => &[AttachMode::Driver],
-        config::AttachMode::Generic => &[AttachMode::Generic],
-    };
+    let modes = permitted(policy);
     let mut reasons = Vec::new();
     for mode in modes {
         let flag = match mode {
