@@ -235,12 +235,6 @@ impl Packet {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         self.wire_len = self.wire_len.max(length);
     }
-
-    /// Whether the transport header of `proto` was read.
-    #[inline(always)]
-    pub fn is(&self, proto: u8) -> bool {
-        self.proto == proto && !matches!(self.fragment, Fragment::Later)
-    }
 }
 
 /// Parses a frame that starts with an Ethernet header.

@@ -274,7 +274,9 @@ impl Agent {
         };
         let id = entry.id.clone();
         self.enforce(entry, None).map_err(|e| {
-            format!("{subject} is NOT blocked: {e}. It is tried again every second.")
+            format!(
+                "{subject} is NOT blocked: {e}. It is tried again until it is, or its time is over."
+            )
         })?;
         let mode = self.mode_note();
         if mesh {

@@ -88,10 +88,6 @@ impl Detector for FloodDetector {
         self.settings.attack.name()
     }
 
-    fn class(&self) -> AttackClass {
-        self.settings.attack
-    }
-
     fn parameters(&self) -> String {
         let s = &self.settings;
         format!(

@@ -8,7 +8,7 @@ mod bounded;
 mod flood;
 mod scan;
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 pub use self::{
     alert::{Alert, Finding, TimeBase},
@@ -32,9 +32,6 @@ const MAX_COOLDOWNS: usize = 65_536;
 pub trait Detector: Send {
     /// Its name, as alerts and metrics print it.
     fn name(&self) -> &'static str;
-
-    /// The class that it finds.
-    fn class(&self) -> AttackClass;
 
     /// Everything that its judgement depends on, as text; hashed into alerts and votes.
     fn parameters(&self) -> String;
@@ -138,11 +135,6 @@ impl Detectors {
                 alerts.push(Alert::new(finding, detector.name(), hash, true, time));
             }
         }
-    }
-
-    /// Hash of a detector's code version and parameters, by class.
-    pub fn hashes(&self) -> BTreeMap<&'static str, [u8; 32]> {
-        self.list.iter().map(|(d, h)| (d.name(), *h)).collect()
     }
 
     /// Sources that all detectors together forgot for want of room.

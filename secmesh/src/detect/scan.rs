@@ -141,10 +141,6 @@ impl Detector for ScanDetector {
         AttackClass::PortScan.name()
     }
 
-    fn class(&self) -> AttackClass {
-        AttackClass::PortScan
-    }
-
     fn parameters(&self) -> String {
         let s = &self.settings;
         format!(

@@ -321,13 +321,6 @@ impl Blocks {
         self.desired.contains_key(prefix)
     }
 
-    /// Whether the claim is alive.
-    pub fn has_claim(&self, prefix: &Prefix, id: &str) -> bool {
-        self.desired
-            .get(prefix)
-            .is_some_and(|d| d.claims.contains_key(id))
-    }
-
     /// The claims on exactly `prefix`.
     pub fn claims(&self, prefix: &Prefix) -> Vec<(ClaimId, Claim)> {
         self.desired.get(prefix).map_or_else(Vec::new, |d| {

@@ -75,16 +75,6 @@ impl Book {
         self.forget();
     }
 
-    /// The decision with this id.
-    pub fn get(&self, id: &str) -> Option<&Entry> {
-        self.entries.get(id)
-    }
-
-    /// The decision with this id, to change anything but its state.
-    pub fn get_mut(&mut self, id: &str) -> Option<&mut Entry> {
-        self.entries.get_mut(id)
-    }
-
     /// Ends a decision. Returns whether it was active.
     pub fn end(&mut self, id: &str, state: DecisionState, hits: Option<(u64, u64)>) -> bool {
         let Some(entry) = self.entries.get_mut(id) else {
