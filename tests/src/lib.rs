@@ -11,6 +11,8 @@
 pub mod fixtures;
 pub mod frames;
 pub mod kernel;
+pub mod sizes;
+pub mod verdicts;
 
 use std::net::IpAddr;
 use std::process::Output;

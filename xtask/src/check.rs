@@ -20,6 +20,8 @@ pub struct Selection {
     pub quick: bool,
     /// Everything but the scenarios in the lab.
     pub no_lab: bool,
+    /// More than by default: what takes minutes, too.
+    pub full: bool,
 }
 
 /// Tests counted from the closing lines of cargo's test runner.
@@ -94,6 +96,9 @@ pub fn run(selection: Selection) -> anyhow::Result<()> {
         false,
         false,
     )?;
+    if selection.full {
+        setup::ensure(Profile::Vm, false, false)?;
+    }
     let logs = log_folder()?;
     let mut totals = Totals::default();
 
@@ -107,13 +112,14 @@ pub fn run(selection: Selection) -> anyhow::Result<()> {
             totals.take_root_tests("end to end, in the lab", "lab", Needs::Lab, &logs)?;
         }
     }
+    if selection.full {
+        totals.take(kernels()?, &logs)?;
+    }
     totals.report(started.elapsed(), &logs)
 }
 
 fn log_folder() -> anyhow::Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| sh::repo_root().join("target"), PathBuf::from);
-    let folder = target.join("xtask-test");
+    let folder = sh::target_folder().join("xtask-test");
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     Ok(folder)
@@ -201,6 +207,18 @@ fn user_tests() -> Step {
         ])],
         tests: true,
     }
+}
+
+/// The programs on the kernels that people run; a process of its own, so that its output goes to its log.
+fn kernels() -> anyhow::Result<Step> {
+    let mut command = sh::command(std::env::current_exe().context("which program is this?")?);
+    command.arg("vm");
+    Ok(Step {
+        name: "other kernels, under qemu",
+        file: "vm",
+        commands: vec![command],
+        tests: false,
+    })
 }
 
 /// What a test that runs as root needs.

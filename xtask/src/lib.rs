@@ -13,3 +13,4 @@ pub mod setup;
 pub mod sh;
 pub mod stop;
 pub mod term;
+pub mod vm;

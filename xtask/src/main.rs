@@ -1,6 +1,7 @@
 //! `cargo xtask`: what a developer of secmesh types.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use xtask::bench;
@@ -9,6 +10,7 @@ use xtask::check::{self, Selection};
 use xtask::lab::{attack, command, generators::Kind, net::MAX_NODES};
 use xtask::run;
 use xtask::setup::{self, Profile};
+use xtask::vm::{self, Series};
 
 /// What a developer of secmesh types.
 ///
@@ -52,7 +54,7 @@ enum Task {
     },
     /// Set up, then run every check and every test.
     #[command(
-        after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --quick      # formatting, lints, unit tests\n  cargo xtask test --no-lab     # all but the scenarios in the lab"
+        after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --quick      # formatting, lints, unit tests\n  cargo xtask test --no-lab     # all but the scenarios in the lab\n  cargo xtask test --full       # and other kernels under qemu"
     )]
     Test {
         /// Only what needs no root and no kernel program: formatting, lints of user space, unit tests.
@@ -61,12 +63,33 @@ enum Task {
         /// Everything but the scenarios in the lab.
         #[arg(long)]
         no_lab: bool,
+        /// Also what takes minutes: the kernel programs on other kernels, as `cargo xtask vm` does.
+        #[arg(long, conflicts_with = "quick")]
+        full: bool,
     },
     /// Run a mesh with an attacker and a client in network namespaces, until Ctrl-C.
     #[command(
         after_help = "Examples:\n  cargo xtask lab\n  cargo xtask lab --nodes 7 --keep\n  cargo xtask lab attack syn-flood\n  cargo xtask lab attack port-scan --ipv6 --json"
     )]
     Lab(LabArgs),
+    /// Try the kernel programs on Debian's kernels, under qemu: the verifier's counts, and every fixture.
+    ///
+    /// Fetches the newest kernel of each series through the machine's own apt. Needs no root, but for
+    /// installing qemu.
+    #[command(
+        after_help = "Examples:\n  cargo xtask vm\n  cargo xtask vm --kernel 6.1\n  cargo xtask vm --kernel 6.1 --kernel 6.12 --json"
+    )]
+    Vm {
+        /// Which kernel; may be given more than once [default: each].
+        #[arg(long, value_enum)]
+        kernel: Vec<Series>,
+        /// Print one JSON object per kernel, in an array.
+        #[arg(long)]
+        json: bool,
+        /// Seconds after which a guest is killed.
+        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=3600))]
+        limit: u32,
+    },
     /// Measure, beside a peer on the same machine in the same run.
     #[command(
         after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --json"
@@ -160,7 +183,20 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             Ok(())
         }
         Task::Run { args } => run::run(&args),
-        Task::Test { quick, no_lab } => check::run(Selection { quick, no_lab }),
+        Task::Test {
+            quick,
+            no_lab,
+            full,
+        } => check::run(Selection {
+            quick,
+            no_lab,
+            full,
+        }),
+        Task::Vm {
+            kernel,
+            json,
+            limit,
+        } => other_kernels(&kernel, json, limit),
         Task::Bench { suite, json } => {
             setup::ensure(Profile::Bench, false, false)?;
             let report = match suite {
@@ -203,6 +239,31 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
     }
 }
 
+fn other_kernels(asked: &[Series], json: bool, limit: u32) -> anyhow::Result<()> {
+    let kernels = if asked.is_empty() {
+        &Series::ALL
+    } else {
+        asked
+    };
+    let reports = vm::run(kernels, Duration::from_secs(limit.into()))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&reports)?);
+    } else {
+        for report in &reports {
+            println!("{}", report.table());
+        }
+    }
+    let failed: Vec<&str> = reports
+        .iter()
+        .filter(|report| !report.ok)
+        .map(|report| report.series.as_str())
+        .collect();
+    if !failed.is_empty() {
+        anyhow::bail!("failed on Linux {}", failed.join(" and "));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -220,6 +281,9 @@ mod tests {
             "xtask run",
             "xtask run -- --mode enforce",
             "xtask test",
+            "xtask test --full",
+            "xtask vm",
+            "xtask vm --kernel 6.1 --kernel 6.12 --json --limit 60",
             "xtask bench dataplane",
             "xtask bench dataplane --json",
             "xtask lab",
@@ -230,6 +294,9 @@ mod tests {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
         for line in [
+            "xtask test --quick --full",
+            "xtask vm --kernel 5.10",
+            "xtask vm --limit 1",
             "xtask lab --nodes 0",
             "xtask lab --nodes 17",
             "xtask lab attack flood",

@@ -23,6 +23,8 @@ pub enum Profile {
     Lab,
     /// Measure beside peers.
     Bench,
+    /// Boot other kernels.
+    Vm,
     /// All of it.
     All,
 }
@@ -36,8 +38,12 @@ impl Profile {
         matches!(self, Self::Test | Self::Lab | Self::Bench | Self::All)
     }
 
+    fn boots_kernels(self) -> bool {
+        matches!(self, Self::Vm | Self::All)
+    }
+
     fn runs_bpf(self) -> bool {
-        self != Self::Build
+        !matches!(self, Self::Build | Self::Vm)
     }
 }
 
@@ -84,6 +90,15 @@ const NETWORK_TOOLS: &[Package] = &[
         "ethtool",
         "offload settings of the lab's interfaces",
     ),
+];
+
+const GUEST_TOOLS: &[Package] = &[
+    package(
+        "qemu-system-x86_64",
+        "qemu-system-x86",
+        "boots other kernels, to try the programs on them",
+    ),
+    package("strip", "binutils", "makes what is booted smaller"),
 ];
 
 /// How a missing thing is put right.
@@ -216,6 +231,15 @@ fn find_missing(profile: Profile) -> Vec<Missing> {
     }
     if profile.network_tools() {
         for tool in NETWORK_TOOLS {
+            need(
+                sh::which(tool.program).is_some(),
+                Remedy::Debian(tool.name),
+                tool.why,
+            );
+        }
+    }
+    if profile.boots_kernels() {
+        for tool in GUEST_TOOLS {
             need(
                 sh::which(tool.program).is_some(),
                 Remedy::Debian(tool.name),
@@ -356,6 +380,8 @@ mod tests {
         assert!(!Profile::Run.network_tools());
         assert!(Profile::Run.runs_bpf());
         assert!(!Profile::Build.runs_bpf());
+        assert!(Profile::Vm.boots_kernels() && !Profile::Vm.runs_bpf());
+        assert!(!Profile::Test.boots_kernels() && Profile::All.boots_kernels());
         assert!(Profile::Test.network_tools() && Profile::Test.checks());
     }
 }

@@ -17,6 +17,7 @@ mod values;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +34,12 @@ pub use values::{AttachMode, KernelLog, Mode};
 pub const MAX_FILE: u64 = 1024 * 1024;
 /// Most interfaces that can be named.
 pub const MAX_INTERFACES: usize = 64;
+/// What `max_blocks` may be.
+pub const MAX_BLOCKS: RangeInclusive<u32> = 1024..=4_194_304;
+/// What `max_prefixes` may be.
+pub const MAX_PREFIXES: RangeInclusive<u32> = 16..=1_048_576;
+/// What `event_budget` may be, events per second and CPU.
+pub const EVENT_BUDGET: RangeInclusive<u32> = 100..=1_000_000;
 /// Most configured allowlist entries.
 pub const MAX_ALLOW: usize = 4096;
 /// Longest block that a node may set on its own right.
@@ -295,9 +302,9 @@ impl DataplaneConfig {
         check.choice("mode", Mode::NAMES);
         check.choice("attach", AttachMode::NAMES);
         check.path("pin_dir", &self.pin_dir, None);
-        check.count("max_blocks", self.max_blocks, 1024..=4_194_304);
-        check.count("max_prefixes", self.max_prefixes, 16..=1_048_576);
-        check.count("event_budget", self.event_budget, 100..=1_000_000);
+        check.count("max_blocks", self.max_blocks, MAX_BLOCKS);
+        check.count("max_prefixes", self.max_prefixes, MAX_PREFIXES);
+        check.count("event_budget", self.event_budget, EVENT_BUDGET);
         check.flag("detach_on_exit");
         check.choice("kernel_log", KernelLog::NAMES);
     }

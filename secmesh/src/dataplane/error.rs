@@ -25,7 +25,7 @@ pub enum DataplaneError {
     },
     /// The kernel is too old.
     #[error(
-        "kernel {found} is too old: secmesh needs {needed} or later\n  remedy: boot a newer kernel"
+        "kernel {found} is too old: secmesh needs {needed} or later\n  remedy: boot a newer kernel; Debian 12 and later have one"
     )]
     Kernel {
         /// The running release.

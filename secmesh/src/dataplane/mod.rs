@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod preflight;
 mod tables;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
@@ -33,8 +34,9 @@ pub use self::{
     counters::CounterReader,
     error::DataplaneError,
     events::{EventReader, KernelLog},
-    preflight::{check_system, mount_hint},
+    preflight::{KERNEL_FLOOR, check_system, mount_hint},
     tables::{AllowTable, BlockTable, TableError, WatchTable},
+    verify::{Accepted, ProgramReport},
 };
 pub use crate::config::Mode;
 use crate::{addr::Prefix, config};

@@ -1,0 +1,201 @@
+//! What the loaded program must do with a fixture, and whether it does: verdict, counters, output bytes.
+//!
+//! Shared by the tests of this machine's kernel and by the guest of `cargo xtask vm`.
+
+use anyhow::{Context as _, Result, ensure};
+use secmesh::{
+    addr::Prefix,
+    dataplane::{LoadOptions, Mode},
+};
+use secmesh_common::{
+    block::origin,
+    counters::{Counter, Counters},
+    packet::{Family, Malformed, Packet},
+};
+
+use crate::{
+    fixtures::{self, Fixture},
+    frames::hex,
+    kernel::{Kernel, LONG_NS, XDP_DROP, XDP_PASS, options, shown, without_events},
+};
+
+/// What the block maps say of the fixtures' sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocked {
+    /// Nothing.
+    No,
+    /// Each source by an exact entry.
+    Exact,
+    /// Their networks.
+    Prefix,
+    /// Their networks, and each source is on the allowlist.
+    Allowlisted,
+}
+
+impl Blocked {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::No, Self::Exact, Self::Prefix, Self::Allowlisted];
+}
+
+const SOURCES: [&str; 2] = ["198.51.100.7", "2001:db8:1::7"];
+const NETWORKS: [&str; 2] = ["198.51.100.0/24", "2001:db8:1::/48"];
+
+/// A prefix from its text.
+///
+/// # Errors
+/// When it is none.
+pub fn prefix(text: &str) -> Result<Prefix> {
+    text.parse().with_context(|| text.to_owned())
+}
+
+/// `CLOCK_MONOTONIC`, ns.
+///
+/// # Errors
+/// When there is no such clock.
+pub fn now_ns() -> Result<u64> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(u64::try_from(time.tv_sec())? * 1_000_000_000 + u64::try_from(time.tv_nsec())?)
+}
+
+/// Blocks an address or network for longer than any test.
+///
+/// # Errors
+/// When it is none, or the kernel refuses the entry.
+pub fn block(kernel: &mut Kernel, what: &str) -> Result<()> {
+    block_until(kernel, what, now_ns()? + LONG_NS)
+}
+
+/// Blocks an address or network until `until_ns` (`CLOCK_MONOTONIC`).
+///
+/// # Errors
+/// When it is none, or the kernel refuses the entry.
+pub fn block_until(kernel: &mut Kernel, what: &str, until_ns: u64) -> Result<()> {
+    // As the agent does: the program is told of a prefix before there is one.
+    kernel.dataplane.set_sizes(1, 1, 0)?;
+    kernel
+        .blocks
+        .put(&prefix(what)?, until_ns, 7, origin::OPERATOR)?;
+    Ok(())
+}
+
+/// A loaded program with small maps, in this mode and with these blocks.
+///
+/// # Errors
+/// What the kernel says.
+pub fn kernel_with(blocked: Blocked, mode: Mode) -> Result<Kernel> {
+    kernel_as(&options(), blocked, mode)
+}
+
+/// As [`kernel_with`], loaded in the given way.
+///
+/// # Errors
+/// What the kernel says.
+pub fn kernel_as(options: &LoadOptions, blocked: Blocked, mode: Mode) -> Result<Kernel> {
+    let mut kernel = Kernel::load(options)?;
+    kernel.dataplane.set_mode(mode)?;
+    let entries = match blocked {
+        Blocked::No => [].as_slice(),
+        Blocked::Exact => &SOURCES,
+        Blocked::Prefix | Blocked::Allowlisted => &NETWORKS,
+    };
+    for entry in entries {
+        block(&mut kernel, entry)?;
+    }
+    if blocked == Blocked::Allowlisted {
+        let allowed: Vec<Prefix> = SOURCES.iter().map(|s| prefix(s)).collect::<Result<_>>()?;
+        kernel.allows.replace(&allowed)?;
+    }
+    Ok(kernel)
+}
+
+/// The verdict and the counters that follow from what the parser says.
+pub fn expected(
+    parsed: Result<Packet, Malformed>,
+    frame: &[u8],
+    blocked: Blocked,
+    mode: Mode,
+) -> (u32, Counters) {
+    let mut moved = Counters {
+        rx_packets: 1,
+        rx_bytes: frame.len() as u64,
+        ..Counters::default()
+    };
+    let enforce = mode == Mode::Enforce;
+    let mut refuse = |enforced: Counter, monitored: Counter| {
+        *moved.get_mut(if enforce { enforced } else { monitored }) += 1;
+        if enforce { XDP_DROP } else { XDP_PASS }
+    };
+    let action = match (parsed, blocked) {
+        (Err(reason), _) => {
+            let action = refuse(Counter::DropMalformed, Counter::WouldDropMalformed);
+            *moved.get_mut(Counter::from(reason)) += 1;
+            action
+        }
+        (Ok(packet), _) if packet.family == Family::Other => {
+            moved.pass_other += 1;
+            XDP_PASS
+        }
+        (Ok(_), Blocked::No) => {
+            moved.pass += 1;
+            XDP_PASS
+        }
+        (Ok(_), Blocked::Exact) => refuse(Counter::DropExact, Counter::WouldDropExact),
+        (Ok(_), Blocked::Prefix) => refuse(Counter::DropPrefix, Counter::WouldDropPrefix),
+        (Ok(_), Blocked::Allowlisted) => {
+            moved.pass_allowlist += 1;
+            XDP_PASS
+        }
+    };
+    (action, moved)
+}
+
+/// Sends a frame and compares everything with what user space makes of it.
+///
+/// # Errors
+/// What is different, with the frame; or the kernel's refusal to run it.
+pub fn compare(
+    kernel: &mut Kernel,
+    name: &str,
+    frame: &[u8],
+    parsed: Result<Packet, Malformed>,
+    blocked: Blocked,
+    mode: Mode,
+) -> Result<()> {
+    let outcome = kernel.run(frame)?;
+    let (action, moved) = expected(parsed, frame, blocked, mode);
+    let told = || format!("{name}, blocked: {blocked:?}, {mode} mode: {}", hex(frame));
+    ensure!(
+        outcome.action == action,
+        "action {} instead of {action}: {}; counters: {}",
+        outcome.action,
+        told(),
+        shown(&outcome.moved)
+    );
+    ensure!(
+        without_events(outcome.moved) == moved,
+        "counters {} instead of {}: {}",
+        shown(&without_events(outcome.moved)),
+        shown(&moved),
+        told()
+    );
+    ensure!(outcome.output == frame, "the frame was changed: {}", told());
+    Ok(())
+}
+
+/// Sends every fixture and compares, up to the first that differs.
+///
+/// # Errors
+/// As [`compare`] and [`kernel_with`].
+pub fn every_fixture(blocked: Blocked, mode: Mode) -> Result<()> {
+    let mut kernel = kernel_with(blocked, mode)?;
+    for Fixture {
+        name,
+        frame,
+        expected,
+        ..
+    } in fixtures::all()
+    {
+        compare(&mut kernel, name, &frame, expected, blocked, mode)?;
+    }
+    Ok(())
+}
