@@ -1,7 +1,12 @@
 //! The smallest, the default and the largest configuration that an agent can be given.
 
+use std::ops::RangeInclusive;
+
 use secmesh::{
-    config::{DataplaneConfig, EVENT_BUDGET, MAX_BLOCKS, MAX_PREFIXES},
+    config::{
+        DataplaneConfig, EVENT_BUDGET, MAX_BLOCKS, MAX_LIST_ADDRESSES, MAX_LIST_PREFIXES,
+        MAX_PREFIXES,
+    },
     dataplane::LoadOptions,
 };
 
@@ -21,6 +26,18 @@ pub enum Size {
     Largest,
 }
 
+/// Makes every table half as large.
+pub fn halve(options: &mut LoadOptions) {
+    for size in [
+        &mut options.max_blocks,
+        &mut options.max_prefixes,
+        &mut options.max_list_addresses,
+        &mut options.max_list_prefixes,
+    ] {
+        *size = (*size / 2).max(1);
+    }
+}
+
 impl Size {
     /// All of them, small ones first.
     pub const ALL: [Self; 3] = [Self::Smallest, Self::Default, Self::Largest];
@@ -34,34 +51,21 @@ impl Size {
         }
     }
 
-    /// How to load it; pins nothing. A new setting that changes what is loaded belongs in here.
+    /// How to load it; pins nothing. A new setting that sizes a map belongs in here.
     pub fn options(self) -> LoadOptions {
         let default = DataplaneConfig::default();
-        let (max_blocks, max_prefixes, event_budget, log_level) = match self {
-            Self::Smallest => (
-                *MAX_BLOCKS.start(),
-                *MAX_PREFIXES.start(),
-                *EVENT_BUDGET.start(),
-                0,
-            ),
-            Self::Default => (
-                default.max_blocks,
-                default.max_prefixes,
-                default.event_budget,
-                0,
-            ),
-            Self::Largest => (
-                *MAX_BLOCKS.end(),
-                *MAX_PREFIXES.end(),
-                *EVENT_BUDGET.end(),
-                LOG_ALL,
-            ),
+        let of = |range: RangeInclusive<u32>, default: u32| match self {
+            Self::Smallest => *range.start(),
+            Self::Default => default,
+            Self::Largest => *range.end(),
         };
         LoadOptions {
-            max_blocks,
-            max_prefixes,
-            event_budget,
-            log_level,
+            max_blocks: of(MAX_BLOCKS, default.max_blocks),
+            max_prefixes: of(MAX_PREFIXES, default.max_prefixes),
+            max_list_addresses: of(MAX_LIST_ADDRESSES, default.max_list_addresses),
+            max_list_prefixes: of(MAX_LIST_PREFIXES, default.max_list_prefixes),
+            event_budget: of(EVENT_BUDGET, default.event_budget),
+            log_level: if self == Self::Largest { LOG_ALL } else { 0 },
             ..options()
         }
     }
@@ -82,6 +86,9 @@ mod tests {
         assert!(smallest.max_prefixes < default.max_prefixes);
         assert!(default.max_prefixes < largest.max_prefixes);
         assert!(default.log_level < largest.log_level);
+        let mut half = largest.clone();
+        halve(&mut half);
+        assert_eq!(half.max_list_addresses, largest.max_list_addresses / 2);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use secmesh::{
 use secmesh_common::{
     block::origin,
     counters::{Counter, Counters},
-    packet::{Family, Malformed, Packet},
+    packet::{Captured, Family, Malformed, Packet, parse_addresses},
 };
 
 use crate::{
@@ -119,6 +119,11 @@ pub fn expected(
         rx_packets: 1,
         rx_bytes: frame.len() as u64,
         ..Counters::default()
+    };
+    // A block is looked up as soon as the addresses are known: what comes after them is not looked at.
+    let parsed = match blocked {
+        Blocked::Exact | Blocked::Prefix => parse_addresses(&Captured::whole(frame)),
+        Blocked::No | Blocked::Allowlisted => parsed,
     };
     let enforce = mode == Mode::Enforce;
     let mut refuse = |enforced: Counter, monitored: Counter| {

@@ -1,9 +1,12 @@
 //! Every program of the object, whether the agent attaches it or not: does this kernel accept it, and
 //! after how many instructions?
 
-use aya::programs::{Program, ProgramError, ProgramInfo};
+use aya::{
+    Ebpf,
+    programs::{Program, ProgramError, ProgramInfo},
+};
 
-use super::Dataplane;
+use super::{Dataplane, DataplaneError, LoadOptions, OBJECT};
 
 /// What the kernel made of one program.
 #[derive(Debug)]
@@ -44,20 +47,35 @@ impl Dataplane {
     /// Nothing is attached. A program whose type cannot be loaded without more knowledge than the object
     /// holds, and that [`Dataplane::load`] did not load, is an error of its own and not left out.
     pub fn programs(&mut self) -> Vec<ProgramReport> {
-        let mut reports: Vec<ProgramReport> = self
-            .ebpf
-            .programs_mut()
-            .map(|(name, program)| ProgramReport {
-                name: name.to_owned(),
-                kind: format!("{:?}", program.prog_type()),
-                outcome: load(program)
-                    .and_then(|()| program.info())
-                    .map(Accepted::from),
-            })
-            .collect();
-        reports.sort_by(|a, b| a.name.cmp(&b.name));
-        reports
+        every_program(&mut self.ebpf)
     }
+}
+
+/// As [`Dataplane::programs`], where [`Dataplane::load`] failed and so cannot tell of which program.
+///
+/// # Errors
+///
+/// When the object or its maps cannot be loaded.
+pub fn try_programs(options: &LoadOptions) -> Result<Vec<ProgramReport>, DataplaneError> {
+    let mut ebpf = Dataplane::loader(options)
+        .load(OBJECT)
+        .map_err(DataplaneError::Load)?;
+    Ok(every_program(&mut ebpf))
+}
+
+fn every_program(ebpf: &mut Ebpf) -> Vec<ProgramReport> {
+    let mut reports: Vec<ProgramReport> = ebpf
+        .programs_mut()
+        .map(|(name, program)| ProgramReport {
+            name: name.to_owned(),
+            kind: format!("{:?}", program.prog_type()),
+            outcome: load(program)
+                .and_then(|()| program.info())
+                .map(Accepted::from),
+        })
+        .collect();
+    reports.sort_by(|a, b| a.name.cmp(&b.name));
+    reports
 }
 
 fn load(program: &mut Program) -> Result<(), ProgramError> {

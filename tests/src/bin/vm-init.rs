@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     errno::Errno,
     kmod::{ModuleInitFlags, finit_module},
@@ -22,11 +22,13 @@ use nix::{
     sys::reboot::{RebootMode, reboot},
     sys::utsname::uname,
 };
-use secmesh::dataplane::{Accepted, Dataplane, LoadOptions, Mode, ProgramReport, check_system};
+use secmesh::dataplane::{
+    Accepted, Dataplane, LoadOptions, Mode, ProgramReport, check_system, try_programs,
+};
 use secmesh_tests::{
     fixtures,
     kernel::BPFFS,
-    sizes::Size,
+    sizes::{Size, halve},
     verdicts::{Blocked, compare, kernel_as},
 };
 use xtask::{
@@ -90,10 +92,22 @@ fn fail(what: &str, error: &str) {
     });
 }
 
+/// An error with its causes, but for those whose text the one before has already: a verifier's log is long.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    sh::tail(&text, LOG_LINES)
+}
+
 /// Does something; an error is told and not passed on.
 fn attempt(what: &str, body: impl FnOnce() -> Result<()>) {
     if let Err(error) = body() {
-        fail(what, &sh::tail(&format!("{error:#}"), LOG_LINES));
+        fail(what, &told(&error));
     }
 }
 
@@ -231,21 +245,30 @@ fn configuration(size: Size) -> Result<LoadOptions> {
             }
             Err(error) if is_out_of_memory(&error) && halvings < HALVINGS => {
                 halvings += 1;
-                options.max_blocks /= 2;
-                options.max_prefixes /= 2;
+                halve(&mut options);
                 println!("not enough memory; max_blocks {} next", options.max_blocks);
             }
             Err(error) => {
-                say(&refused(size, &error));
-                bail!("the agent could not load it");
+                // Which program, and what of the others?
+                for report in try_programs(&options)? {
+                    say(&Line::Program(program_line(size, report)));
+                }
+                return Err(error.context("the agent could not load it"));
             }
         }
     };
     say(&Line::Configuration {
         size: size.name().to_owned(),
-        max_blocks: options.max_blocks,
-        max_prefixes: options.max_prefixes,
-        log_level: options.log_level,
+        settings: [
+            ("max_blocks", options.max_blocks),
+            ("max_prefixes", options.max_prefixes),
+            ("max_list_addresses", options.max_list_addresses),
+            ("max_list_prefixes", options.max_list_prefixes),
+            ("event_budget", options.event_budget),
+            ("kernel log level", options.log_level.into()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec(),
         reduced: halvings > 0,
         used_mib,
     });
@@ -278,20 +301,6 @@ fn is_out_of_memory(error: &anyhow::Error) -> bool {
     })
 }
 
-/// The line of an object that the agent itself could not load, so that nobody knows which of its
-/// programs the kernel would have taken.
-fn refused(size: Size, error: &anyhow::Error) -> Line {
-    Line::Program(ProgramLine {
-        size: size.name().to_owned(),
-        program: "(what the agent loads)".to_owned(),
-        program_type: "-".to_owned(),
-        verified: None,
-        translated: None,
-        jited_bytes: 0,
-        refused: Some(sh::tail(&format!("{error:#}"), LOG_LINES)),
-    })
-}
-
 fn program_line(size: Size, report: ProgramReport) -> ProgramLine {
     let (accepted, refused) = match report.outcome {
         Ok(accepted) => (accepted, None),
@@ -320,7 +329,7 @@ fn every_fixture(size: &str, options: &LoadOptions, blocked: Blocked) -> Result<
         let failed: Vec<String> = all
             .iter()
             .filter_map(|f| compare(&mut kernel, f.name, &f.frame, f.expected, blocked, mode).err())
-            .map(|error| format!("{error:#}"))
+            .map(|error| told(&error))
             .collect();
         say(&Line::Fixtures {
             size: size.to_owned(),

@@ -35,12 +35,8 @@ pub enum Line {
     Configuration {
         /// One of [`SIZES`].
         size: String,
-        /// Room of each exact block map.
-        max_blocks: u32,
-        /// Room of each prefix map.
-        max_prefixes: u32,
-        /// `aya-log` level.
-        log_level: u8,
+        /// Its settings, by name.
+        settings: Vec<(String, u32)>,
         /// Whether it was made smaller until the guest's memory held it.
         reduced: bool,
         /// Memory that its maps took from the guest, MiB.
@@ -230,23 +226,24 @@ impl Report {
         for line in &self.lines {
             if let Line::Configuration {
                 size,
-                max_blocks,
-                max_prefixes,
-                log_level,
+                settings,
                 reduced,
                 used_mib,
             } = line
             {
+                let settings: Vec<String> = settings
+                    .iter()
+                    .map(|(name, value)| format!("{name} {}", grouped(*value)))
+                    .collect();
+                let note = if *reduced {
+                    " (made smaller because the guest's memory did not hold it)"
+                } else {
+                    ""
+                };
                 let _ = writeln!(
                     text,
-                    "  {size}: max_blocks {}, max_prefixes {}, kernel log level {log_level}, {used_mib} MiB{}",
-                    grouped(*max_blocks),
-                    grouped(*max_prefixes),
-                    if *reduced {
-                        ", made smaller because the guest's memory did not hold it"
-                    } else {
-                        ""
-                    }
+                    "  {size}: {used_mib} MiB{note}; {}",
+                    settings.join(", ")
                 );
             }
         }
