@@ -3,10 +3,7 @@
 //! Shared by the tests of this machine's kernel and by the guest of `cargo xtask vm`.
 
 use anyhow::{Context as _, Result, ensure};
-use secmesh::{
-    addr::Prefix,
-    dataplane::{LoadOptions, Mode},
-};
+use secmesh::{addr::Prefix, dataplane::Mode};
 use secmesh_common::{
     block::origin,
     counters::{Counter, Counters},
@@ -83,29 +80,33 @@ pub fn block_until(kernel: &mut Kernel, what: &str, until_ns: u64) -> Result<()>
 /// # Errors
 /// What the kernel says.
 pub fn kernel_with(blocked: Blocked, mode: Mode) -> Result<Kernel> {
-    kernel_as(&options(), blocked, mode)
+    let mut kernel = Kernel::load(&options())?;
+    kernel.dataplane.set_mode(mode)?;
+    set_blocked(&mut kernel, blocked)?;
+    Ok(kernel)
 }
 
-/// As [`kernel_with`], loaded in the given way.
+/// Blocks and allows what `blocked` says, and nothing else of what this module blocks and allows.
 ///
 /// # Errors
-/// What the kernel says.
-pub fn kernel_as(options: &LoadOptions, blocked: Blocked, mode: Mode) -> Result<Kernel> {
-    let mut kernel = Kernel::load(options)?;
-    kernel.dataplane.set_mode(mode)?;
+/// When the kernel refuses an entry.
+pub fn set_blocked(kernel: &mut Kernel, blocked: Blocked) -> Result<()> {
+    for entry in SOURCES.iter().chain(&NETWORKS) {
+        kernel.blocks.remove(&prefix(entry)?)?;
+    }
     let entries = match blocked {
         Blocked::No => [].as_slice(),
         Blocked::Exact => &SOURCES,
         Blocked::Prefix | Blocked::Allowlisted => &NETWORKS,
     };
     for entry in entries {
-        block(&mut kernel, entry)?;
+        block(kernel, entry)?;
     }
-    if blocked == Blocked::Allowlisted {
-        let allowed: Vec<Prefix> = SOURCES.iter().map(|s| prefix(s)).collect::<Result<_>>()?;
-        kernel.allows.replace(&allowed)?;
-    }
-    Ok(kernel)
+    let allowed: Vec<Prefix> = match blocked {
+        Blocked::Allowlisted => SOURCES.iter().map(|s| prefix(s)).collect::<Result<_>>()?,
+        Blocked::No | Blocked::Exact | Blocked::Prefix => Vec::new(),
+    };
+    Ok(kernel.allows.replace(&allowed)?)
 }
 
 /// The verdict and the counters that follow from what the parser says.

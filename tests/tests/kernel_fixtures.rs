@@ -3,11 +3,8 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use secmesh::api::types::Origin;
 use secmesh::clock::{Clock as _, SystemClock};
+use secmesh::dataplane::{Mode, TableError};
 use secmesh::respond::{Blocks, Claim, Now};
-use secmesh::{
-    addr::Prefix,
-    dataplane::{Mode, TableError},
-};
 use secmesh_common::{
     block::origin,
     packet::{Captured, Malformed, Packet, parse_ethernet},

@@ -87,7 +87,7 @@ enum Task {
         #[arg(long)]
         json: bool,
         /// Seconds after which a guest is killed.
-        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=3600))]
+        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(10..=3600))]
         limit: u32,
     },
     /// Measure, beside a peer on the same machine in the same run.

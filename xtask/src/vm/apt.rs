@@ -5,6 +5,7 @@
 //! with Debian's keyring, as for any package.
 
 use std::cmp::Ordering;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -240,7 +241,8 @@ fn sources_list(mirrors: &Mirrors) -> String {
     for series in Series::ALL {
         let suite = series.suite();
         let mut add = |uri: &str, suite: &str| {
-            text.push_str(&format!("deb [signed-by={KEYRING}] {uri} {suite} main\n"));
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "deb [signed-by={KEYRING}] {uri} {suite} main");
         };
         add(&mirrors.main, suite);
         if let Some(security) = &mirrors.security {

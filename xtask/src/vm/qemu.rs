@@ -247,7 +247,7 @@ mod tests {
             console: folder.join("a,b.log"),
             lines: folder.join("lines"),
             accelerator: Accelerator::Tcg,
-            limit: Duration::from_secs(60),
+            limit: Duration::from_mins(1),
         }
     }
 
