@@ -8,19 +8,23 @@ use std::{
     fs::{self, File},
     io::Write as _,
     net::{Ipv4Addr, TcpListener},
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::process::ExitStatusExt as _},
     path::Path,
+    process::{Command, ExitCode},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     errno::Errno,
     kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
-    sys::reboot::{RebootMode, reboot},
-    sys::utsname::uname,
+    sys::{
+        reboot::{RebootMode, reboot},
+        signal::Signal,
+        utsname::uname,
+    },
 };
 use secmesh::dataplane::{Accepted, Mode, ProgramReport, check_system, try_programs};
 use secmesh_tests::{
@@ -42,16 +46,23 @@ const COMPRESSED: u32 = 4;
 const INSTRUCTION: u32 = 8;
 /// Lines of a verifier's log in a report.
 const LOG_LINES: usize = 30;
-/// The kernel frees maps behind our back; so often and so long is waited for memory before less is asked.
-const MEMORY_WAITS: u32 = 3;
+/// How often the tables are halved until the guest's memory holds them. The first size is tried twice,
+/// because the kernel frees the maps of the one before behind our back.
+const HALVINGS: [u32; 6] = [0, 0, 1, 2, 3, 4];
+/// So long is waited for memory that is being freed.
 const MEMORY_PAUSE: Duration = Duration::from_secs(1);
-/// Halvings of the tables until the guest's memory holds them.
-const HALVINGS: u32 = 8;
+/// Exit code of a child that the guest's memory does not hold.
+const NO_MEMORY: u8 = 12;
+/// Tells a child that it runs in the guest.
+const GUEST: &str = "SECMESH_GUEST";
 
 /// Where the lines go; the console until the port is open.
 static PORT: Mutex<Option<File>> = Mutex::new(None);
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
+    if std::env::var_os(GUEST).is_some() {
+        return child();
+    }
     ensure!(
         std::process::id() == 1,
         "this is the first program of the guest of `cargo xtask vm`, and does nothing elsewhere"
@@ -62,7 +73,8 @@ fn main() -> Result<()> {
     if checked.is_ok() {
         say(&Line::End);
     }
-    power_off()
+    power_off()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn power_off() -> Result<()> {
@@ -111,8 +123,7 @@ fn attempt(what: &str, body: impl FnOnce() -> Result<()>) {
 
 fn guest() -> Result<()> {
     mounts()?;
-    let port = File::options().write(true).open(RESULTS).context(RESULTS)?;
-    *PORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(port);
+    open_port()?;
     let release = uname()?.release().to_string_lossy().into_owned();
     say(&Line::Kernel {
         release,
@@ -128,18 +139,61 @@ fn guest() -> Result<()> {
         || Ok(check_system()?),
     );
     for size in Size::ALL {
-        let name = size.name();
-        attempt(&format!("the {name} configuration"), || {
-            let mut kernel = configuration(size)?;
-            // The default one has the instructions of the smallest: the fixtures would say the same.
-            if size != Size::Default {
-                every_fixture(name, &mut kernel)?;
-                canary(&mut kernel)?;
-            }
-            Ok(())
+        attempt(&format!("the {} configuration", size.name()), || {
+            parent(size)
         });
     }
     Ok(())
+}
+
+fn open_port() -> Result<()> {
+    let port = File::options().write(true).open(RESULTS).context(RESULTS)?;
+    *PORT.lock().unwrap_or_else(PoisonError::into_inner) = Some(port);
+    Ok(())
+}
+
+/// Tries a configuration in a process of its own. When the memory is used up, the kernel kills that one, and
+/// the next gets smaller tables.
+fn parent(size: Size) -> Result<()> {
+    for halvings in HALVINGS {
+        let status = Command::new("/proc/self/exe")
+            .env(GUEST, "1")
+            .args([size.name(), &halvings.to_string()])
+            .status()
+            .context("starting a process for it")?;
+        if status.success() {
+            return Ok(());
+        }
+        let killed = status.signal() == Some(Signal::SIGKILL as i32);
+        ensure!(
+            killed || status.code() == Some(NO_MEMORY.into()),
+            "its process ended with {status}"
+        );
+        println!("not enough memory for the {} configuration", size.name());
+        std::thread::sleep(MEMORY_PAUSE);
+    }
+    bail!("the guest's memory does not hold it, nor a smaller one")
+}
+
+/// Tries the configuration that the arguments name. What fails is told in lines.
+fn child() -> Result<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    let (name, halvings) = (arguments.next(), arguments.next());
+    let size = Size::ALL
+        .into_iter()
+        .find(|size| Some(size.name()) == name.as_deref())
+        .context("no such configuration")?;
+    let halvings: u32 = halvings.context("how often halved?")?.parse()?;
+    // The one to kill when the memory is used up.
+    fs::write("/proc/self/oom_score_adj", "1000")?;
+    open_port()?;
+    if let Err(error) = configuration(size, halvings) {
+        if is_out_of_memory(&error) {
+            return Ok(ExitCode::from(NO_MEMORY));
+        }
+        fail(&format!("the {} configuration", size.name()), &told(&error));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn mounts() -> Result<()> {
@@ -226,31 +280,25 @@ fn modules() -> Result<()> {
     Ok(())
 }
 
-/// Loads every program in this configuration, or in the largest that the guest's memory holds.
-fn configuration(size: Size) -> Result<Kernel> {
+/// Loads every program in this configuration, with tables halved so often, and sends the fixtures.
+fn configuration(size: Size, halvings: u32) -> Result<()> {
     let mut options = size.options();
-    let mut halvings = 0;
-    let (mut kernel, used_mib) = loop {
-        let before = memory_mib("MemAvailable")?;
-        match patiently(|| Kernel::load(&options)) {
-            Ok(kernel) => {
-                let after = memory_mib("MemAvailable")?;
-                break (kernel, before.saturating_sub(after));
+    for _ in 0..halvings {
+        halve(&mut options);
+    }
+    let before = memory_mib("MemAvailable")?;
+    let mut kernel = match Kernel::load(&options) {
+        Ok(kernel) => kernel,
+        Err(error) if is_out_of_memory(&error) => return Err(error),
+        Err(error) => {
+            // Which program, and what of the others?
+            for report in try_programs(&options)? {
+                say(&Line::Program(program_line(size, report)));
             }
-            Err(error) if is_out_of_memory(&error) && halvings < HALVINGS => {
-                halvings += 1;
-                halve(&mut options);
-                println!("not enough memory; max_blocks {} next", options.max_blocks);
-            }
-            Err(error) => {
-                // Which program, and what of the others?
-                for report in try_programs(&options)? {
-                    say(&Line::Program(program_line(size, report)));
-                }
-                return Err(error.context("the agent could not load it"));
-            }
+            return Err(error.context("the agent could not load it"));
         }
     };
+    let after = memory_mib("MemAvailable")?;
     say(&Line::Configuration {
         size: size.name().to_owned(),
         settings: [
@@ -264,26 +312,17 @@ fn configuration(size: Size) -> Result<Kernel> {
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec(),
         reduced: halvings > 0,
-        used_mib,
+        used_mib: before.saturating_sub(after),
     });
     for report in kernel.dataplane.programs() {
         say(&Line::Program(program_line(size, report)));
     }
-    Ok(kernel)
-}
-
-/// Does it again after a little when there is no memory: it may be about to be freed.
-fn patiently<T>(mut body: impl FnMut() -> Result<T>) -> Result<T> {
-    let mut waits = 0;
-    loop {
-        match body() {
-            Err(error) if is_out_of_memory(&error) && waits < MEMORY_WAITS => {
-                waits += 1;
-                std::thread::sleep(MEMORY_PAUSE);
-            }
-            result => return result,
-        }
+    // The default one has the instructions of the smallest: the fixtures would say the same.
+    if size != Size::Default {
+        every_fixture(size.name(), &mut kernel)?;
+        canary(&mut kernel)?;
     }
+    Ok(())
 }
 
 fn is_out_of_memory(error: &anyhow::Error) -> bool {
