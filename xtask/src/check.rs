@@ -114,6 +114,7 @@ pub fn run(selection: Selection) -> anyhow::Result<()> {
     }
     if selection.full {
         totals.take(kernels()?, &logs)?;
+        print_tables(&logs);
     }
     totals.report(started.elapsed(), &logs)
 }
@@ -209,6 +210,9 @@ fn user_tests() -> Step {
     }
 }
 
+/// The log of [`kernels`].
+const KERNELS_LOG: &str = "vm.log";
+
 /// The programs on the kernels that people run; a process of its own, so that its output goes to its log.
 fn kernels() -> anyhow::Result<Step> {
     let mut command = sh::command(std::env::current_exe().context("which program is this?")?);
@@ -221,6 +225,22 @@ fn kernels() -> anyhow::Result<Step> {
     })
 }
 
+/// The verifier's counts are wanted from a run that went well, too.
+fn print_tables(logs: &std::path::Path) {
+    let text = std::fs::read(logs.join(KERNELS_LOG)).unwrap_or_default();
+    print!("{}", tables(&String::from_utf8_lossy(&text)));
+}
+
+/// What `cargo xtask vm` printed after its progress: from the first kernel's line on.
+fn tables(printed: &str) -> &str {
+    let start = if printed.starts_with("Linux ") {
+        Some(0)
+    } else {
+        printed.find("\nLinux ").map(|at| at + 1)
+    };
+    start.and_then(|at| printed.get(at..)).unwrap_or_default()
+}
+
 /// What a test that runs as root needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Needs {
@@ -230,7 +250,8 @@ enum Needs {
     Lab,
 }
 
-/// Test executables run as root, with the tests that are otherwise ignored because they need it.
+/// Test executables run as root, with the tests that are otherwise ignored because they need it; and with the
+/// others of the package, which no other step runs.
 ///
 /// cargo itself stays with the user, so that nothing in the target folder becomes root's.
 fn root_tests(needs: Needs) -> anyhow::Result<Vec<Command>> {
@@ -266,7 +287,7 @@ fn root_tests(needs: Needs) -> anyhow::Result<Vec<Command>> {
             command
                 .arg(variable)
                 .arg(file)
-                .args(["--ignored", "--test-threads=1"])
+                .args(["--include-ignored", "--test-threads=1"])
                 .current_dir(&folder);
             Ok(command)
         })
@@ -445,6 +466,17 @@ mod tests {
         totals.settle("formatting", false, None, Duration::ZERO, "");
         assert_eq!(totals.counts.failed, 1);
         assert!(totals.report(Duration::ZERO, &logs).is_err());
+    }
+
+    #[test]
+    fn the_other_kernels_are_a_step_whose_tables_are_shown() {
+        let step = kernels().unwrap();
+        assert_eq!(format!("{}.log", step.file), KERNELS_LOG);
+        assert!(!step.tests && step.commands[0].get_args().eq(["vm"]));
+        let table = "Linux 6.1.0 (x)\n  secmesh  Xdp\n";
+        assert_eq!(tables(&format!("6.1: booting\n{table}")), table);
+        assert_eq!(tables(table), table);
+        assert_eq!(tables("error: no network\n"), "");
     }
 
     #[test]

@@ -292,9 +292,15 @@ fn configuration(size: Size, halvings: u32) -> Result<()> {
         Err(error) if is_out_of_memory(&error) => return Err(error),
         Err(error) => {
             // Which program, and what of the others?
-            for report in try_programs(&options)? {
-                say(&Line::Program(program_line(size, report)));
+            let lines = try_programs(&options)?
+                .into_iter()
+                .map(|report| program_line(size, report));
+            let mut one_refused = false;
+            for line in lines {
+                one_refused |= line.refused.is_some();
+                say(&Line::Program(line));
             }
+            ensure!(!one_refused, "the agent could not load it");
             return Err(error.context("the agent could not load it"));
         }
     };
