@@ -157,6 +157,26 @@ pub enum Malformed {
     Icmp = 9,
 }
 
+impl Malformed {
+    /// The reason with this number.
+    #[inline(always)]
+    pub const fn from_u8(n: u8) -> Option<Self> {
+        match n {
+            0 => Some(Self::Ethernet),
+            1 => Some(Self::Vlan),
+            2 => Some(Self::Ipv4Header),
+            3 => Some(Self::IpVersion),
+            4 => Some(Self::IpLength),
+            5 => Some(Self::Ipv6Header),
+            6 => Some(Self::ExtensionHeaders),
+            7 => Some(Self::Tcp),
+            8 => Some(Self::Udp),
+            9 => Some(Self::Icmp),
+            _ => None,
+        }
+    }
+}
+
 /// Network protocol of a parsed packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]

@@ -2,8 +2,10 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{EbpfContext as _, helpers::bpf_xdp_get_buff_len, programs::XdpContext};
-use secmesh_common::packet::Bytes;
+use aya_ebpf::{
+    EbpfContext as _, bindings::xdp_md, helpers::bpf_xdp_get_buff_len, programs::XdpContext,
+};
+use secmesh_common::packet::{Bytes, Malformed, Packet, parse_payload};
 
 /// One load of a word that need not be aligned.
 ///
@@ -81,4 +83,34 @@ impl Bytes for Frame<'_> {
     fn first_len(&self) -> u32 {
         (self.ctx.data_end() - self.ctx.data()) as u32
     }
+}
+
+/// No [`Malformed`] has this number.
+const WELL_FORMED: u8 = u8::MAX;
+
+/// [`parse_payload`] as a function of its own to the verifier: the walk over extension headers is where most of
+/// its work is, above all up to Linux 6.1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn secmesh_payload(ctx: *mut xdp_md, packet: *mut Packet) -> u8 {
+    if packet.is_null() {
+        return WELL_FORMED;
+    }
+    // SAFETY: the one caller passes a packet on its stack, all of it written; the verifier checks that.
+    let packet = unsafe { &mut *packet };
+    // Never so: it tells the verifier, which knows nothing of the caller, that offsets are small.
+    if packet.l3 >= 64 || packet.l4 >= 128 {
+        return Malformed::IpLength as u8;
+    }
+    let ctx = XdpContext::new(ctx);
+    match parse_payload(&Frame::new(&ctx), packet) {
+        Ok(()) => WELL_FORMED,
+        Err(reason) => reason as u8,
+    }
+}
+
+/// As [`parse_payload`], by way of [`secmesh_payload`].
+#[inline(always)]
+pub fn payload(ctx: &XdpContext, packet: &mut Packet) -> Result<(), Malformed> {
+    Malformed::from_u8(secmesh_payload(ctx.ctx, packet)).map_or(Ok(()), Err)
 }

@@ -36,7 +36,7 @@ use aya_log_ebpf::debug;
 use secmesh_common::{
     config::{Config, MODE_ENFORCE},
     counters::{Counter, Counters},
-    packet::{Bytes as _, Family, Malformed, Packet, parse_addresses, parse_payload},
+    packet::{Bytes as _, Family, Malformed, Packet, parse_addresses},
     reason::Reason,
 };
 
@@ -78,14 +78,14 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
                 return deny(reason, config, counters);
             }
             // The allowlist wins over blocks, not over what cannot be parsed.
-            if let Err(malformed) = parse_payload(&Frame::new(ctx), packet) {
+            if let Err(malformed) = frame::payload(ctx, packet) {
                 return refuse(ctx, malformed, config, counters);
             }
             bump(counters, Counter::PassAllowlist);
             return XDP_PASS;
         }
     }
-    if let Err(malformed) = parse_payload(&Frame::new(ctx), packet) {
+    if let Err(malformed) = frame::payload(ctx, packet) {
         return refuse(ctx, malformed, config, counters);
     }
     if let Some(reason) = Reason::from_u8(observe::secmesh_observe(ctx.ctx, packet)) {
