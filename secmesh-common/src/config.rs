@@ -70,9 +70,20 @@ pub struct Config {
     pub tick_ns: u64,
     /// What has to be added to ticks in ns to get `CLOCK_MONOTONIC`, wrapping.
     pub clock_offset_ns: u64,
+    /// Until when [`MODE_ENFORCE`] holds, `CLOCK_MONOTONIC` ns; from then on it is [`MODE_MONITOR`], whether
+    /// or not a controller runs. 0: for good.
+    pub enforce_until_ns: u64,
 }
 
 impl Config {
+    /// Whether packets are dropped at `now_ns` (`CLOCK_MONOTONIC`), which is only asked for where an end is
+    /// set: without one nobody pays for a clock.
+    #[inline(always)]
+    pub fn enforces(&self, now_ns: impl FnOnce() -> u64) -> bool {
+        self.mode == MODE_ENFORCE
+            && (self.enforce_until_ns == 0 || now_ns() < self.enforce_until_ns)
+    }
+
     /// `CLOCK_MONOTONIC` in ns by the count of timer ticks, to one tick's resolution; `None` until the
     /// controller has measured how the two relate.
     ///
@@ -93,7 +104,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 8,
     "layout"
 );
 

@@ -19,4 +19,4 @@ pub mod packet;
 /// Version of every layout in this crate that is pinned in bpffs.
 ///
 /// A controller that finds pinned maps of another version must not read them as its own.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;

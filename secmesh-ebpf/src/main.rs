@@ -33,7 +33,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use secmesh_common::{
-    config::{Config, MODE_ENFORCE},
+    config::Config,
     counters::{Counter, Counters},
     packet::{Bytes as _, Family, Malformed, Packet, parse_ethernet},
 };
@@ -67,7 +67,6 @@ fn judge(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Coun
         bump(counters, Counter::PassOther);
         return XDP_PASS;
     }
-    let enforce = config.mode == MODE_ENFORCE;
     let (dropped, would) = match block::check(packet, config, counters) {
         Verdict::Clear => {
             bump(counters, Counter::Pass);
@@ -81,7 +80,7 @@ fn judge(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Coun
         Verdict::Exact => (Counter::DropExact, Counter::WouldDropExact),
         Verdict::Prefix => (Counter::DropPrefix, Counter::WouldDropPrefix),
     };
-    drop_or_pass(enforce, dropped, would, counters)
+    drop_or_pass(config, dropped, would, counters)
 }
 
 #[inline(always)]
@@ -91,7 +90,7 @@ fn malformed(ctx: &XdpContext, reason: Malformed, config: &Config, counters: &mu
     bump(counters, Counter::from(reason));
     debug!(ctx, "malformed packet, reason {}", reason as u8);
     drop_or_pass(
-        config.mode == MODE_ENFORCE,
+        config,
         Counter::DropMalformed,
         Counter::WouldDropMalformed,
         counters,
@@ -99,8 +98,13 @@ fn malformed(ctx: &XdpContext, reason: Malformed, config: &Config, counters: &mu
 }
 
 #[inline(always)]
-fn drop_or_pass(enforce: bool, dropped: Counter, would: Counter, counters: &mut Counters) -> u32 {
-    if enforce {
+fn enforcing(config: &Config) -> bool {
+    config.enforces(|| clock::now_ns(config))
+}
+
+#[inline(always)]
+fn drop_or_pass(config: &Config, dropped: Counter, would: Counter, counters: &mut Counters) -> u32 {
+    if enforcing(config) {
         bump(counters, dropped);
         XDP_DROP
     } else {

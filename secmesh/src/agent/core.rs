@@ -342,6 +342,7 @@ impl Agent {
 
     async fn take_time(&mut self) {
         let now = self.now();
+        self.check_trial();
         self.notice_clock_step(now);
         self.renew_unilateral(now).await;
         for over in self.blocks.tick(&mut self.table, now) {

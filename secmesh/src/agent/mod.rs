@@ -7,6 +7,7 @@ mod core;
 mod effects;
 mod explain;
 mod membership;
+mod mode;
 mod recover;
 mod requests;
 mod setup;

@@ -39,13 +39,13 @@ const MAX_NAMED: usize = 100;
 /// Addresses and pins in a ticket.
 const MAX_MEMBERS_IN_TICKET: usize = 8;
 
-type Answer = Result<Value, String>;
+pub(super) type Answer = Result<Value, String>;
 
 fn to_value<T: Serialize>(value: &T) -> Answer {
     serde_json::to_value(value).map_err(|e| e.to_string())
 }
 
-fn done(message: String, decision: Option<String>) -> Answer {
+pub(super) fn done(message: String, decision: Option<String>) -> Answer {
     to_value(&Done { message, decision })
 }
 
@@ -78,7 +78,12 @@ impl Agent {
             Request::AllowList {} => to_value(&self.allowlist.list()),
             Request::AllowAdd { prefix, reason } => self.allow_add(prefix, reason),
             Request::AllowRemove { prefix } => self.allow_remove(prefix),
-            Request::SetMode { mode } => self.set_mode(mode),
+            Request::SetMode {
+                mode,
+                confirm_s,
+                ssh_peer,
+            } => self.set_mode(mode, confirm_s, ssh_peer),
+            Request::ConfirmMode {} => self.confirm_mode(),
             Request::InviteTerms {} => to_value(&self.invite_terms()),
             Request::OpenGrant { grant } => self.open_grant(&grant).await,
         };
@@ -98,6 +103,7 @@ impl Agent {
             mesh: genesis.mesh_name.to_string(),
             mesh_id: genesis.mesh_id().to_string(),
             mode: self.dataplane.mode(),
+            pending_confirm: self.pending_confirm(),
             interfaces: self.dataplane.attached().to_vec(),
             quorum: serde_json::to_value(self.engine.quorum()).unwrap_or_default(),
             blocks: BlockTotals {
@@ -384,23 +390,6 @@ impl Agent {
         self.state
             .write_json(ALLOW_FILE, ALLOW_FORMAT, &self.allowlist.operator_entries())
             .map_err(|e| format!("the allowlist is changed but not on the disk: {e}"))
-    }
-
-    fn set_mode(&mut self, mode: Mode) -> Answer {
-        let before = self.dataplane.mode();
-        self.dataplane.set_mode(mode).map_err(|e| e.to_string())?;
-        self.record(&Record::Mode {
-            mode: mode.to_string(),
-            by: "operator".to_owned(),
-        });
-        done(
-            if before == mode {
-                format!("{mode} mode, as before")
-            } else {
-                format!("{mode} mode, was {before}")
-            },
-            None,
-        )
     }
 
     fn invite_terms(&self) -> InviteTerms {

@@ -177,6 +177,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         started_ns,
         _lock: lock,
     };
+    agent.resume_trial();
     agent.load_allowlist()?;
     agent.recover(memory);
     for grant in agent.store.grants.clone() {

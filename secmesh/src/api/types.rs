@@ -1,6 +1,6 @@
 //! What can be asked of an agent, and what it answers. `--json` prints these answers as they are.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +82,16 @@ pub enum Request {
     SetMode {
         /// The mode wanted.
         mode: Mode,
+        /// Go back to monitor unless [`Request::ConfirmMode`] comes within this many seconds; only with
+        /// [`Mode::Enforce`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm_s: Option<u64>,
+        /// Where the asker's SSH session comes from: enforcing must not drop it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ssh_peer: Option<IpAddr>,
     },
+    /// [`Done`]. Enforce for good what [`Request::SetMode`] began for a while.
+    ConfirmMode {},
     /// [`InviteTerms`]: what a ticket has to contain.
     InviteTerms {},
     /// [`Done`]. Opens a ticket whose grant the operator signed.
@@ -120,6 +129,9 @@ pub struct Status {
     pub mesh_id: String,
     /// Whether packets are dropped.
     pub mode: Mode,
+    /// The switch to enforce that waits for a confirmation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_confirm: Option<PendingConfirm>,
     /// Interfaces with our program.
     pub interfaces: Vec<AttachedInterface>,
     /// State of the quorum: `state`, `reachable_weight`, `total_weight`, `t_lo`, `t_hi`, `needed`,
@@ -139,6 +151,13 @@ pub struct Status {
     pub uptime_s: u64,
     /// Version of the agent.
     pub version: String,
+}
+
+/// A switch to enforce that is taken back unless it is confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingConfirm {
+    /// Whole seconds that are left.
+    pub seconds_left: u64,
 }
 
 /// Who a node is.

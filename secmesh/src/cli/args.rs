@@ -166,10 +166,19 @@ Examples:
 Examples:
   secmesh mode             says which it is
   secmesh mode enforce     drops from now on, also after a restart of the agent; after a reboot or
-                           `secmesh detach` the configuration decides again")]
+                           `secmesh detach` the configuration decides again
+  secmesh mode enforce --confirm 60s
+                           the same on trial: the kernel goes back to monitor after 60 s, even if no
+                           agent runs, unless you can still say:
+  secmesh mode confirm
+
+Switching to enforce is refused if a block would cut off the SSH session that asks for it.")]
     Mode {
-        /// The mode wanted
-        mode: Option<ModeArg>,
+        /// The mode wanted, or confirm to keep enforcing after --confirm
+        mode: Option<ModeWord>,
+        /// Go back to monitor after this time, at most 1h, unless `secmesh mode confirm` comes
+        #[arg(long, value_name = "DURATION", requires = "mode", value_parser = duration)]
+        confirm: Option<Duration>,
     },
     /// Verify and show this node's signed record
     #[command(
@@ -403,6 +412,17 @@ impl From<ModeArg> for Mode {
             ModeArg::Enforce => Self::Enforce,
         }
     }
+}
+
+/// What `secmesh mode` can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModeWord {
+    /// Count what would be dropped, drop nothing
+    Monitor,
+    /// Drop
+    Enforce,
+    /// Keep enforcing, after `mode enforce --confirm`
+    Confirm,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -99,10 +99,11 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
             control::done(context, &Request::AllowRemove { prefix }, out)
         }
         Command::Allow(AllowCommand::List) => show::allowlist(context, out),
-        Command::Mode { mode: Some(mode) } => {
-            control::done(context, &Request::SetMode { mode: mode.into() }, out)
-        }
-        Command::Mode { mode: None } => show::mode(context, out),
+        Command::Mode {
+            mode: Some(word),
+            confirm,
+        } => control::mode(context, word, confirm, out),
+        Command::Mode { mode: None, .. } => show::mode(context, out),
         Command::Ledger(LedgerCommand::Verify { path }) => ledger::verify(context, path, out),
         Command::Ledger(LedgerCommand::Show { last, path }) => {
             ledger::show(context, last, path, out)

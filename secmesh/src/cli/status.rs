@@ -52,7 +52,14 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
     line(
         "mode",
         match status.mode {
-            Mode::Enforce => paint.apply(Style::Good, "enforce"),
+            Mode::Enforce => match status.pending_confirm {
+                None => paint.apply(Style::Good, "enforce"),
+                Some(trial) => format!(
+                    "{} on trial: back to monitor in {} s unless `secmesh mode confirm` comes before",
+                    paint.apply(Style::Warning, "enforce"),
+                    trial.seconds_left
+                ),
+            },
             Mode::Monitor => format!(
                 "{}: nothing is dropped, only counted",
                 paint.apply(Style::Warning, "monitor")
@@ -281,6 +288,17 @@ packets
 "
         );
         assert!(status(&fixture(), true, Paint(false)).contains("malformed         0\n"));
+    }
+
+    #[test]
+    fn a_trial_is_shown_with_the_seconds_that_are_left() {
+        let mut fixture = fixture();
+        fixture.pending_confirm = Some(crate::api::types::PendingConfirm { seconds_left: 42 });
+        let text = status(&fixture, false, Paint(false));
+        assert!(
+            text.contains("mode        enforce on trial: back to monitor in 42 s unless"),
+            "{text}"
+        );
     }
 
     #[test]

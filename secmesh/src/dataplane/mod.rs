@@ -187,17 +187,38 @@ impl Dataplane {
             .map_err(DataplaneError::Map)
     }
 
-    /// Switches between dropping and counting, at once, for all interfaces.
+    /// Switches between dropping and counting, at once, for all interfaces, and for good.
     ///
     /// # Errors
     ///
-    /// The kernel's refusal of the map write.
+    /// The kernel's refusal of the map write; then nothing changed.
     pub fn set_mode(&mut self, mode: Mode) -> Result<(), DataplaneError> {
-        self.current.mode = mode_number(mode);
-        self.write_config()
+        self.set_mode_until(mode, 0)
     }
 
-    /// The mode in force.
+    /// Switches the mode; with `until_ns` (`CLOCK_MONOTONIC`, 0: for good) dropping ends by itself at that
+    /// time, also while no agent runs.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal of the map write; then nothing changed.
+    pub fn set_mode_until(&mut self, mode: Mode, until_ns: u64) -> Result<(), DataplaneError> {
+        let before = (self.current.mode, self.current.enforce_until_ns);
+        self.current.mode = mode_number(mode);
+        self.current.enforce_until_ns = until_ns;
+        self.write_config().inspect_err(|_| {
+            (self.current.mode, self.current.enforce_until_ns) = before;
+        })
+    }
+
+    /// When dropping ends unless it is confirmed, `CLOCK_MONOTONIC` ns.
+    pub fn enforce_until_ns(&self) -> Option<u64> {
+        (self.current.mode == MODE_ENFORCE && self.current.enforce_until_ns != 0)
+            .then_some(self.current.enforce_until_ns)
+    }
+
+    /// The mode that is set. Once [`Dataplane::enforce_until_ns`] is past, the program counts only, whatever
+    /// this says; whoever owns the data plane sets it back then.
     pub fn mode(&self) -> Mode {
         if self.current.mode == MODE_ENFORCE {
             Mode::Enforce

@@ -5,7 +5,10 @@
 //! of them. A trie answers with its longest match only, so a prefix inside another one is kept as long
 //! as the outer one: otherwise the inner one's end would open a hole in the outer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use secmesh_common::block::{BlockEntry, origin};
 
@@ -314,6 +317,14 @@ impl Blocks {
     /// Why `prefix` is not in the kernel although it should be.
     pub fn not_enforced(&self, prefix: &Prefix) -> Option<&str> {
         self.desired.get(prefix)?.not_enforced.as_deref()
+    }
+
+    /// The widest desired prefix that `addr` is in, if there is one.
+    pub fn covering(&self, addr: IpAddr) -> Option<Prefix> {
+        let host = Prefix::host(addr);
+        (0..=host.len())
+            .filter_map(|len| Prefix::truncating(host.addr(), len).ok())
+            .find(|prefix| self.desired.contains_key(prefix))
     }
 
     /// Whether `prefix` should be blocked.
