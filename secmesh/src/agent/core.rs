@@ -34,7 +34,7 @@ use crate::{
         transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportHandle},
         vote::AttackClass,
     },
-    respond::{Allowlist, Blocks, Book, Now, refusal},
+    respond::{Allowlist, Blocks, Book, Now, refusal, risky},
     sense::observation::{Observation, What},
     state::{AgentLock, StateDir},
 };
@@ -117,6 +117,9 @@ pub(super) struct Agent {
     pub silenced: bool,
     /// Why the loop ended, if not by a signal.
     pub ring_failed: Option<std::io::Error>,
+    /// What must stay reachable without being on the allowlist, because `[allow] builtin` is off or it is
+    /// full: blocks by the mesh leave it out, operators have to insist.
+    pub protected: Vec<(Prefix, String)>,
     /// Peers of sshd that were connected when the agent started.
     pub ssh_at_start: Vec<(Prefix, String)>,
     /// Where each peer was really met; only that is allowlisted, not what a peer says of itself.
@@ -138,6 +141,7 @@ pub(super) struct Streams {
 /// This node's own view, for the engine.
 pub(super) struct View<'a> {
     pub allowlist: &'a Allowlist,
+    pub protected: &'a [(Prefix, String)],
     pub table: &'a BlockTable,
     pub now_ns: u64,
 }
@@ -147,6 +151,10 @@ impl Policy for View<'_> {
         self.allowlist
             .protects(subject)
             .map(|entry| refusal(subject, &entry))
+            .or_else(|| {
+                risky(subject, self.protected)
+                    .map(|risk| format!("{subject} is risky to block: {risk}"))
+            })
     }
 
     fn is_quiet(&self, subject: &Prefix) -> bool {

@@ -39,6 +39,7 @@ impl Agent {
             input,
             &View {
                 allowlist: &self.allowlist,
+                protected: &self.protected,
                 table: &self.table,
                 now_ns,
             },
@@ -214,6 +215,7 @@ impl Agent {
             votes: Vec::new(),
             certificate: None,
             rule: self.book.next_rule(),
+            overridden: Vec::new(),
             final_hits: None,
         };
         // The outcome is in the book and in the record.
@@ -313,6 +315,7 @@ impl Agent {
                 .map(|verdict| certificate_view(verdict, decision)),
             votes,
             rule: self.book.next_rule(),
+            overridden: Vec::new(),
             final_hits: None,
         }
     }

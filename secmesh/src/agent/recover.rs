@@ -169,7 +169,7 @@ impl Agent {
                 }
             }
             if entry.state == DecisionState::Active
-                && self.allowlist.protects(&entry.subject).is_none()
+                && !self.forbids(&entry.subject, &entry.overridden)
             {
                 let claim = Claim {
                     origin: entry.origin,
@@ -231,6 +231,7 @@ impl Agent {
                 votes: Vec::new(),
                 certificate: None,
                 rule,
+                overridden: Vec::new(),
                 final_hits: None,
             };
             drop(self.enforce(entry, None));

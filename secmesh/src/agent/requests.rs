@@ -25,7 +25,7 @@ use crate::{
         admission::SignedGrant, decision::SignedRelease, engine::Input, ids::to_hex,
         vote::AttackClass,
     },
-    respond::{Entry, Source, refusal},
+    respond::{Entry, Risk, Source, risky},
 };
 
 /// How long an operator has to sign a release, seconds.
@@ -65,7 +65,11 @@ impl Agent {
                 ttl_s,
                 mesh,
                 reason,
-            } => self.block(subject, ttl_s, mesh, reason).await,
+                override_risky,
+            } => {
+                self.block(subject, ttl_s, mesh, reason, override_risky)
+                    .await
+            }
             Request::Unblock { subject, signed } => self.unblock(subject, signed).await,
             Request::ReleaseTerms { subject } => {
                 let draft =
@@ -221,6 +225,7 @@ impl Agent {
             certified_unix_us: entry.certified_unix_us,
             enforced_unix_us: entry.enforced_unix_us,
             expires_unix_us: entry.expires_unix_us,
+            overridden: entry.overridden.clone(),
             enforced: kernel.is_some(),
             not_enforced_reason: active
                 .then(|| self.blocks.not_enforced(&entry.subject).map(str::to_owned))
@@ -234,19 +239,62 @@ impl Agent {
         }
     }
 
+    /// Why `subject` must not be blocked just so: all reasons, or that it would have no effect.
+    fn risk_of(&self, subject: &Prefix) -> Option<Risk> {
+        let mut protected: Vec<(Prefix, String)> = self
+            .allowlist
+            .list()
+            .into_iter()
+            .map(|e| (e.prefix, format!("allowlist: {}, {}", e.reason, e.source)))
+            .collect();
+        protected.extend(self.protected.iter().cloned());
+        risky(subject, &protected)
+    }
+
+    /// Lets a block through that is not risky, or that an operator insists on; gives what was overridden.
+    fn weigh(
+        &self,
+        subject: &Prefix,
+        mesh: bool,
+        reason: Option<&str>,
+        override_risky: bool,
+    ) -> Result<Vec<String>, String> {
+        let Some(risk) = self.risk_of(subject) else {
+            return Ok(Vec::new());
+        };
+        if self.allowlist.covers(subject).is_some() {
+            return Err(format!(
+                "not blocked: {subject} is on the allowlist, which wins in the kernel: {risk}; `secmesh allow list` shows the allowlist"
+            ));
+        }
+        if !override_risky {
+            return Err(format!(
+                "not blocked: {subject} is risky: {risk}\n  \
+                 remedy: block less, or insist with --override-risky --reason TEXT, which is recorded (`secmesh allow list` shows what is protected)"
+            ));
+        }
+        if mesh {
+            return Err(
+                "--override-risky is for this node alone: every other node judges by its own allowlist; leave out --mesh"
+                    .to_owned(),
+            );
+        }
+        if reason.is_none_or(|r| r.trim().is_empty()) {
+            return Err("--override-risky takes --reason TEXT, for the record".to_owned());
+        }
+        Ok(risk.reasons.iter().map(ToString::to_string).collect())
+    }
+
     async fn block(
         &mut self,
         subject: Prefix,
         ttl_s: u64,
         mesh: bool,
         reason: Option<String>,
+        override_risky: bool,
     ) -> Answer {
-        if let Some(entry) = self.allowlist.protects(&subject) {
-            return Err(format!(
-                "not blocked: {}; `secmesh allow list` shows the allowlist",
-                refusal(&subject, &entry)
-            ));
-        }
+        let mut overridden = self.weigh(&subject, mesh, reason.as_deref(), override_risky)?;
+        overridden.truncate(MAX_NAMED);
         if ttl_s == 0 || ttl_s > MAX_BLOCK_S {
             return Err(format!(
                 "a block lasts from 1 second to {} days",
@@ -276,8 +324,10 @@ impl Agent {
             votes: Vec::new(),
             certificate: None,
             rule: self.book.next_rule(),
+            overridden,
             final_hits: None,
         };
+        let insisted = !entry.overridden.is_empty();
         let id = entry.id.clone();
         self.enforce(entry, None).map_err(|e| {
             format!(
@@ -294,7 +344,15 @@ impl Agent {
                 Some(id),
             );
         }
-        done(format!("{subject} is blocked on this node{mode}"), Some(id))
+        let note = if insisted {
+            "; recorded as insisted on. What the allowlist holds still gets through: the kernel asks it last"
+        } else {
+            ""
+        };
+        done(
+            format!("{subject} is blocked on this node{mode}{note}"),
+            Some(id),
+        )
     }
 
     fn mode_note(&self) -> &'static str {

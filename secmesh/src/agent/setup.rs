@@ -152,6 +152,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         blocks: Blocks::default(),
         book: Book::default(),
         tally: Tally::default(),
+        protected: Vec::new(),
         ssh_at_start: Vec::new(),
         proven: BTreeMap::new(),
         refusal_log: RateLimitedLog::new(Arc::clone(&clock), REFUSAL_LOG, REFUSAL_KEYS),

@@ -48,6 +48,9 @@ pub enum Request {
         /// Why, for the record.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// Block it although it is risky (see [`crate::respond::risky`]); takes a reason, and is recorded.
+        #[serde(default)]
+        override_risky: bool,
     },
     /// [`Done`]. Ends every block of the subject on this node and proposes the release to the mesh.
     Unblock {
@@ -298,6 +301,9 @@ pub struct DecisionView {
     pub enforced: bool,
     /// Why it is not.
     pub not_enforced_reason: Option<String>,
+    /// What made it risky, where an operator insisted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overridden: Vec<String>,
     /// Packets that met the entry.
     pub hits: u64,
     /// Their bytes.

@@ -129,7 +129,9 @@ Examples:
     Decisions(DecisionsCommand),
     /// Block an address or network on this node, or propose it to the mesh
     #[command(after_help = "\
-Allowlisted addresses, and networks that contain one, are refused.
+Risky networks are refused with the reasons: those that hold an address of this host, a gateway, a
+resolver, a member of the mesh, an SSH peer or anything else on the allowlist, and those wider than /8
+(IPv6: /16). --override-risky --reason TEXT insists; the allowlist still wins in the kernel.
 
 Examples:
   secmesh block 203.0.113.9
@@ -341,6 +343,9 @@ pub struct BlockArgs {
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+    /// Block it on this node although it holds a protected address, or is wider than /8 (IPv6: /16)
+    #[arg(long, requires = "reason", conflicts_with = "mesh")]
+    pub override_risky: bool,
 }
 
 /// `secmesh unblock`

@@ -32,6 +32,7 @@ pub fn block(context: &Context, args: BlockArgs, out: &mut Out<'_>) -> Result<()
         ttl,
         mesh,
         reason,
+        override_risky,
     } = args;
     if mesh && !subject.is_single() {
         return Err(CliError::Usage(format!(
@@ -45,6 +46,7 @@ pub fn block(context: &Context, args: BlockArgs, out: &mut Out<'_>) -> Result<()
             ttl_s: ttl.as_secs(),
             mesh,
             reason,
+            override_risky,
         },
         out,
     )

@@ -46,6 +46,9 @@ pub struct Entry {
     pub certificate: Option<CertificateView>,
     /// The number in the map entry.
     pub rule: u32,
+    /// What made it risky, where an operator insisted (`--override-risky`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overridden: Vec<String>,
     /// What the map entry had counted when the decision ended: packets and bytes.
     pub final_hits: Option<(u64, u64)>,
 }

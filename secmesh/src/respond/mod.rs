@@ -4,9 +4,11 @@
 mod allowlist;
 mod blocks;
 mod decisions;
+mod risk;
 
 pub use self::{
     allowlist::{Allowlist, AllowlistError, Source, refusal},
     blocks::{Blocks, Claim, ClaimId, Kernel, MAX_DESIRED, Now, Over, Reconciled},
     decisions::{Book, Entry},
+    risk::{Reason, Risk, risky},
 };
