@@ -1,7 +1,7 @@
 //! The loop, and what it owns.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{AgentError, Options};
+use super::{AgentError, Options, reconcile::Reconciler};
 use crate::{
     addr::Prefix,
     api::{
@@ -23,7 +23,9 @@ use crate::{
         types::{DecisionState, Origin},
     },
     clock::Clock,
-    dataplane::{AllowTable, BlockTable, CounterReader, Dataplane, EventReader, WatchTable},
+    dataplane::{
+        AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader, WatchTable,
+    },
     detect::{Alert, Detectors, TimeBase},
     ledger::{LedgerHandle, Record},
     mesh::{
@@ -34,7 +36,7 @@ use crate::{
         transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportHandle},
         vote::AttackClass,
     },
-    respond::{Allowlist, Blocks, Book, Now, refusal, risky},
+    respond::{Allowlist, Blocks, Book, ENDS_PER_TICK, Now, Reconciled, refusal, risky},
     sense::observation::{Observation, What},
     state::{AgentLock, StateDir},
 };
@@ -53,6 +55,8 @@ const DISCOVERY_US: u64 = 60_000_000;
 const CLOCK_STEP_US: u64 = 2_000_000;
 /// How often own evidence is renewed while an attack lasts, µs.
 const RENEW_EVIDENCE_US: u64 = 5_000_000;
+/// Pieces of evidence looked at per tick.
+const EVIDENCE_PER_TICK: usize = 512;
 
 /// Why a source is watched.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +74,8 @@ pub(super) struct Evidence {
     pub root: [u8; 32],
     pub detector: [u8; 32],
     pub renewed_unix_us: u64,
+    /// When it is looked at again; its place in [`Agent::evidence_due`].
+    pub due_unix_us: u64,
 }
 
 /// Numbers that are nobody else's to count.
@@ -96,12 +102,18 @@ pub(super) struct Agent {
     pub watches: WatchTable,
     pub counters: CounterReader,
     pub allowlist: Allowlist,
+    /// What of it the standing blocks were held against.
+    pub allow_written: BTreeSet<Prefix>,
     pub detectors: Detectors,
     pub alerts: VecDeque<Alert>,
     pub watched: BTreeMap<IpAddr, Watch>,
     pub evidence: BTreeMap<Prefix, Evidence>,
+    /// When each piece of evidence is looked at again, unix µs.
+    pub evidence_due: BTreeSet<(u64, Prefix)>,
     pub engine: Engine,
     pub blocks: Blocks,
+    pub lister: BlockLister,
+    pub reconciler: Reconciler,
     pub book: Book,
     pub ledger: LedgerHandle,
     pub transport: TransportHandle,
@@ -285,6 +297,7 @@ impl Agent {
             root,
             detector: alert.detector_hash_bytes(),
             renewed_unix_us: alert.raised_unix_us,
+            due_unix_us: 0,
         };
         let subject = alert.subject;
         let protected = self.allowlist.protects(&subject);
@@ -306,7 +319,7 @@ impl Agent {
             self.tally.alerts_allowlisted += 1;
             return;
         }
-        self.evidence.insert(subject, evidence);
+        self.keep_evidence(subject, evidence);
         self.drive(Input::OwnEvidence {
             subject,
             class: evidence.class,
@@ -371,6 +384,7 @@ impl Agent {
         for addr in over {
             self.unwatch(addr);
         }
+        self.reconcile_a_little(now);
         self.update_sizes();
         if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {
             self.discover_allowlist(false);
@@ -392,10 +406,11 @@ impl Agent {
             "the wall clock was set; writing the ends of all blocks again"
         );
         self.clock_origin_us = origin;
-        self.reconcile(now);
+        let done = self.reconcile(now);
+        self.reconciler.add(done);
     }
 
-    pub(super) fn reconcile(&mut self, now: Now) {
+    pub(super) fn reconcile(&mut self, now: Now) -> Reconciled {
         let present = self.table.entries().into_iter().map(|(p, _)| p).collect();
         let done = self.blocks.reconcile(&mut self.table, now, &present);
         self.update_sizes();
@@ -406,35 +421,70 @@ impl Agent {
             );
         }
         debug!(?done, "kernel maps reconciled");
+        done
+    }
+
+    pub(super) fn keep_evidence(&mut self, subject: Prefix, evidence: Evidence) {
+        let due_unix_us = self.clock.unix_us().saturating_add(RENEW_EVIDENCE_US);
+        let evidence = Evidence {
+            due_unix_us,
+            ..evidence
+        };
+        if let Some(before) = self.evidence.insert(subject, evidence) {
+            self.evidence_due.remove(&(before.due_unix_us, subject));
+        }
+        self.evidence_due.insert((due_unix_us, subject));
+    }
+
+    fn is_attacking(&self, now: Now, subject: &Prefix) -> bool {
+        self.table.get(subject).is_some_and(|entry| {
+            entry.last_hit_ns != 0
+                && now.mono_ns.saturating_sub(entry.last_hit_ns) / 1000 <= QUIET_US
+        })
     }
 
     /// Blocks on this node's own right are renewed while the source keeps coming, and so is the
-    /// evidence that peers may join.
+    /// evidence that peers may join. Looks only at what is due.
     async fn renew_unilateral(&mut self, now: Now) {
-        let own: Vec<(String, Prefix, AttackClass, u64)> = self
+        let due: Vec<(String, Prefix, AttackClass)> = self
             .book
-            .active()
-            .filter(|e| e.origin == Origin::Unilateral)
-            .map(|e| (e.id.clone(), e.subject, e.class, e.expires_unix_us))
+            .own_due(now.unix_us)
+            .take(ENDS_PER_TICK)
+            .map(|e| (e.id.clone(), e.subject, e.class))
             .collect();
-        for (id, subject, class, expires) in own {
-            let attacking = self.table.get(&subject).is_some_and(|entry| {
-                entry.last_hit_ns != 0
-                    && now.mono_ns.saturating_sub(entry.last_hit_ns) / 1000 <= QUIET_US
-            });
-            if !attacking {
-                continue;
-            }
-            if expires <= now.unix_us {
+        for (id, subject, class) in due {
+            if self.is_attacking(now, &subject) {
                 let reason = format!("renewed, the source still comes; before: {id}");
                 self.claim_unilaterally(subject, class, reason);
             }
-            let Some(evidence) = self.evidence.get_mut(&subject) else {
+        }
+        self.renew_evidence(now).await;
+    }
+
+    async fn renew_evidence(&mut self, now: Now) {
+        let keep_us =
+            u64::try_from(self.options.config.detect.evidence_ttl.as_micros()).unwrap_or(u64::MAX);
+        for _ in 0..EVIDENCE_PER_TICK {
+            let Some((due, subject)) = self.evidence_due.first().copied() else {
+                return;
+            };
+            if due > now.unix_us {
+                return;
+            }
+            self.evidence_due.pop_first();
+            let Some(evidence) = self.evidence.get(&subject).copied() else {
                 continue;
             };
-            if now.unix_us.saturating_sub(evidence.renewed_unix_us) >= RENEW_EVIDENCE_US {
-                evidence.renewed_unix_us = now.unix_us;
-                let evidence = *evidence;
+            let own = self
+                .book
+                .active_on(&subject)
+                .any(|e| e.origin == Origin::Unilateral);
+            if own && self.is_attacking(now, &subject) {
+                let renewed = Evidence {
+                    renewed_unix_us: now.unix_us,
+                    ..evidence
+                };
+                self.keep_evidence(subject, renewed);
                 self.drive(Input::OwnEvidence {
                     subject,
                     class: evidence.class,
@@ -442,15 +492,14 @@ impl Agent {
                     detector_hash: Hash(evidence.detector),
                 })
                 .await;
+            } else if self.blocks.is_desired(&subject)
+                || now.unix_us.saturating_sub(evidence.renewed_unix_us) < keep_us
+            {
+                self.keep_evidence(subject, evidence);
+            } else {
+                self.evidence.remove(&subject);
             }
         }
-        let blocks = &self.blocks;
-        let keep_until =
-            u64::try_from(self.options.config.detect.evidence_ttl.as_micros()).unwrap_or(u64::MAX);
-        self.evidence.retain(|subject, evidence| {
-            blocks.is_desired(subject)
-                || now.unix_us.saturating_sub(evidence.renewed_unix_us) < keep_until
-        });
     }
 
     pub(super) fn name_of(&self, node: &NodeId) -> String {

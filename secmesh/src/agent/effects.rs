@@ -11,7 +11,6 @@ use super::core::{Agent, View, Watch};
 use crate::{
     addr::Prefix,
     api::types::{CertificateView, DecisionScope, DecisionState, Origin, VoteView},
-    dataplane::TableError,
     detect::Alert,
     ledger::{EffectKind, Record},
     mesh::{
@@ -23,7 +22,7 @@ use crate::{
         message::EquivocationProof,
         vote::{ActionKind, AttackClass},
     },
-    respond::{Claim, Entry},
+    respond::{Claim, ClaimError, Entry},
 };
 
 /// Sources watched at once; the kernel's watch maps hold as many per family.
@@ -227,7 +226,7 @@ impl Agent {
         &mut self,
         mut entry: Entry,
         warrant: Option<&Warrant>,
-    ) -> Result<(), TableError> {
+    ) -> Result<(), ClaimError> {
         let now = self.now();
         let (subject, id) = (entry.subject, entry.id.clone());
         if !subject.is_single() {
@@ -249,6 +248,11 @@ impl Agent {
             }
             Err(error) => {
                 error!(%subject, %error, "not enforced");
+                if matches!(error, ClaimError::Limit(_)) {
+                    // Nobody will try it again, so the book must not call it active.
+                    entry.state = DecisionState::Refused;
+                    entry.reason = Some(error.to_string());
+                }
                 (EffectKind::NotEnforced, Some(error.to_string()))
             }
         };

@@ -1,6 +1,6 @@
 //! Who is in: admissions, what follows from a changed roster, and the allowlist that members are part of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use tracing::{error, info, warn};
@@ -169,15 +169,19 @@ impl Agent {
 
     /// Makes the kernel's allowlist equal to ours, and lets go of blocks that it now forbids.
     pub(super) fn write_allowlist(&mut self) {
-        if let Err(error) = self.allows.replace(&self.allowlist.prefixes()) {
+        let prefixes = self.allowlist.prefixes();
+        if let Err(error) = self.allows.replace(&prefixes) {
             error!(%error, "the kernel's allowlist is incomplete");
         }
-        let forbidden: Vec<Prefix> = self
-            .book
-            .active()
+        // Only what is new can forbid a block that stands.
+        let forbidden: BTreeSet<Prefix> = prefixes
+            .iter()
+            .filter(|prefix| !self.allow_written.contains(prefix))
+            .flat_map(|prefix| self.book.active_around(prefix))
             .filter(|e| self.forbids(&e.subject, &e.overridden))
             .map(|e| e.subject)
             .collect();
+        self.allow_written = prefixes.into_iter().collect();
         for subject in forbidden {
             self.release_here(&subject, "now on the allowlist", true);
         }

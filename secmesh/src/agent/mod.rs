@@ -8,6 +8,7 @@ mod effects;
 mod explain;
 mod membership;
 mod mode;
+mod reconcile;
 mod recover;
 mod requests;
 mod setup;

@@ -25,7 +25,7 @@ use crate::{
         admission::SignedGrant, decision::SignedRelease, engine::Input, ids::to_hex,
         vote::AttackClass,
     },
-    respond::{Entry, Risk, Source, risky},
+    respond::{ClaimError, Entry, Risk, Source, risky},
 };
 
 /// How long an operator has to sign a release, seconds.
@@ -114,6 +114,7 @@ impl Agent {
                 desired,
                 enforced,
                 not_enforced,
+                reconciled: self.reconciler.totals(),
             },
             watched: self.watched.len(),
             counters: self.kernel_counters(),
@@ -147,6 +148,7 @@ impl Agent {
 
     fn controller_counters(&self) -> BTreeMap<String, u64> {
         let tally = &self.tally;
+        let reconciled = self.reconciler.totals();
         let own = [
             ("events_read", tally.events),
             ("events_unknown", tally.events_unknown),
@@ -157,6 +159,10 @@ impl Agent {
             ("votes_not_sent", tally.votes_not_sent),
             ("watch_full", tally.watch_full),
             ("clock_steps", tally.clock_steps),
+            ("reconcile_runs", reconciled.runs),
+            ("reconcile_added", reconciled.added),
+            ("reconcile_removed", reconciled.removed),
+            ("reconcile_failed", reconciled.failed),
         ];
         let transport = self.transport.counters();
         let refusals = self.engine.refusals();
@@ -329,10 +335,11 @@ impl Agent {
         };
         let insisted = !entry.overridden.is_empty();
         let id = entry.id.clone();
-        self.enforce(entry, None).map_err(|e| {
-            format!(
+        self.enforce(entry, None).map_err(|e| match e {
+            ClaimError::Limit(_) => format!("{subject} is NOT blocked: {e}"),
+            ClaimError::Table(e) => format!(
                 "{subject} is NOT blocked: {e}. It is tried again until it is, or its time is over."
-            )
+            ),
         })?;
         let mode = self.mode_note();
         if mesh {

@@ -1,7 +1,7 @@
 //! From nothing to a running agent, in the order that keeps what an earlier one left in force.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::{
     AgentError, Options,
     core::{Agent, Streams, Tally},
+    reconcile::Reconciler,
     recover,
 };
 use crate::{
@@ -21,8 +22,8 @@ use crate::{
     clock::{Clock, SystemClock},
     config::KernelLog,
     dataplane::{
-        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, LoadOptions, Mode,
-        WatchTable,
+        self, AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader,
+        LoadOptions, Mode, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -54,6 +55,7 @@ const REFUSAL_KEYS: usize = 4096;
 struct Kernel {
     dataplane: Dataplane,
     table: BlockTable,
+    lister: BlockLister,
     allows: AllowTable,
     watches: WatchTable,
     counters: CounterReader,
@@ -80,6 +82,7 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
     }
     Ok(Kernel {
         table: dataplane.take_blocks()?,
+        lister: dataplane.take_lister(),
         allows: dataplane.take_allows()?,
         watches: dataplane.take_watches()?,
         counters: dataplane.take_counters()?,
@@ -148,8 +151,12 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         alerts: VecDeque::new(),
         watched: BTreeMap::new(),
         evidence: BTreeMap::new(),
+        evidence_due: BTreeSet::new(),
+        allow_written: BTreeSet::new(),
         allowlist: Allowlist::default(),
         blocks: Blocks::default(),
+        lister: kernel.lister,
+        reconciler: Reconciler::default(),
         book: Book::default(),
         tally: Tally::default(),
         protected: Vec::new(),

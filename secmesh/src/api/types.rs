@@ -183,6 +183,22 @@ pub struct BlockTotals {
     pub enforced: usize,
     /// Of those, not there, with the reason by prefix (at most 100).
     pub not_enforced: BTreeMap<String, String>,
+    /// What comparing the two has found since the agent started.
+    #[serde(default)]
+    pub reconciled: ReconcileTotals,
+}
+
+/// Differences between what is desired and what the kernel's maps hold, found while the agent ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReconcileTotals {
+    /// Comparisons that came to their end.
+    pub runs: u64,
+    /// Entries that were missing or wrong, and were written.
+    pub added: u64,
+    /// Entries that nobody wanted, and were removed.
+    pub removed: u64,
+    /// Differences that could not be put right.
+    pub failed: u64,
 }
 
 /// State of the ledger.
@@ -220,7 +236,7 @@ pub struct Peer {
 }
 
 /// Whose decision it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// The mesh, with a certificate.
@@ -253,6 +269,8 @@ pub enum DecisionState {
     Released,
     /// This node's allowlist forbids it.
     Vetoed,
+    /// This node has no room for it; the reason says which limit.
+    Refused,
 }
 
 /// A counted vote.

@@ -147,7 +147,18 @@ fn quorum(quorum: &Value, paint: Paint) -> String {
 fn blocks(status: &Status, paint: Paint) -> String {
     let blocks = &status.blocks;
     let missing = blocks.desired.saturating_sub(blocks.enforced);
-    let text = format!("{} of {} enforced", blocks.enforced, blocks.desired);
+    let repaired = blocks
+        .reconciled
+        .added
+        .saturating_add(blocks.reconciled.removed);
+    let mut text = format!("{} of {} enforced", blocks.enforced, blocks.desired);
+    if repaired > 0 {
+        let _ = write!(
+            text,
+            "; {} found missing and {} left over in the kernel, put right",
+            blocks.reconciled.added, blocks.reconciled.removed
+        );
+    }
     if missing == 0 {
         text
     } else {
@@ -188,6 +199,12 @@ fn warnings(status: &Status) -> Vec<String> {
     if rest > 0 {
         warnings.push(format!(
             "{rest} more blocks are not enforced; --json lists up to 100 with the reason"
+        ));
+    }
+    if status.blocks.reconciled.failed > 0 {
+        warnings.push(format!(
+            "{} differences between desired and enforced blocks could not be put right",
+            grouped(status.blocks.reconciled.failed)
         ));
     }
     if status.ledger.dropped > 0 {

@@ -171,12 +171,17 @@ pub struct RespondConfig {
     /// [`MAX_OWN_BLOCK`]. Default 15 min.
     #[serde(with = "values::duration")]
     pub own_block: Duration,
+    /// How often the kernel's block maps are compared with what should be in them: 1 s to 1 h. Default
+    /// 1 min.
+    #[serde(with = "values::duration")]
+    pub reconcile: Duration,
 }
 
 impl Default for RespondConfig {
     fn default() -> Self {
         Self {
             own_block: MAX_OWN_BLOCK,
+            reconcile: Duration::from_mins(1),
         }
     }
 }
@@ -323,6 +328,11 @@ impl RespondConfig {
             "own_block",
             self.own_block,
             Duration::from_secs(1)..=MAX_OWN_BLOCK,
+        );
+        check.duration(
+            "reconcile",
+            self.reconcile,
+            Duration::from_secs(1)..=Duration::from_hours(1),
         );
     }
 }

@@ -8,6 +8,7 @@ mod clock;
 mod counters;
 mod error;
 mod events;
+mod listing;
 mod preflight;
 mod tables;
 
@@ -33,6 +34,7 @@ pub use self::{
     counters::CounterReader,
     error::DataplaneError,
     events::{EventReader, KernelLog},
+    listing::{BlockLister, Page},
     preflight::{check_system, mount_hint},
     tables::{AllowTable, BlockTable, TableError, WatchTable},
 };
@@ -101,6 +103,7 @@ pub struct Dataplane {
     current: KernelConfig,
     attached: Vec<AttachedInterface>,
     pin_dir: Option<PathBuf>,
+    lister: BlockLister,
     /// Whether pinned maps of an earlier agent were taken over.
     pub resumed: bool,
 }
@@ -145,6 +148,7 @@ impl Dataplane {
             current: KernelConfig::default(),
             attached: Vec::new(),
             pin_dir: pins,
+            lister: BlockLister::default(),
             resumed,
         };
         this.current = this.config.get(&0, 0).map_err(DataplaneError::Map)?;
@@ -260,22 +264,24 @@ impl Dataplane {
     ///
     /// If they were taken before.
     pub fn take_blocks(&mut self) -> Result<BlockTable, DataplaneError> {
+        let exact4 = take(&mut self.ebpf, "BLOCK4")?;
+        let exact6 = take(&mut self.ebpf, "BLOCK6")?;
+        let prefix4 = take(&mut self.ebpf, "PREFIX4")?;
+        let prefix6 = take(&mut self.ebpf, "PREFIX6")?;
+        self.lister = BlockLister::new([&exact4, &exact6, &prefix4, &prefix6]);
         Ok(BlockTable {
-            exact4: take(&mut self.ebpf, "BLOCK4")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
-            exact6: take(&mut self.ebpf, "BLOCK6")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
-            prefix4: take(&mut self.ebpf, "PREFIX4")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
-            prefix6: take(&mut self.ebpf, "PREFIX6")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
+            exact4: exact4.try_into().map_err(DataplaneError::Map)?,
+            exact6: exact6.try_into().map_err(DataplaneError::Map)?,
+            prefix4: prefix4.try_into().map_err(DataplaneError::Map)?,
+            prefix6: prefix6.try_into().map_err(DataplaneError::Map)?,
             known: std::collections::BTreeSet::new(),
         }
         .learn())
+    }
+
+    /// What lists the block maps that [`Dataplane::take_blocks`] gave out; lists nothing before that.
+    pub fn take_lister(&mut self) -> BlockLister {
+        std::mem::take(&mut self.lister)
     }
 
     /// Takes the allow maps.

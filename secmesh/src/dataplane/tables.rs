@@ -38,12 +38,12 @@ fn net6(addr: [u8; 16], len: u8) -> Key<Net6> {
     Key::new(u32::from(len), Net6 { addr })
 }
 
-fn net4_prefix(key: &Key<Net4>) -> Option<Prefix> {
+pub(super) fn net4_prefix(key: &Key<Net4>) -> Option<Prefix> {
     let len = u8::try_from(key.prefix_len()).ok()?;
     Prefix::truncating(IpAddr::from(key.data().addr), len).ok()
 }
 
-fn net6_prefix(key: &Key<Net6>) -> Option<Prefix> {
+pub(super) fn net6_prefix(key: &Key<Net6>) -> Option<Prefix> {
     let len = u8::try_from(key.prefix_len()).ok()?;
     Prefix::truncating(IpAddr::from(key.data().addr), len).ok()
 }
@@ -70,14 +70,17 @@ fn written(
     })
 }
 
-fn removed(result: Result<(), MapError>, map: &'static str) -> Result<(), TableError> {
+/// Whether it was there.
+fn removed(result: Result<(), MapError>, map: &'static str) -> Result<bool, TableError> {
     match result {
-        Err(e) if matches!(e, MapError::KeyNotFound) || errno(&e) == Some(Errno::ENOENT) => Ok(()),
+        Err(e) if matches!(e, MapError::KeyNotFound) || errno(&e) == Some(Errno::ENOENT) => {
+            Ok(false)
+        }
         Err(e) => Err(TableError::Kernel {
             map,
             reason: e.to_string(),
         }),
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 
@@ -159,13 +162,13 @@ impl BlockTable {
         Ok(())
     }
 
-    /// Removes a block; one that is not there is no error.
+    /// Removes a block, and says whether it was there.
     ///
     /// # Errors
     ///
     /// The kernel's refusal.
-    pub fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError> {
-        match (prefix.addr(), is_exact(prefix)) {
+    pub fn remove(&mut self, prefix: &Prefix) -> Result<bool, TableError> {
+        let was_there = match (prefix.addr(), is_exact(prefix)) {
             (IpAddr::V4(a), true) => {
                 removed(self.exact4.remove(&Addr4 { addr: a.octets() }), "BLOCK4")
             }
@@ -182,7 +185,7 @@ impl BlockTable {
             ),
         }?;
         self.known.remove(prefix);
-        Ok(())
+        Ok(was_there)
     }
 
     /// The entry of exactly this prefix.
@@ -307,5 +310,6 @@ impl WatchTable {
             IpAddr::V4(a) => removed(self.v4.remove(&Addr4 { addr: a.octets() }), "WATCH4"),
             IpAddr::V6(a) => removed(self.v6.remove(&Addr6 { addr: a.octets() }), "WATCH6"),
         }
+        .map(drop)
     }
 }

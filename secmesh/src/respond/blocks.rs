@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::Bound,
 };
 
 use secmesh_common::block::{BlockEntry, origin};
@@ -20,8 +21,13 @@ use crate::{
 
 /// Prefixes and addresses that may be desired at once.
 pub const MAX_DESIRED: usize = 1 << 20;
+/// Claims that one tick ends.
+pub const ENDS_PER_TICK: usize = 4096;
 /// Failed writes that are tried again per tick.
 const RETRIES_PER_TICK: usize = 256;
+
+/// An entry whose end is off by more is written again, ns. Twice what makes a clock step.
+const MAX_DRIFT_NS: u64 = 4_000_000_000;
 
 /// Identifies a claim: the decision's id.
 pub type ClaimId = String;
@@ -59,6 +65,16 @@ pub trait Kernel {
     fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError>;
     /// Reads an entry.
     fn get(&self, prefix: &Prefix) -> Option<BlockEntry>;
+    /// Removes an entry that nobody wants, and says whether it was still there.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal.
+    fn remove_stray(&mut self, prefix: &Prefix) -> Result<bool, TableError> {
+        let was_there = self.get(prefix).is_some();
+        self.remove(prefix)?;
+        Ok(was_there)
+    }
 }
 
 impl Kernel for BlockTable {
@@ -73,11 +89,15 @@ impl Kernel for BlockTable {
     }
 
     fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError> {
-        Self::remove(self, prefix)
+        Self::remove(self, prefix).map(drop)
     }
 
     fn get(&self, prefix: &Prefix) -> Option<BlockEntry> {
         Self::get(self, prefix)
+    }
+
+    fn remove_stray(&mut self, prefix: &Prefix) -> Result<bool, TableError> {
+        Self::remove(self, prefix)
     }
 }
 
@@ -102,9 +122,23 @@ impl Desired {
     }
 }
 
+/// Why a claim is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// Nothing more can be wanted; the claim is not kept.
+    #[error(
+        "this node wants {0} prefixes blocked already, as many as it keeps; end some (`secmesh unblock`), or block a network in place of its addresses"
+    )]
+    Limit(usize),
+    /// The entry could not be written; the claim is kept, and tried again.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
 /// What should be blocked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Blocks {
+    limit: usize,
     desired: BTreeMap<Prefix, Desired>,
     /// The prefixes among them that are no single addresses.
     networks: BTreeSet<Prefix>,
@@ -125,6 +159,14 @@ pub struct Over {
     pub hits: Option<(u64, u64)>,
 }
 
+const fn flags_of(origin: Origin) -> u32 {
+    match origin {
+        Origin::Quorum => origin::MESH,
+        Origin::Unilateral => origin::NODE,
+        Origin::Operator => origin::OPERATOR,
+    }
+}
+
 /// Unix time as a reading of the kernel's clock.
 fn kernel_ns(unix_us: u64, now_unix_us: u64, now_ns: u64) -> u64 {
     let ahead = unix_us.saturating_sub(now_unix_us);
@@ -143,14 +185,31 @@ pub struct Now {
     pub mono_ns: u64,
 }
 
+impl Default for Blocks {
+    fn default() -> Self {
+        Self::with_limit(MAX_DESIRED)
+    }
+}
+
 impl Blocks {
+    /// For at most `limit` prefixes and addresses.
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            limit,
+            desired: BTreeMap::new(),
+            networks: BTreeSet::new(),
+            ends: BTreeSet::new(),
+            failed: BTreeSet::new(),
+        }
+    }
+
     /// Adds a claim and writes the entry.
     ///
     /// # Errors
     ///
     /// If the entry could not be written; the claim stays and is tried again, and until then shows as
-    /// not enforced. [`TableError::Full`] also if more than [`MAX_DESIRED`] are wanted; then the claim
-    /// is not kept.
+    /// not enforced. [`ClaimError::Limit`] if more than [`MAX_DESIRED`] are wanted; then the claim is not
+    /// kept.
     pub fn claim(
         &mut self,
         kernel: &mut dyn Kernel,
@@ -158,12 +217,9 @@ impl Blocks {
         prefix: Prefix,
         id: ClaimId,
         claim: Claim,
-    ) -> Result<(), TableError> {
-        if self.desired.len() >= MAX_DESIRED && !self.desired.contains_key(&prefix) {
-            return Err(TableError::Full {
-                map: "desired",
-                setting: "nothing: the limit is fixed",
-            });
+    ) -> Result<(), ClaimError> {
+        if self.desired.len() >= self.limit && !self.desired.contains_key(&prefix) {
+            return Err(ClaimError::Limit(self.limit));
         }
         let end = (claim.expires_unix_us, prefix, id.clone());
         let claims = &mut self.desired.entry(prefix).or_default().claims;
@@ -179,7 +235,7 @@ impl Blocks {
                 drop(self.write(kernel, now, &inner));
             }
         }
-        self.write(kernel, now, &prefix)
+        Ok(self.write(kernel, now, &prefix)?)
     }
 
     /// Ends one claim; the entry goes if it was the last.
@@ -218,7 +274,8 @@ impl Blocks {
     pub fn tick(&mut self, kernel: &mut dyn Kernel, now: Now) -> Vec<Over> {
         let mut over = Vec::new();
         while let Some((ends, prefix, id)) = self.ends.first().cloned() {
-            if ends > now.unix_us {
+            // The kernel ends them on time by itself; what does not fit here goes with the next tick.
+            if ends > now.unix_us || over.len() >= ENDS_PER_TICK {
                 break;
             }
             let hits = kernel.get(&prefix).map(|e| (e.hits, e.bytes));
@@ -261,6 +318,53 @@ impl Blocks {
         done
     }
 
+    /// Looks up the next `limit` desired entries behind `after` and writes those that are missing or wrong
+    /// again. Gives the last one it looked at, `None` once all were.
+    pub fn repair(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        now: Now,
+        after: Option<Prefix>,
+        limit: usize,
+    ) -> (Reconciled, Option<Prefix>) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let page: Vec<Prefix> = self
+            .desired
+            .range((from, Bound::Unbounded))
+            .take(limit)
+            .map(|(prefix, _)| *prefix)
+            .collect();
+        let mut done = Reconciled::default();
+        for prefix in &page {
+            // What has failed already is tried again by the tick.
+            if self.failed.contains(prefix) || self.is_in_force(kernel, now, prefix) {
+                continue;
+            }
+            match self.write(kernel, now, prefix) {
+                Ok(()) => done.added += 1,
+                Err(_) => done.failed += 1,
+            }
+        }
+        let last = page.last().copied().filter(|_| page.len() == limit);
+        (done, last)
+    }
+
+    /// Whether the kernel has the entry as it should be; its end may differ by what the two clocks drift
+    /// apart.
+    fn is_in_force(&self, kernel: &dyn Kernel, now: Now, prefix: &Prefix) -> bool {
+        let Some(desired) = self.desired.get(prefix) else {
+            return true;
+        };
+        let (Some(speaker), Some(entry)) = (desired.speaker(), kernel.get(prefix)) else {
+            return false;
+        };
+        let until = desired.expires().max(self.cover(prefix));
+        let ends = kernel_ns(until, now.unix_us, now.mono_ns);
+        entry.rule == speaker.rule
+            && entry.flags == flags_of(speaker.origin)
+            && entry.expires_ns.abs_diff(ends) <= MAX_DRIFT_NS
+    }
+
     fn write(
         &mut self,
         kernel: &mut dyn Kernel,
@@ -274,11 +378,7 @@ impl Blocks {
         let Some(speaker) = desired.speaker() else {
             return Ok(());
         };
-        let flags = match speaker.origin {
-            Origin::Quorum => origin::MESH,
-            Origin::Unilateral => origin::NODE,
-            Origin::Operator => origin::OPERATOR,
-        };
+        let flags = flags_of(speaker.origin);
         let until = desired.expires().max(cover);
         let expires_ns = kernel_ns(until, now.unix_us, now.mono_ns);
         let result = kernel.put(prefix, expires_ns, speaker.rule, flags);
@@ -545,6 +645,62 @@ mod tests {
             }
         );
         assert_eq!(kernel.entries.keys().collect::<Vec<_>>(), [&p("192.0.2.1")]);
+    }
+
+    #[test]
+    fn repairing_finds_what_is_missing_or_wrong_page_by_page() {
+        let (mut blocks, mut kernel) = (
+            Blocks::default(),
+            Fake {
+                room: 9,
+                ..Fake::default()
+            },
+        );
+        let all: Vec<Prefix> = (1..=5).map(|n| p(&format!("192.0.2.{n}"))).collect();
+        for prefix in &all {
+            blocks
+                .claim(&mut kernel, NOW, *prefix, "a".into(), claim(1010))
+                .unwrap();
+        }
+        kernel.entries.remove(&all[1]);
+        kernel.entries.get_mut(&all[3]).unwrap().expires_ns += 60_000_000_000;
+        kernel.entries.get_mut(&all[4]).unwrap().flags = 0;
+        let (mut after, mut pages, mut added) = (None, 0, 0);
+        loop {
+            let (done, last) = blocks.repair(&mut kernel, NOW, after, 2);
+            (pages, added) = (pages + 1, added + done.added);
+            after = last;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!((pages, added), (3, 3));
+        let (again, _) = blocks.repair(&mut kernel, NOW, None, 9);
+        assert_eq!(again, Reconciled::default());
+        assert_eq!(kernel.entries[&all[3]].expires_ns, 15_000_000_000);
+    }
+
+    #[test]
+    fn beyond_the_limit_a_claim_is_refused_and_not_kept() {
+        let (mut blocks, mut kernel) = (
+            Blocks::with_limit(1),
+            Fake {
+                room: 9,
+                ..Fake::default()
+            },
+        );
+        let (x, y) = (p("192.0.2.1"), p("192.0.2.2"));
+        blocks
+            .claim(&mut kernel, NOW, x, "a".into(), claim(1010))
+            .unwrap();
+        assert_eq!(
+            blocks.claim(&mut kernel, NOW, y, "b".into(), claim(1010)),
+            Err(ClaimError::Limit(1))
+        );
+        assert!(!blocks.is_desired(&y));
+        blocks
+            .claim(&mut kernel, NOW, x, "c".into(), claim(1020))
+            .unwrap();
     }
 
     #[test]
