@@ -14,7 +14,11 @@ pub mod block;
 pub mod config;
 pub mod counters;
 pub mod event;
+pub mod limit;
+pub mod list;
 pub mod packet;
+pub mod port;
+pub mod reason;
 
 /// Version of every layout in this crate that is pinned in bpffs.
 ///

@@ -23,7 +23,7 @@ use crate::{
     config::KernelLog,
     dataplane::{
         self, AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader,
-        LoadOptions, Mode, WatchTable,
+        LoadOptions, Mode, Protection, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -256,6 +256,9 @@ fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
         pin_dir: Some(config.pin_dir.clone()),
         max_blocks: config.max_blocks,
         max_prefixes: config.max_prefixes,
+        max_list_addresses: config.max_list_addresses,
+        max_list_prefixes: config.max_list_prefixes,
+        protection: Protection::default(),
         event_budget: config.event_budget,
         log_level: match config.kernel_log {
             KernelLog::Off => 0,

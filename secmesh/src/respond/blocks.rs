@@ -89,7 +89,7 @@ impl Kernel for BlockTable {
     }
 
     fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError> {
-        Self::remove(self, prefix).map(drop)
+        Self::remove(self, prefix)
     }
 
     fn get(&self, prefix: &Prefix) -> Option<BlockEntry> {
@@ -97,7 +97,7 @@ impl Kernel for BlockTable {
     }
 
     fn remove_stray(&mut self, prefix: &Prefix) -> Result<bool, TableError> {
-        Self::remove(self, prefix)
+        Self::remove_stray(self, prefix)
     }
 }
 
