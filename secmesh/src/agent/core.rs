@@ -36,6 +36,7 @@ use crate::{
         transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportHandle},
         vote::AttackClass,
     },
+    metrics::ServerCounters,
     respond::{Allowlist, Blocks, Book, ENDS_PER_TICK, Now, Reconciled, refusal, risky},
     sense::observation::{Observation, What},
     state::{AgentLock, StateDir},
@@ -84,6 +85,7 @@ pub(super) struct Tally {
     pub events: u64,
     pub events_unknown: u64,
     pub alerts: u64,
+    pub alerts_by_class: BTreeMap<AttackClass, u64>,
     pub alerts_allowlisted: u64,
     pub votes_not_sent: u64,
     pub watch_full: u64,
@@ -101,6 +103,8 @@ pub(super) struct Agent {
     pub allows: AllowTable,
     pub watches: WatchTable,
     pub counters: CounterReader,
+    /// What scrapers asked for, where there is a listener for them.
+    pub scrapes: Option<Arc<ServerCounters>>,
     pub allowlist: Allowlist,
     /// What of it the standing blocks were held against.
     pub allow_written: BTreeSet<Prefix>,
@@ -291,6 +295,7 @@ impl Agent {
     pub(super) async fn raise(&mut self, mut alert: Alert) {
         alert.raised_unix_us = self.clock.unix_us();
         self.tally.alerts += 1;
+        *self.tally.alerts_by_class.entry(alert.class).or_default() += 1;
         let root = alert.evidence_root();
         let evidence = Evidence {
             class: alert.class,

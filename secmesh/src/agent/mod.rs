@@ -7,6 +7,7 @@ mod core;
 mod effects;
 mod explain;
 mod membership;
+mod metrics;
 mod mode;
 mod reconcile;
 mod recover;

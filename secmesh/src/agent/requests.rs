@@ -1,6 +1,6 @@
 //! Operators' requests, answered from the loop so that an answer is one consistent picture.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use secmesh_common::counters::Counter;
@@ -17,7 +17,7 @@ use crate::{
     addr::Prefix,
     api::types::{
         BlockTotals, DecisionScope, DecisionState, DecisionView, Done, InviteTerms, LedgerView,
-        NodeView, Origin, Peer, ReleaseTerms, Request, Status,
+        MetricsText, NodeView, Origin, Peer, ReleaseTerms, Request, Status,
     },
     config::Mode,
     ledger::{LedgerState, Record},
@@ -54,6 +54,9 @@ impl Agent {
     pub(super) async fn answer(&mut self, request: Request) -> Value {
         let answer = match request {
             Request::Status {} => to_value(&self.status()),
+            Request::Metrics {} => to_value(&MetricsText {
+                text: self.metrics(),
+            }),
             Request::Peers {} => to_value(&self.peers()),
             Request::Alerts { limit } => {
                 to_value(&self.alerts.iter().rev().take(limit).collect::<Vec<_>>())
@@ -146,7 +149,7 @@ impl Agent {
         }
     }
 
-    fn controller_counters(&self) -> BTreeMap<String, u64> {
+    pub(super) fn controller_counters(&self) -> BTreeMap<String, u64> {
         let tally = &self.tally;
         let reconciled = self.reconciler.totals();
         let own = [
@@ -164,9 +167,18 @@ impl Agent {
             ("reconcile_removed", reconciled.removed),
             ("reconcile_failed", reconciled.failed),
         ];
+        let scrapes = self.scrapes.iter().flat_map(|scrapes| {
+            [
+                ("metrics_served", &scrapes.served),
+                ("metrics_refused", &scrapes.refused),
+                ("metrics_busy", &scrapes.busy),
+            ]
+            .map(|(name, n)| (name, n.load(Ordering::Relaxed)))
+        });
         let transport = self.transport.counters();
         let refusals = self.engine.refusals();
         own.into_iter()
+            .chain(scrapes)
             .map(|(k, v)| (k.to_owned(), v))
             .chain(
                 transport

@@ -18,7 +18,7 @@ use super::{
     recover,
 };
 use crate::{
-    api::server::Server,
+    api::server::{Call, Server},
     clock::{Clock, SystemClock},
     config::KernelLog,
     dataplane::{
@@ -35,6 +35,7 @@ use crate::{
         store::MeshStore,
         transport::{AllowedPeers, RateLimitedLog, Transport, TransportConfig, TransportEvent},
     },
+    metrics,
     respond::{Allowlist, Blocks, Book, Source},
     sense::netinfo::{self, LiveSystem},
     state::StateDir,
@@ -177,6 +178,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         allows: kernel.allows,
         watches: kernel.watches,
         counters: kernel.counters,
+        scrapes: None,
         engine,
         ledger,
         transport,
@@ -213,6 +215,7 @@ impl Agent {
                     source,
                 })?;
         let (sender, calls) = mpsc::channel(CALLS);
+        self.serve_metrics(sender.clone()).await;
         tokio::spawn(server.run(sender));
         let signal_error = |source| AgentError::System {
             what: "waiting for signals",
@@ -226,6 +229,23 @@ impl Agent {
             terminate: signal(SignalKind::terminate()).map_err(signal_error)?,
         });
         Ok(())
+    }
+
+    /// Opens the metrics' port. An agent that cannot be scraped still protects: it goes on without.
+    async fn serve_metrics(&mut self, calls: mpsc::Sender<Call>) {
+        let Some(listen) = self.options.config.metrics.listen else {
+            return;
+        };
+        match metrics::Server::bind(listen).await {
+            Ok(server) => {
+                self.scrapes = Some(server.counters());
+                tokio::spawn(server.run(calls));
+                info!(%listen, "metrics at /metrics");
+            }
+            Err(error) => {
+                warn!(%listen, %error, "no metrics: cannot listen; set [metrics] listen to another address, or to \"\"");
+            }
+        }
     }
 
     fn announce(&self) {

@@ -17,6 +17,8 @@ use crate::{
 pub enum Request {
     /// [`Status`].
     Status {},
+    /// [`MetricsText`].
+    Metrics {},
     /// `Vec<`[`Peer`]`>`.
     Peers {},
     /// `Vec<`[`Alert`]`>`, newest first.
@@ -112,6 +114,13 @@ pub struct Done {
     /// The decision that came of it, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<String>,
+}
+
+/// All metrics.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MetricsText {
+    /// In the Prometheus text format, version 0.0.4.
+    pub text: String,
 }
 
 /// Why a request failed; the command exits with 1.

@@ -104,6 +104,9 @@ Examples:
         #[arg(long)]
         all: bool,
     },
+    /// Print the metrics that Prometheus would scrape
+    #[command(after_help = "Example:\n  secmesh metrics | grep secmesh_blocks")]
+    Metrics,
     /// Show the nodes of the mesh
     #[command(after_help = "Example:\n  secmesh peers")]
     Peers,

@@ -79,6 +79,7 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         Command::Invite(args) => invite::invite(context, args, out),
         Command::Join(args) => join::join(context, args, out),
         Command::Status { all } => show::status(context, all, out),
+        Command::Metrics => show::metrics(context, out),
         Command::Peers => show::peers(context, out),
         Command::Alerts { limit } => show::alerts(context, limit, out),
         Command::Explain { subject } => show::explain(context, subject, out),

@@ -11,7 +11,7 @@ use super::{
     status as status_text,
 };
 use crate::addr::Prefix;
-use crate::api::types::{AllowView, DecisionView, PendingConfirm, Request, Status};
+use crate::api::types::{AllowView, DecisionView, MetricsText, PendingConfirm, Request, Status};
 use crate::dataplane::Mode;
 
 /// Asks, and prints the answer as it came or as `text` makes it.
@@ -151,6 +151,15 @@ struct ModeAnswer {
     mode: Mode,
     #[serde(skip_serializing_if = "Option::is_none")]
     pending_confirm: Option<PendingConfirm>,
+}
+
+/// `secmesh metrics`
+pub fn metrics(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
+    let metrics: MetricsText = context.ask(&Request::Metrics {})?;
+    if out.json {
+        return out.json(&metrics);
+    }
+    out.text(&metrics.text)
 }
 
 /// `secmesh mode`

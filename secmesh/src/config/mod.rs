@@ -16,7 +16,7 @@ mod values;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub struct Config {
     pub detect: DetectConfig,
     /// What this node does about it.
     pub respond: RespondConfig,
+    /// What it tells a Prometheus.
+    pub metrics: MetricsConfig,
 }
 
 /// `[node]`
@@ -194,6 +196,24 @@ impl Default for RespondConfig {
     }
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Where `GET /metrics` is answered, without a password and without encryption; `""` is nowhere.
+    /// Default `127.0.0.1:9477`.
+    #[serde(with = "values::socket_or_off")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self {
+            listen: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477)),
+        }
+    }
+}
+
 impl Config {
     /// Reads a configuration file. Where there is none, the defaults apply, unless `must_exist`
     /// (somebody named the file).
@@ -290,6 +310,7 @@ impl Config {
         check.section("allow", |check| self.allow.check(check));
         check.section("detect", |check| self.detect.check(check));
         check.section("respond", |check| self.respond.check(check));
+        check.section("metrics", |check| self.metrics.check(check));
         check
     }
 }
@@ -348,6 +369,12 @@ impl RespondConfig {
             self.reconcile,
             Duration::from_secs(1)..=Duration::from_hours(1),
         );
+    }
+}
+
+impl MetricsConfig {
+    fn check(&self, check: &mut Checker) {
+        check.socket_or_off("listen", self.listen);
     }
 }
 
