@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{AgentError, Options, reconcile::Reconciler};
+use super::{AgentError, Options, escalation::Escalation, reconcile::Reconciler};
 use crate::{
     addr::Prefix,
     api::{
@@ -118,6 +118,7 @@ pub(super) struct Agent {
     pub blocks: Blocks,
     pub lister: BlockLister,
     pub reconciler: Reconciler,
+    pub escalation: Escalation,
     pub book: Book,
     pub ledger: LedgerHandle,
     pub transport: TransportHandle,
@@ -389,6 +390,7 @@ impl Agent {
         for addr in over {
             self.unwatch(addr);
         }
+        self.escalate().await;
         self.reconcile_a_little(now);
         self.update_sizes();
         if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {

@@ -244,6 +244,7 @@ impl Agent {
         let (what, reason) = match &result {
             Ok(()) => {
                 entry.enforced_unix_us = Some(self.clock.unix_us());
+                self.escalation.blocked(&entry);
                 (EffectKind::Enforced, None)
             }
             Err(error) => {
@@ -285,7 +286,10 @@ impl Agent {
     }
 
     fn decided(&mut self, decision: &Decision) {
-        let entry = self.entry_of(decision);
+        let entry = Entry {
+            reason: self.network_reason(&decision.action.subject),
+            ..self.entry_of(decision)
+        };
         info!(subject = %entry.subject, class = %entry.class, decision = %entry.id, "the mesh has decided: blocked");
         // The outcome is in the book and in the record.
         drop(self.enforce(entry, Some(&decision.warrant)));
@@ -361,6 +365,9 @@ impl Agent {
         operators_too: bool,
     ) -> usize {
         let now = self.now();
+        if !subject.is_single() {
+            self.escalation.released(subject, now.unix_us);
+        }
         let mut claims = self.blocks.claims(subject);
         claims.retain(|(_, claim)| operators_too || claim.origin != Origin::Operator);
         let count = claims.len();

@@ -5,6 +5,7 @@
 
 mod core;
 mod effects;
+mod escalation;
 mod explain;
 mod membership;
 mod metrics;

@@ -22,8 +22,11 @@ use crate::{
     config::Mode,
     ledger::{LedgerState, Record},
     mesh::{
-        admission::SignedGrant, decision::SignedRelease, engine::Input, ids::to_hex,
-        vote::AttackClass,
+        admission::SignedGrant,
+        decision::SignedRelease,
+        engine::Input,
+        ids::to_hex,
+        vote::{AttackClass, is_network},
     },
     respond::{ClaimError, Entry, Risk, Source, risky},
 };
@@ -162,6 +165,7 @@ impl Agent {
             ("votes_not_sent", tally.votes_not_sent),
             ("watch_full", tally.watch_full),
             ("clock_steps", tally.clock_steps),
+            ("escalations_dropped", self.escalation.dropped),
             ("reconcile_runs", reconciled.runs),
             ("reconcile_added", reconciled.added),
             ("reconcile_removed", reconciled.removed),
@@ -408,7 +412,7 @@ impl Agent {
             .active_on(&subject)
             .any(|e| e.scope == DecisionScope::Mesh);
         let here = self.release_here(&subject, "operator of this node", true);
-        if subject.is_single() {
+        if subject.is_single() || is_network(&subject) {
             self.drive(Input::OperatorRelease { subject, signed }).await;
         }
         if here == 0 && !in_mesh && !by_key {

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::{
     AgentError, Options,
     core::{Agent, Streams, Tally},
+    escalation::Escalation,
     reconcile::Reconciler,
     recover,
 };
@@ -158,6 +159,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         blocks: Blocks::default(),
         lister: kernel.lister,
         reconciler: Reconciler::default(),
+        escalation: Escalation::default(),
         book: Book::default(),
         tally: Tally::default(),
         protected: Vec::new(),
