@@ -15,13 +15,12 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{AgentError, Options, escalation::Escalation, reconcile::Reconciler};
+use super::{
+    AgentError, Options, escalation::Escalation, interfaces::Interfaces, reconcile::Reconciler,
+};
 use crate::{
     addr::Prefix,
-    api::{
-        server::Call,
-        types::{DecisionState, Origin},
-    },
+    api::{server::Call, types::DecisionState},
     clock::Clock,
     dataplane::{
         AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader, WatchTable,
@@ -37,7 +36,7 @@ use crate::{
         vote::AttackClass,
     },
     metrics::ServerCounters,
-    respond::{Allowlist, Blocks, Book, ENDS_PER_TICK, Now, Reconciled, refusal, risky},
+    respond::{Allowlist, Blocks, Book, Now, Reconciled, refusal, risky},
     sense::observation::{Observation, What},
     state::{AgentLock, StateDir},
 };
@@ -54,10 +53,6 @@ pub(super) const QUIET_US: u64 = 10_000_000;
 const DISCOVERY_US: u64 = 60_000_000;
 /// A wall clock that moved this much against the monotonic one was set, µs.
 const CLOCK_STEP_US: u64 = 2_000_000;
-/// How often own evidence is renewed while an attack lasts, µs.
-const RENEW_EVIDENCE_US: u64 = 5_000_000;
-/// Pieces of evidence looked at per tick.
-const EVIDENCE_PER_TICK: usize = 512;
 
 /// Why a source is watched.
 #[derive(Debug, Clone, Copy)]
@@ -119,6 +114,7 @@ pub(super) struct Agent {
     pub lister: BlockLister,
     pub reconciler: Reconciler,
     pub escalation: Escalation,
+    pub interfaces: Interfaces,
     pub book: Book,
     pub ledger: LedgerHandle,
     pub transport: TransportHandle,
@@ -370,6 +366,7 @@ impl Agent {
     async fn take_time(&mut self) {
         let now = self.now();
         self.check_trial();
+        self.look_at_interfaces(now);
         self.notice_clock_step(now);
         self.renew_unilateral(now).await;
         for over in self.blocks.tick(&mut self.table, now) {
@@ -429,84 +426,6 @@ impl Agent {
         }
         debug!(?done, "kernel maps reconciled");
         done
-    }
-
-    pub(super) fn keep_evidence(&mut self, subject: Prefix, evidence: Evidence) {
-        let due_unix_us = self.clock.unix_us().saturating_add(RENEW_EVIDENCE_US);
-        let evidence = Evidence {
-            due_unix_us,
-            ..evidence
-        };
-        if let Some(before) = self.evidence.insert(subject, evidence) {
-            self.evidence_due.remove(&(before.due_unix_us, subject));
-        }
-        self.evidence_due.insert((due_unix_us, subject));
-    }
-
-    fn is_attacking(&self, now: Now, subject: &Prefix) -> bool {
-        self.table.get(subject).is_some_and(|entry| {
-            entry.last_hit_ns != 0
-                && now.mono_ns.saturating_sub(entry.last_hit_ns) / 1000 <= QUIET_US
-        })
-    }
-
-    /// Blocks on this node's own right are renewed while the source keeps coming, and so is the
-    /// evidence that peers may join. Looks only at what is due.
-    async fn renew_unilateral(&mut self, now: Now) {
-        let due: Vec<(String, Prefix, AttackClass)> = self
-            .book
-            .own_due(now.unix_us)
-            .take(ENDS_PER_TICK)
-            .map(|e| (e.id.clone(), e.subject, e.class))
-            .collect();
-        for (id, subject, class) in due {
-            if self.is_attacking(now, &subject) {
-                let reason = format!("renewed, the source still comes; before: {id}");
-                self.claim_unilaterally(subject, class, reason);
-            }
-        }
-        self.renew_evidence(now).await;
-    }
-
-    async fn renew_evidence(&mut self, now: Now) {
-        let keep_us =
-            u64::try_from(self.options.config.detect.evidence_ttl.as_micros()).unwrap_or(u64::MAX);
-        for _ in 0..EVIDENCE_PER_TICK {
-            let Some((due, subject)) = self.evidence_due.first().copied() else {
-                return;
-            };
-            if due > now.unix_us {
-                return;
-            }
-            self.evidence_due.pop_first();
-            let Some(evidence) = self.evidence.get(&subject).copied() else {
-                continue;
-            };
-            let own = self
-                .book
-                .active_on(&subject)
-                .any(|e| e.origin == Origin::Unilateral);
-            if own && self.is_attacking(now, &subject) {
-                let renewed = Evidence {
-                    renewed_unix_us: now.unix_us,
-                    ..evidence
-                };
-                self.keep_evidence(subject, renewed);
-                self.drive(Input::OwnEvidence {
-                    subject,
-                    class: evidence.class,
-                    evidence_root: Hash(evidence.root),
-                    detector_hash: Hash(evidence.detector),
-                })
-                .await;
-            } else if self.blocks.is_desired(&subject)
-                || now.unix_us.saturating_sub(evidence.renewed_unix_us) < keep_us
-            {
-                self.keep_evidence(subject, evidence);
-            } else {
-                self.evidence.remove(&subject);
-            }
-        }
     }
 
     pub(super) fn name_of(&self, node: &NodeId) -> String {

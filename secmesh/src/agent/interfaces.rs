@@ -93,13 +93,13 @@ impl Agent {
             Err(DataplaneError::NoInterface { .. }) => (ABSENT.to_owned(), Ok(())),
             Err(error) => (error.to_string(), Err(error)),
         };
-        let known = self
-            .interfaces
-            .waiting
-            .insert(name.to_owned(), why.clone());
+        let known = self.interfaces.waiting.insert(name.to_owned(), why.clone());
         if known.as_ref() != Some(&why) {
             if outcome.is_ok() {
-                warn!(interface = name, "not there; it is protected as soon as it comes");
+                warn!(
+                    interface = name,
+                    "not there; it is protected as soon as it comes"
+                );
             } else {
                 error!(interface = name, "not protected: {why}");
             }

@@ -123,6 +123,13 @@ impl Agent {
             "Seconds until enforce mode ends unless it is confirmed; 0 without a trial.",
         )
         .sample(&[], self.pending_confirm().map_or(0, |p| p.seconds_left));
+        text.family(
+            "secmesh_interfaces",
+            Kind::Gauge,
+            "Interfaces that should be protected: those that are (attached), and those that are not (waiting).",
+        )
+        .sample(&[("state", "attached")], count(self.dataplane.attached().len()))
+        .sample(&[("state", "waiting")], count(self.interfaces.waiting().len()));
         match self.counters.read() {
             Ok(counters) => kernel(&mut text, &counters),
             Err(error) => error!(%error, "reading the kernel's counters"),

@@ -10,35 +10,28 @@ use tracing::error;
 
 use super::{
     core::Agent,
-    effects::local_id,
     setup::{ALLOW_FILE, ALLOW_FORMAT},
 };
 use crate::{
     addr::Prefix,
     api::types::{
         BlockTotals, DecisionScope, DecisionState, DecisionView, Done, InviteTerms, LedgerView,
-        MetricsText, NodeView, Origin, Peer, ReleaseTerms, Request, Status,
+        MetricsText, NodeView, Peer, ReleaseTerms, Request, Status,
     },
-    config::Mode,
     ledger::{LedgerState, Record},
     mesh::{
-        admission::SignedGrant,
-        decision::SignedRelease,
-        engine::Input,
-        ids::to_hex,
-        vote::{AttackClass, is_network},
+        admission::SignedGrant, decision::SignedRelease, engine::Input, ids::to_hex,
+        vote::is_network,
     },
-    respond::{ClaimError, Entry, Risk, Source, risky},
+    respond::{Entry, Source},
 };
 
 /// How long an operator has to sign a release, seconds.
 const RELEASE_VALID_S: u32 = 300;
-/// Longest block that an operator can ask for on this node, seconds.
-const MAX_BLOCK_S: u64 = 30 * 86_400;
 /// Longest reason that is recorded, characters.
-const MAX_REASON: usize = 512;
+pub(super) const MAX_REASON: usize = 512;
 /// Not-enforced blocks named in `status`.
-const MAX_NAMED: usize = 100;
+pub(super) const MAX_NAMED: usize = 100;
 /// Addresses and pins in a ticket.
 const MAX_MEMBERS_IN_TICKET: usize = 8;
 
@@ -115,6 +108,7 @@ impl Agent {
             mode: self.dataplane.mode(),
             pending_confirm: self.pending_confirm(),
             interfaces: self.dataplane.attached().to_vec(),
+            waiting: self.interfaces.waiting(),
             quorum: serde_json::to_value(self.engine.quorum()).unwrap_or_default(),
             blocks: BlockTotals {
                 desired,
@@ -258,130 +252,6 @@ impl Agent {
             last_hit_unix_us: kernel.and_then(|k| self.kernel_time(k.last_hit_ns)),
             votes: entry.votes.clone(),
             certificate: entry.certificate.clone(),
-        }
-    }
-
-    /// Why `subject` must not be blocked just so: all reasons, or that it would have no effect.
-    fn risk_of(&self, subject: &Prefix) -> Option<Risk> {
-        let mut protected: Vec<(Prefix, String)> = self
-            .allowlist
-            .list()
-            .into_iter()
-            .map(|e| (e.prefix, format!("allowlist: {}, {}", e.reason, e.source)))
-            .collect();
-        protected.extend(self.protected.iter().cloned());
-        risky(subject, &protected)
-    }
-
-    /// Lets a block through that is not risky, or that an operator insists on; gives what was overridden.
-    fn weigh(
-        &self,
-        subject: &Prefix,
-        mesh: bool,
-        reason: Option<&str>,
-        override_risky: bool,
-    ) -> Result<Vec<String>, String> {
-        let Some(risk) = self.risk_of(subject) else {
-            return Ok(Vec::new());
-        };
-        if self.allowlist.covers(subject).is_some() {
-            return Err(format!(
-                "not blocked: {subject} is on the allowlist, which wins in the kernel: {risk}; `secmesh allow list` shows the allowlist"
-            ));
-        }
-        if !override_risky {
-            return Err(format!(
-                "not blocked: {subject} is risky: {risk}\n  \
-                 remedy: block less, or insist with --override-risky --reason TEXT, which is recorded (`secmesh allow list` shows what is protected)"
-            ));
-        }
-        if mesh {
-            return Err(
-                "--override-risky is for this node alone: every other node judges by its own allowlist; leave out --mesh"
-                    .to_owned(),
-            );
-        }
-        if reason.is_none_or(|r| r.trim().is_empty()) {
-            return Err("--override-risky takes --reason TEXT, for the record".to_owned());
-        }
-        Ok(risk.reasons.iter().map(ToString::to_string).collect())
-    }
-
-    async fn block(
-        &mut self,
-        subject: Prefix,
-        ttl_s: u64,
-        mesh: bool,
-        reason: Option<String>,
-        override_risky: bool,
-    ) -> Answer {
-        let mut overridden = self.weigh(&subject, mesh, reason.as_deref(), override_risky)?;
-        overridden.truncate(MAX_NAMED);
-        if ttl_s == 0 || ttl_s > MAX_BLOCK_S {
-            return Err(format!(
-                "a block lasts from 1 second to {} days",
-                MAX_BLOCK_S / 86_400
-            ));
-        }
-        if mesh && !subject.is_single() {
-            return Err(format!(
-                "the mesh decides on single addresses, {subject} is a network; without --mesh it is blocked on this node"
-            ));
-        }
-        let reason = reason.map(|r| r.chars().take(MAX_REASON).collect());
-        let now = self.now();
-        let entry = Entry {
-            id: local_id(&subject, now.unix_us),
-            subject,
-            class: AttackClass::Manual,
-            scope: DecisionScope::Node,
-            origin: Origin::Operator,
-            state: DecisionState::Active,
-            incident: None,
-            reason,
-            created_unix_us: now.unix_us,
-            certified_unix_us: None,
-            enforced_unix_us: None,
-            expires_unix_us: now.unix_us.saturating_add(ttl_s.saturating_mul(1_000_000)),
-            votes: Vec::new(),
-            certificate: None,
-            rule: self.book.next_rule(),
-            overridden,
-            final_hits: None,
-        };
-        let insisted = !entry.overridden.is_empty();
-        let id = entry.id.clone();
-        self.enforce(entry, None).map_err(|e| match e {
-            ClaimError::Limit(_) => format!("{subject} is NOT blocked: {e}"),
-            ClaimError::Table(e) => format!(
-                "{subject} is NOT blocked: {e}. It is tried again until it is, or its time is over."
-            ),
-        })?;
-        let mode = self.mode_note();
-        if mesh {
-            self.drive(Input::OperatorBlock { subject }).await;
-            return done(
-                format!(
-                    "{subject} is blocked on this node and proposed to the mesh: another node has to confirm it{mode}"
-                ),
-                Some(id),
-            );
-        }
-        let note = if insisted {
-            "; recorded as insisted on. What the allowlist holds still gets through: the kernel asks it last"
-        } else {
-            ""
-        };
-        done(
-            format!("{subject} is blocked on this node{mode}{note}"),
-            Some(id),
-        )
-    }
-
-    fn mode_note(&self) -> &'static str {
-        match self.dataplane.mode() {
-            Mode::Monitor => " (monitor mode: its packets are counted, not dropped)",
-            Mode::Enforce => "",
         }
     }
 

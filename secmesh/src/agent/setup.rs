@@ -15,6 +15,7 @@ use super::{
     AgentError, Options,
     core::{Agent, Streams, Tally},
     escalation::Escalation,
+    interfaces::Interfaces,
     reconcile::Reconciler,
     recover,
 };
@@ -38,7 +39,6 @@ use crate::{
     },
     metrics,
     respond::{Allowlist, Blocks, Book, Source},
-    sense::netinfo::{self, LiveSystem},
     state::StateDir,
 };
 
@@ -160,6 +160,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         lister: kernel.lister,
         reconciler: Reconciler::default(),
         escalation: Escalation::default(),
+        interfaces: Interfaces::default(),
         book: Book::default(),
         tally: Tally::default(),
         protected: Vec::new(),
@@ -312,31 +313,6 @@ impl Agent {
         self.allowlist
             .replace(Source::Operator, kept.unwrap_or_default());
         self.discover_allowlist(true);
-        Ok(())
-    }
-
-    /// Attaches last: by now the maps say what the ledger says.
-    fn attach(&mut self) -> Result<(), AgentError> {
-        let mut names = if self.options.interfaces.is_empty() {
-            self.options.config.dataplane.interfaces.clone()
-        } else {
-            self.options.interfaces.clone()
-        };
-        if names.is_empty() {
-            names = netinfo::default_route_interfaces(&LiveSystem);
-        }
-        if names.is_empty() {
-            return Err(AgentError::NoInterface);
-        }
-        for name in names {
-            let attached = self
-                .dataplane
-                .attach(&name, self.options.config.dataplane.attach)?;
-            info!(
-                interface = %attached.name, "XDP attached in {} mode{}", attached.attach_mode,
-                if attached.resumed { ", taking over the running link" } else { "" }
-            );
-        }
         Ok(())
     }
 }

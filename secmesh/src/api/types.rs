@@ -146,6 +146,9 @@ pub struct Status {
     pub pending_confirm: Option<PendingConfirm>,
     /// Interfaces with our program.
     pub interfaces: Vec<AttachedInterface>,
+    /// Interfaces that should have it and have not.
+    #[serde(default)]
+    pub waiting: Vec<WaitingInterface>,
     /// State of the quorum: `state`, `reachable_weight`, `total_weight`, `t_lo`, `t_hi`, `needed`,
     /// `nodes`, `epoch`, `tolerance`.
     pub quorum: serde_json::Value,
@@ -163,6 +166,15 @@ pub struct Status {
     pub uptime_s: u64,
     /// Version of the agent.
     pub version: String,
+}
+
+/// An interface that is not protected and should be; it is as soon as that is possible.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingInterface {
+    /// Its name.
+    pub name: String,
+    /// What is in the way; begins with `absent` if there is no such interface.
+    pub why: String,
 }
 
 /// A switch to enforce that is taken back unless it is confirmed.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::output::{Paint, Style, clean};
 use super::table::{Table, plain, styled};
 use super::time::{count, grouped, span};
-use crate::api::types::{Peer, Status};
+use crate::api::types::{Peer, Status, WaitingInterface};
 use crate::dataplane::{AttachMode, Mode};
 
 /// Blocks listed as not enforced; the rest is counted.
@@ -91,7 +91,7 @@ pub fn short(id: &str) -> &str {
 }
 
 fn interfaces(status: &Status, paint: Paint) -> String {
-    if status.interfaces.is_empty() {
+    if status.interfaces.is_empty() && status.waiting.is_empty() {
         return paint.apply(Style::Bad, "none: nothing is protected");
     }
     let each = status.interfaces.iter().map(|interface| {
@@ -105,7 +105,23 @@ fn interfaces(status: &Status, paint: Paint) -> String {
             paint.apply(style, &format!("{} mode", interface.attach_mode))
         )
     });
-    each.collect::<Vec<_>>().join(", ")
+    let waiting = status.waiting.iter().map(|interface| {
+        let word = if is_absent(interface) {
+            "absent"
+        } else {
+            "NOT PROTECTED"
+        };
+        format!(
+            "{} ({})",
+            clean(&interface.name),
+            paint.apply(Style::Bad, word)
+        )
+    });
+    each.chain(waiting).collect::<Vec<_>>().join(", ")
+}
+
+fn is_absent(interface: &WaitingInterface) -> bool {
+    interface.why.starts_with("absent")
 }
 
 fn number(value: &Value, name: &str) -> u64 {
@@ -184,6 +200,13 @@ fn ledger(status: &Status, paint: Paint) -> String {
 
 fn warnings(status: &Status) -> Vec<String> {
     let mut warnings = Vec::new();
+    for interface in status.waiting.iter().filter(|i| !is_absent(i)) {
+        warnings.push(format!(
+            "{} is not protected: {}",
+            clean(&interface.name),
+            clean(&interface.why)
+        ));
+    }
     let missing = &status.blocks.not_enforced;
     for (prefix, reason) in missing.iter().take(MAX_LISTED) {
         warnings.push(format!(
@@ -314,6 +337,26 @@ packets
         let text = status(&fixture, false, Paint(false));
         assert!(
             text.contains("mode        enforce on trial: back to monitor in 42 s unless"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn interfaces_that_are_waited_for_are_shown() {
+        let mut fixture = fixture();
+        for (name, why) in [("eth7", "absent: there is none"), ("eth8", "it is busy")] {
+            fixture.waiting.push(WaitingInterface {
+                name: name.to_owned(),
+                why: why.to_owned(),
+            });
+        }
+        let text = status(&fixture, false, Paint(false));
+        assert!(
+            text.contains("eth1 (generic mode), eth7 (absent), eth8 (NOT PROTECTED)\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("warning: eth8 is not protected: it is busy\n"),
             "{text}"
         );
     }

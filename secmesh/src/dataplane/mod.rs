@@ -13,6 +13,7 @@ mod events;
 mod guard;
 mod listing;
 mod lists;
+mod netlink;
 mod preflight;
 mod tables;
 
@@ -449,6 +450,38 @@ impl Dataplane {
         )?;
         self.attached.push(attached.clone());
         Ok(attached)
+    }
+
+    /// Gives up an interface that has gone: it is no longer attached, and what is pinned for its name is
+    /// removed.
+    ///
+    /// # Errors
+    ///
+    /// If a pin cannot be removed.
+    pub fn let_go(&mut self, interface: &str) -> Result<(), DataplaneError> {
+        self.attached.retain(|a| a.name != interface);
+        match &self.pin_dir {
+            Some(dir) => attach::unpin_interface(dir, interface),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the program off every interface that an earlier agent left it on and that is not in `names`.
+    /// Gives their names.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be listed or one cannot be removed.
+    pub fn take_off_all_but(&mut self, names: &[String]) -> Result<Vec<String>, DataplaneError> {
+        let Some(dir) = &self.pin_dir else {
+            return Ok(Vec::new());
+        };
+        let mut off = attach::pinned_interfaces(dir)?;
+        off.retain(|name| !names.contains(name));
+        for name in &off {
+            attach::unpin_interface(dir, name)?;
+        }
+        Ok(off)
     }
 
     /// Interfaces that this agent attached to.

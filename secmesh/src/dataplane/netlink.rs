@@ -1,7 +1,7 @@
 //! Asking the kernel which XDP program runs on an interface: one `RTM_GETLINK`, one answer.
 //!
 //! The message is 32 bytes and of the answer only `IFLA_XDP` is read, so a netlink library would be more to
-//! trust than to gain. Layouts: include/uapi/linux/{netlink,rtnetlink,if_link}.h; all in host byte order.
+//! trust than to gain. Layouts: `include/uapi/linux/{netlink,rtnetlink,if_link}.h`; all in host byte order.
 
 use std::{io, os::fd::AsRawFd as _};
 

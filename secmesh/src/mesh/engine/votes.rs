@@ -71,7 +71,7 @@ impl Engine {
     }
 
     /// Whether one more network would be too many. A certificate that the others make all the same is
-    /// taken: T_hi of them had room.
+    /// taken: `T_hi` of them had room.
     fn is_over_budget(&self, action: &Action) -> bool {
         action.is_class_2() && self.networks.len() >= MAX_NETWORKS
     }
