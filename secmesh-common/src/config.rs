@@ -117,6 +117,9 @@ pub struct Config {
     pub total_limit: crate::limit::Limit,
     /// TCP segments that are no connection attempt, of one source, beyond which their sockets are looked up.
     pub stray_limit: crate::limit::Limit,
+    /// Until when [`MODE_ENFORCE`] holds, `CLOCK_MONOTONIC` ns; from then on it is [`MODE_MONITOR`], whether
+    /// or not a controller runs. 0: for good.
+    pub enforce_until_ns: u64,
 }
 
 /// Bits of [`Config::features`].
@@ -135,6 +138,14 @@ pub mod features {
 }
 
 impl Config {
+    /// Whether packets are dropped at `now_ns` (`CLOCK_MONOTONIC`), which is only asked for where an end is
+    /// set: without one nobody pays for a clock.
+    #[inline(always)]
+    pub fn enforces(&self, now_ns: impl FnOnce() -> u64) -> bool {
+        self.mode == MODE_ENFORCE
+            && (self.enforce_until_ns == 0 || now_ns() < self.enforce_until_ns)
+    }
+
     /// `CLOCK_MONOTONIC` in ns by the count of timer ticks, to one tick's resolution; `None` until the
     /// controller has measured how the two relate.
     ///
@@ -155,7 +166,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 10 * 16,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 10 * 16 + 8,
     "layout"
 );
 

@@ -34,7 +34,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use secmesh_common::{
-    config::{Config, MODE_ENFORCE},
+    config::Config,
     counters::{Counter, Counters},
     packet::{Bytes as _, Family, Malformed, Packet, parse_addresses},
     reason::Reason,
@@ -113,10 +113,15 @@ fn refuse(ctx: &XdpContext, reason: Malformed, config: &Config, counters: &mut C
     deny(Reason::Malformed, config, counters)
 }
 
+#[inline(always)]
+fn enforcing(config: &Config) -> bool {
+    config.enforces(|| clock::now_ns(config))
+}
+
 /// The only way to a dropped packet.
 #[inline(always)]
 fn deny(reason: Reason, config: &Config, counters: &mut Counters) -> u32 {
-    if config.mode == MODE_ENFORCE {
+    if enforcing(config) {
         bump(counters, reason.dropped());
         XDP_DROP
     } else {

@@ -20,6 +20,7 @@ pub mod detect;
 pub mod entropy;
 pub mod ledger;
 pub mod mesh;
+pub mod metrics;
 pub mod replay;
 pub mod respond;
 pub mod sense;

@@ -400,6 +400,19 @@ impl StateDir {
         write_atomic(&self.file(name), bytes, PRIVATE)
     }
 
+    /// Removes a file of this directory; one that is not there is no error.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.file(name);
+        match std::fs::remove_file(&path) {
+            Ok(()) => sync_dir(&self.path),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(io_error("remove", &path)(e)),
+        }
+    }
+
     /// Writes `data` as JSON with a format version around it.
     ///
     /// # Errors

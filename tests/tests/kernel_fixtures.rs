@@ -110,6 +110,21 @@ fn the_mode_changes_between_two_packets() -> Result<()> {
     Ok(())
 }
 
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn enforcing_for_a_while_ends_by_itself() -> Result<()> {
+    let mut kernel = kernel_with(Blocked::Exact, Mode::Monitor)?;
+    let frame = syn();
+    let expect = |kernel: &mut Kernel, until_ns, mode| {
+        kernel.dataplane.set_mode_until(Mode::Enforce, until_ns)?;
+        let parsed = parse_ethernet(&Captured::whole(&frame));
+        compare(kernel, "a SYN", &frame, parsed, Blocked::Exact, mode)
+    };
+    expect(&mut kernel, now_ns()? + LONG_NS, Mode::Enforce)?;
+    expect(&mut kernel, now_ns()? - 1_000_000_000, Mode::Monitor)?;
+    expect(&mut kernel, 0, Mode::Enforce)
+}
+
 /// Cuts every fixture at every length, as it comes and with its IP length made to agree.
 fn every_truncation(blocked: Blocked) -> Result<usize> {
     let mut kernel = kernel_with(blocked, Mode::Enforce)?;

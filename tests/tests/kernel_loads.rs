@@ -295,7 +295,9 @@ fn an_interface_that_runs_another_program_is_refused_as_busy() -> Result<()> {
         let mut second = Dataplane::load(&options())?;
         for policy in [Wanted::Auto, Wanted::Driver] {
             match second.attach("v0", policy) {
-                Err(DataplaneError::Busy { name }) => ensure!(name == "v0", "{name}"),
+                Err(DataplaneError::Busy { name, holder }) => {
+                    ensure!(name == "v0" && holder.contains("id "), "{name}: {holder}");
+                }
                 other => bail!("{policy:?}: {other:?}"),
             }
         }
@@ -315,7 +317,9 @@ fn an_interface_that_runs_xdp_filter_is_refused_as_busy_and_stays_as_it_is() -> 
             let before = tool("bpftool", &["-j", "net", "show", "dev", "v0"])?;
             let mut ours = Dataplane::load(&options())?;
             match ours.attach("v0", Wanted::Auto) {
-                Err(DataplaneError::Busy { name }) => ensure!(name == "v0", "{name}"),
+                Err(DataplaneError::Busy { name, holder }) => {
+                    ensure!(name == "v0" && holder.contains("id "), "{name}: {holder}");
+                }
                 other => bail!("xdp-filter in {mode} mode: {other:?}"),
             }
             let after = tool("bpftool", &["-j", "net", "show", "dev", "v0"])?;

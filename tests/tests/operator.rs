@@ -46,6 +46,80 @@ fn blocking_an_allowlisted_address_or_a_prefix_around_one_is_refused_with_the_re
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
+fn a_risky_network_takes_insisting_and_even_then_the_allowlist_gets_through() -> Result<()> {
+    let lab = lab(1)?;
+    let (agent, node) = (lab.agent(1)?, lab.node(1)?);
+    let mut attackers = net::attacker_addresses(Family::V4);
+    let (friend, foe) = (
+        attackers.next().context("an address")?,
+        attackers.next().context("another")?,
+    );
+    agent.must(&[
+        "allow",
+        "add",
+        &friend.to_string(),
+        "--reason",
+        "the auditor",
+    ])?;
+    let IpAddr::V4(address) = foe else {
+        anyhow::bail!("{foe} is not IPv4");
+    };
+    let around = format!(
+        "{}/16",
+        std::net::Ipv4Addr::from_bits(address.to_bits() & 0xffff_0000)
+    );
+    for what in [around.as_str(), "0.0.0.0/1"] {
+        let refused = agent.output(&["block", what])?;
+        let words = words_of(&refused);
+        ensure!(
+            refused.status.code() == Some(1) && words.contains("--override-risky"),
+            "block {what}: {words}"
+        );
+    }
+    let bare = agent.output(&["block", &around, "--override-risky"])?;
+    ensure!(
+        bare.status.code() == Some(2),
+        "without a reason: {}",
+        words_of(&bare)
+    );
+
+    let told = agent.must(&[
+        "block",
+        &around,
+        "--override-risky",
+        "--reason",
+        "ticket 4711",
+    ])?;
+    ensure!(told.contains("allowlist"), "{told}");
+    ensure!(
+        !attack::attacker_gets_through(lab.state(), foe, node)?,
+        "the network is not blocked"
+    );
+    ensure!(
+        attack::attacker_gets_through(lab.state(), friend, node)?,
+        "the allowlist lost"
+    );
+    let recorded = agent.must(&["ledger", "show", "--json"])?;
+    ensure!(
+        recorded.contains("overridden")
+            && recorded.contains("the auditor")
+            && recorded.contains("ticket 4711"),
+        "{recorded}"
+    );
+    // What is on the allowlist as a whole cannot be blocked at all.
+    let whole = agent.output(&[
+        "block",
+        &friend.to_string(),
+        "--override-risky",
+        "--reason",
+        "x",
+    ])?;
+    ensure!(whole.status.code() == Some(1), "{}", words_of(&whole));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
 fn bpftool_shows_a_block_with_the_names_of_its_fields() -> Result<()> {
     let lab = lab(1)?;
     let agent = lab.agent(1)?;

@@ -1,7 +1,7 @@
 //! The loop, and what it owns.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -15,15 +15,16 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{AgentError, Options};
+use super::{
+    AgentError, Options, escalation::Escalation, interfaces::Interfaces, reconcile::Reconciler,
+};
 use crate::{
     addr::Prefix,
-    api::{
-        server::Call,
-        types::{DecisionState, Origin},
-    },
+    api::{server::Call, types::DecisionState},
     clock::Clock,
-    dataplane::{AllowTable, BlockTable, CounterReader, Dataplane, EventReader, WatchTable},
+    dataplane::{
+        AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader, WatchTable,
+    },
     detect::{Alert, Detectors, TimeBase},
     ledger::{LedgerHandle, Record},
     mesh::{
@@ -34,7 +35,8 @@ use crate::{
         transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportHandle},
         vote::AttackClass,
     },
-    respond::{Allowlist, Blocks, Book, Now, refusal},
+    metrics::ServerCounters,
+    respond::{Allowlist, Blocks, Book, Now, Reconciled, refusal, risky},
     sense::observation::{Observation, What},
     state::{AgentLock, StateDir},
 };
@@ -51,8 +53,6 @@ pub(super) const QUIET_US: u64 = 10_000_000;
 const DISCOVERY_US: u64 = 60_000_000;
 /// A wall clock that moved this much against the monotonic one was set, µs.
 const CLOCK_STEP_US: u64 = 2_000_000;
-/// How often own evidence is renewed while an attack lasts, µs.
-const RENEW_EVIDENCE_US: u64 = 5_000_000;
 
 /// Why a source is watched.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +70,8 @@ pub(super) struct Evidence {
     pub root: [u8; 32],
     pub detector: [u8; 32],
     pub renewed_unix_us: u64,
+    /// When it is looked at again; its place in [`Agent::evidence_due`].
+    pub due_unix_us: u64,
 }
 
 /// Numbers that are nobody else's to count.
@@ -78,6 +80,7 @@ pub(super) struct Tally {
     pub events: u64,
     pub events_unknown: u64,
     pub alerts: u64,
+    pub alerts_by_class: BTreeMap<AttackClass, u64>,
     pub alerts_allowlisted: u64,
     pub votes_not_sent: u64,
     pub watch_full: u64,
@@ -95,13 +98,23 @@ pub(super) struct Agent {
     pub allows: AllowTable,
     pub watches: WatchTable,
     pub counters: CounterReader,
+    /// What scrapers asked for, where there is a listener for them.
+    pub scrapes: Option<Arc<ServerCounters>>,
     pub allowlist: Allowlist,
+    /// What of it the standing blocks were held against.
+    pub allow_written: BTreeSet<Prefix>,
     pub detectors: Detectors,
     pub alerts: VecDeque<Alert>,
     pub watched: BTreeMap<IpAddr, Watch>,
     pub evidence: BTreeMap<Prefix, Evidence>,
+    /// When each piece of evidence is looked at again, unix µs.
+    pub evidence_due: BTreeSet<(u64, Prefix)>,
     pub engine: Engine,
     pub blocks: Blocks,
+    pub lister: BlockLister,
+    pub reconciler: Reconciler,
+    pub escalation: Escalation,
+    pub interfaces: Interfaces,
     pub book: Book,
     pub ledger: LedgerHandle,
     pub transport: TransportHandle,
@@ -117,6 +130,9 @@ pub(super) struct Agent {
     pub silenced: bool,
     /// Why the loop ended, if not by a signal.
     pub ring_failed: Option<std::io::Error>,
+    /// What must stay reachable without being on the allowlist, because `[allow] builtin` is off or it is
+    /// full: blocks by the mesh leave it out, operators have to insist.
+    pub protected: Vec<(Prefix, String)>,
     /// Peers of sshd that were connected when the agent started.
     pub ssh_at_start: Vec<(Prefix, String)>,
     /// Where each peer was really met; only that is allowlisted, not what a peer says of itself.
@@ -138,6 +154,7 @@ pub(super) struct Streams {
 /// This node's own view, for the engine.
 pub(super) struct View<'a> {
     pub allowlist: &'a Allowlist,
+    pub protected: &'a [(Prefix, String)],
     pub table: &'a BlockTable,
     pub now_ns: u64,
 }
@@ -147,6 +164,10 @@ impl Policy for View<'_> {
         self.allowlist
             .protects(subject)
             .map(|entry| refusal(subject, &entry))
+            .or_else(|| {
+                risky(subject, self.protected)
+                    .map(|risk| format!("{subject} is risky to block: {risk}"))
+            })
     }
 
     fn is_quiet(&self, subject: &Prefix) -> bool {
@@ -271,12 +292,14 @@ impl Agent {
     pub(super) async fn raise(&mut self, mut alert: Alert) {
         alert.raised_unix_us = self.clock.unix_us();
         self.tally.alerts += 1;
+        *self.tally.alerts_by_class.entry(alert.class).or_default() += 1;
         let root = alert.evidence_root();
         let evidence = Evidence {
             class: alert.class,
             root,
             detector: alert.detector_hash_bytes(),
             renewed_unix_us: alert.raised_unix_us,
+            due_unix_us: 0,
         };
         let subject = alert.subject;
         let protected = self.allowlist.protects(&subject);
@@ -298,7 +321,7 @@ impl Agent {
             self.tally.alerts_allowlisted += 1;
             return;
         }
-        self.evidence.insert(subject, evidence);
+        self.keep_evidence(subject, evidence);
         self.drive(Input::OwnEvidence {
             subject,
             class: evidence.class,
@@ -342,6 +365,8 @@ impl Agent {
 
     async fn take_time(&mut self) {
         let now = self.now();
+        self.check_trial();
+        self.look_at_interfaces(now);
         self.notice_clock_step(now);
         self.renew_unilateral(now).await;
         for over in self.blocks.tick(&mut self.table, now) {
@@ -362,6 +387,8 @@ impl Agent {
         for addr in over {
             self.unwatch(addr);
         }
+        self.escalate().await;
+        self.reconcile_a_little(now);
         self.update_sizes();
         if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {
             self.discover_allowlist(false);
@@ -383,10 +410,11 @@ impl Agent {
             "the wall clock was set; writing the ends of all blocks again"
         );
         self.clock_origin_us = origin;
-        self.reconcile(now);
+        let done = self.reconcile(now);
+        self.reconciler.add(done);
     }
 
-    pub(super) fn reconcile(&mut self, now: Now) {
+    pub(super) fn reconcile(&mut self, now: Now) -> Reconciled {
         let present = self.table.entries().into_iter().map(|(p, _)| p).collect();
         let done = self.blocks.reconcile(&mut self.table, now, &present);
         self.update_sizes();
@@ -397,51 +425,7 @@ impl Agent {
             );
         }
         debug!(?done, "kernel maps reconciled");
-    }
-
-    /// Blocks on this node's own right are renewed while the source keeps coming, and so is the
-    /// evidence that peers may join.
-    async fn renew_unilateral(&mut self, now: Now) {
-        let own: Vec<(String, Prefix, AttackClass, u64)> = self
-            .book
-            .active()
-            .filter(|e| e.origin == Origin::Unilateral)
-            .map(|e| (e.id.clone(), e.subject, e.class, e.expires_unix_us))
-            .collect();
-        for (id, subject, class, expires) in own {
-            let attacking = self.table.get(&subject).is_some_and(|entry| {
-                entry.last_hit_ns != 0
-                    && now.mono_ns.saturating_sub(entry.last_hit_ns) / 1000 <= QUIET_US
-            });
-            if !attacking {
-                continue;
-            }
-            if expires <= now.unix_us {
-                let reason = format!("renewed, the source still comes; before: {id}");
-                self.claim_unilaterally(subject, class, reason);
-            }
-            let Some(evidence) = self.evidence.get_mut(&subject) else {
-                continue;
-            };
-            if now.unix_us.saturating_sub(evidence.renewed_unix_us) >= RENEW_EVIDENCE_US {
-                evidence.renewed_unix_us = now.unix_us;
-                let evidence = *evidence;
-                self.drive(Input::OwnEvidence {
-                    subject,
-                    class: evidence.class,
-                    evidence_root: Hash(evidence.root),
-                    detector_hash: Hash(evidence.detector),
-                })
-                .await;
-            }
-        }
-        let blocks = &self.blocks;
-        let keep_until =
-            u64::try_from(self.options.config.detect.evidence_ttl.as_micros()).unwrap_or(u64::MAX);
-        self.evidence.retain(|subject, evidence| {
-            blocks.is_desired(subject)
-                || now.unix_us.saturating_sub(evidence.renewed_unix_us) < keep_until
-        });
+        done
     }
 
     pub(super) fn name_of(&self, node: &NodeId) -> String {

@@ -11,7 +11,6 @@ use super::core::{Agent, View, Watch};
 use crate::{
     addr::Prefix,
     api::types::{CertificateView, DecisionScope, DecisionState, Origin, VoteView},
-    dataplane::TableError,
     detect::Alert,
     ledger::{EffectKind, Record},
     mesh::{
@@ -23,7 +22,7 @@ use crate::{
         message::EquivocationProof,
         vote::{ActionKind, AttackClass},
     },
-    respond::{Claim, Entry},
+    respond::{Claim, ClaimError, Entry},
 };
 
 /// Sources watched at once; the kernel's watch maps hold as many per family.
@@ -39,6 +38,7 @@ impl Agent {
             input,
             &View {
                 allowlist: &self.allowlist,
+                protected: &self.protected,
                 table: &self.table,
                 now_ns,
             },
@@ -214,6 +214,7 @@ impl Agent {
             votes: Vec::new(),
             certificate: None,
             rule: self.book.next_rule(),
+            overridden: Vec::new(),
             final_hits: None,
         };
         // The outcome is in the book and in the record.
@@ -225,7 +226,7 @@ impl Agent {
         &mut self,
         mut entry: Entry,
         warrant: Option<&Warrant>,
-    ) -> Result<(), TableError> {
+    ) -> Result<(), ClaimError> {
         let now = self.now();
         let (subject, id) = (entry.subject, entry.id.clone());
         if !subject.is_single() {
@@ -243,10 +244,16 @@ impl Agent {
         let (what, reason) = match &result {
             Ok(()) => {
                 entry.enforced_unix_us = Some(self.clock.unix_us());
+                self.escalation.blocked(&entry);
                 (EffectKind::Enforced, None)
             }
             Err(error) => {
                 error!(%subject, %error, "not enforced");
+                if matches!(error, ClaimError::Limit(_)) {
+                    // Nobody will try it again, so the book must not call it active.
+                    entry.state = DecisionState::Refused;
+                    entry.reason = Some(error.to_string());
+                }
                 (EffectKind::NotEnforced, Some(error.to_string()))
             }
         };
@@ -279,7 +286,10 @@ impl Agent {
     }
 
     fn decided(&mut self, decision: &Decision) {
-        let entry = self.entry_of(decision);
+        let entry = Entry {
+            reason: self.network_reason(&decision.action.subject),
+            ..self.entry_of(decision)
+        };
         info!(subject = %entry.subject, class = %entry.class, decision = %entry.id, "the mesh has decided: blocked");
         // The outcome is in the book and in the record.
         drop(self.enforce(entry, Some(&decision.warrant)));
@@ -313,6 +323,7 @@ impl Agent {
                 .map(|verdict| certificate_view(verdict, decision)),
             votes,
             rule: self.book.next_rule(),
+            overridden: Vec::new(),
             final_hits: None,
         }
     }
@@ -354,6 +365,9 @@ impl Agent {
         operators_too: bool,
     ) -> usize {
         let now = self.now();
+        if !subject.is_single() {
+            self.escalation.released(subject, now.unix_us);
+        }
         let mut claims = self.blocks.claims(subject);
         claims.retain(|(_, claim)| operators_too || claim.origin != Origin::Operator);
         let count = claims.len();

@@ -79,7 +79,17 @@ impl Agent {
             Mode::Enforce => "its packets are dropped",
             Mode::Monitor => "monitor mode: its packets are counted, not dropped",
         };
-        format!("{subject} is blocked {whose} ({}); {how}", decision.class)
+        // Of a network it matters why all of it is meant.
+        let why = match &decision.reason {
+            Some(reason) if !decision.subject.is_single() => {
+                format!(": all of {}, {reason}", decision.subject)
+            }
+            _ => String::new(),
+        };
+        format!(
+            "{subject} is blocked {whose} ({}{why}); {how}",
+            decision.class
+        )
     }
 
     fn kernel_entry(&self, prefix: &Prefix) -> Option<KernelEntry> {

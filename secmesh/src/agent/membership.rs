@@ -1,5 +1,7 @@
 //! Who is in: admissions, what follows from a changed roster, and the allowlist that members are part of.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use tracing::{error, info, warn};
 
@@ -102,62 +104,84 @@ impl Agent {
     /// believed at start: later, anybody could make one to become untouchable.
     pub(super) fn discover_allowlist(&mut self, at_start: bool) {
         self.last_discovery_us = self.clock.unix_us();
-        if self.options.config.allow.builtin {
-            let found = netinfo::discover(&LiveSystem);
-            if at_start {
-                for warning in &found.warnings {
-                    warn!("{warning}");
-                }
-            }
-            let mut entries: Vec<(Prefix, String)> = found
-                .allow
-                .iter()
-                .filter(|a| at_start || a.reason != AllowReason::SshConnection)
-                .map(|a| (a.prefix, a.reason.to_string()))
-                .collect();
-            if at_start {
-                self.ssh_at_start = found
-                    .allow
-                    .iter()
-                    .filter(|a| a.reason == AllowReason::SshConnection)
-                    .map(|a| (a.prefix, a.reason.to_string()))
-                    .collect();
-            } else {
-                entries.extend(self.ssh_at_start.iter().cloned());
-            }
-            let liars = self.engine.liars();
-            entries.extend(
-                self.proven
-                    .iter()
-                    .filter(|(node, _)| !liars.contains(node))
-                    .filter_map(|(node, ip)| {
-                        let member = self.engine.roster().get(node)?;
-                        let reason = format!("{} {}", AllowReason::MeshPeer, member.record.name);
-                        Some((Prefix::host(*ip), reason))
-                    }),
-            );
-            let left_out = self.allowlist.replace(Source::Builtin, entries);
-            if !left_out.is_empty() {
-                error!(
-                    count = left_out.len(),
-                    "the allowlist is full; these are not protected"
-                );
+        let found = netinfo::discover(&LiveSystem);
+        if at_start {
+            for warning in &found.warnings {
+                warn!("{warning}");
             }
         }
+        let mut entries: Vec<(Prefix, String)> = found
+            .allow
+            .iter()
+            .filter(|a| at_start || a.reason != AllowReason::SshConnection)
+            .map(|a| (a.prefix, a.reason.to_string()))
+            .collect();
+        if at_start {
+            self.ssh_at_start = found
+                .allow
+                .iter()
+                .filter(|a| a.reason == AllowReason::SshConnection)
+                .map(|a| (a.prefix, a.reason.to_string()))
+                .collect();
+        } else {
+            entries.extend(self.ssh_at_start.iter().cloned());
+        }
+        let liars = self.engine.liars();
+        entries.extend(
+            self.proven
+                .iter()
+                .filter(|(node, _)| !liars.contains(node))
+                .filter_map(|(node, ip)| {
+                    let member = self.engine.roster().get(node)?;
+                    let reason = format!("{} {}", AllowReason::MeshPeer, member.record.name);
+                    Some((Prefix::host(*ip), reason))
+                }),
+        );
+        if !self.options.config.allow.builtin {
+            self.protected = entries;
+            self.write_allowlist();
+            return;
+        }
+        let reasons: BTreeMap<Prefix, String> = entries.iter().cloned().collect();
+        let left_out = self.allowlist.replace(Source::Builtin, entries);
+        if !left_out.is_empty() {
+            error!(
+                count = left_out.len(),
+                "the allowlist is full; these are not protected"
+            );
+        }
+        self.protected = left_out
+            .into_iter()
+            .map(|p| (p, reasons.get(&p).cloned().unwrap_or_default()))
+            .collect();
         self.write_allowlist();
+    }
+
+    /// Whether the allowlist stands against a block: any overlap, or, where an operator insisted, only one
+    /// that leaves nothing to block.
+    pub(super) fn forbids(&self, subject: &Prefix, overridden: &[String]) -> bool {
+        if overridden.is_empty() {
+            self.allowlist.protects(subject).is_some()
+        } else {
+            self.allowlist.covers(subject).is_some()
+        }
     }
 
     /// Makes the kernel's allowlist equal to ours, and lets go of blocks that it now forbids.
     pub(super) fn write_allowlist(&mut self) {
-        if let Err(error) = self.allows.replace(&self.allowlist.prefixes()) {
+        let prefixes = self.allowlist.prefixes();
+        if let Err(error) = self.allows.replace(&prefixes) {
             error!(%error, "the kernel's allowlist is incomplete");
         }
-        let forbidden: Vec<Prefix> = self
-            .book
-            .active()
+        // Only what is new can forbid a block that stands.
+        let forbidden: BTreeSet<Prefix> = prefixes
+            .iter()
+            .filter(|prefix| !self.allow_written.contains(prefix))
+            .flat_map(|prefix| self.book.active_around(prefix))
+            .filter(|e| self.forbids(&e.subject, &e.overridden))
             .map(|e| e.subject)
-            .filter(|s| self.allowlist.protects(s).is_some())
             .collect();
+        self.allow_written = prefixes.into_iter().collect();
         for subject in forbidden {
             self.release_here(&subject, "now on the allowlist", true);
         }

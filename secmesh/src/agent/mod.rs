@@ -3,10 +3,17 @@
 //! Kernel events, peers' messages and operators' requests meet in one loop ([`core`]). Nothing else
 //! writes the maps, the book of decisions or the engine, so there is one order of events and no lock.
 
+mod block;
 mod core;
 mod effects;
+mod escalation;
+mod evidence;
 mod explain;
+mod interfaces;
 mod membership;
+mod metrics;
+mod mode;
+mod reconcile;
 mod recover;
 mod requests;
 mod setup;

@@ -15,7 +15,7 @@ use crate::{
     detect::Alert,
     ledger::{self, EffectKind, Record},
     mesh::vote::AttackClass,
-    respond::{Claim, Entry},
+    respond::{Claim, ClaimError, Entry, Reconciled},
 };
 
 /// Own votes read back at most; older ones are about buckets that are long over.
@@ -151,7 +151,7 @@ impl Agent {
             .decisions
             .into_values()
             .chain(memory.released_here.into_values());
-        for (entry, warrant) in all {
+        for (mut entry, warrant) in all {
             if let Some(warrant) = &warrant {
                 let certified = entry.certified_unix_us.unwrap_or(entry.created_unix_us);
                 let vetoed = (entry.state == DecisionState::Vetoed)
@@ -169,7 +169,7 @@ impl Agent {
                 }
             }
             if entry.state == DecisionState::Active
-                && self.allowlist.protects(&entry.subject).is_none()
+                && !self.forbids(&entry.subject, &entry.overridden)
             {
                 let claim = Claim {
                     origin: entry.origin,
@@ -177,17 +177,22 @@ impl Agent {
                     rule: entry.rule,
                 };
                 let id = entry.id.clone();
-                // A failure shows as not enforced and is tried again.
-                drop(
+                // Any other failure shows as not enforced and is tried again.
+                if let Err(error @ ClaimError::Limit(_)) =
                     self.blocks
-                        .claim(&mut self.table, now, entry.subject, id, claim),
-                );
-                restored += 1;
+                        .claim(&mut self.table, now, entry.subject, id, claim)
+                {
+                    entry.state = DecisionState::Refused;
+                    entry.reason = Some(error.to_string());
+                } else {
+                    restored += 1;
+                }
             }
             self.book.put(entry);
         }
         let adopted = self.adopt();
-        self.reconcile(now);
+        // At a start differences are no news: after a reboot everything is missing.
+        let _: Reconciled = self.reconcile(now);
         if restored + adopted > 0 {
             info!(
                 restored,
@@ -231,6 +236,7 @@ impl Agent {
                 votes: Vec::new(),
                 certificate: None,
                 rule,
+                overridden: Vec::new(),
                 final_hits: None,
             };
             drop(self.enforce(entry, None));

@@ -1,6 +1,6 @@
 //! Operators' requests, answered from the loop so that an answer is one consistent picture.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use secmesh_common::counters::Counter;
@@ -10,42 +10,38 @@ use tracing::error;
 
 use super::{
     core::Agent,
-    effects::local_id,
     setup::{ALLOW_FILE, ALLOW_FORMAT},
 };
 use crate::{
     addr::Prefix,
     api::types::{
         BlockTotals, DecisionScope, DecisionState, DecisionView, Done, InviteTerms, LedgerView,
-        NodeView, Origin, Peer, ReleaseTerms, Request, Status,
+        MetricsText, NodeView, Peer, ReleaseTerms, Request, Status,
     },
-    config::Mode,
     ledger::{LedgerState, Record},
     mesh::{
         admission::SignedGrant, decision::SignedRelease, engine::Input, ids::to_hex,
-        vote::AttackClass,
+        vote::is_network,
     },
-    respond::{Entry, Source, refusal},
+    respond::{Entry, Source},
 };
 
 /// How long an operator has to sign a release, seconds.
 const RELEASE_VALID_S: u32 = 300;
-/// Longest block that an operator can ask for on this node, seconds.
-const MAX_BLOCK_S: u64 = 30 * 86_400;
 /// Longest reason that is recorded, characters.
-const MAX_REASON: usize = 512;
+pub(super) const MAX_REASON: usize = 512;
 /// Not-enforced blocks named in `status`.
-const MAX_NAMED: usize = 100;
+pub(super) const MAX_NAMED: usize = 100;
 /// Addresses and pins in a ticket.
 const MAX_MEMBERS_IN_TICKET: usize = 8;
 
-type Answer = Result<Value, String>;
+pub(super) type Answer = Result<Value, String>;
 
 fn to_value<T: Serialize>(value: &T) -> Answer {
     serde_json::to_value(value).map_err(|e| e.to_string())
 }
 
-fn done(message: String, decision: Option<String>) -> Answer {
+pub(super) fn done(message: String, decision: Option<String>) -> Answer {
     to_value(&Done { message, decision })
 }
 
@@ -54,6 +50,9 @@ impl Agent {
     pub(super) async fn answer(&mut self, request: Request) -> Value {
         let answer = match request {
             Request::Status {} => to_value(&self.status()),
+            Request::Metrics {} => to_value(&MetricsText {
+                text: self.metrics(),
+            }),
             Request::Peers {} => to_value(&self.peers()),
             Request::Alerts { limit } => {
                 to_value(&self.alerts.iter().rev().take(limit).collect::<Vec<_>>())
@@ -65,7 +64,11 @@ impl Agent {
                 ttl_s,
                 mesh,
                 reason,
-            } => self.block(subject, ttl_s, mesh, reason).await,
+                override_risky,
+            } => {
+                self.block(subject, ttl_s, mesh, reason, override_risky)
+                    .await
+            }
             Request::Unblock { subject, signed } => self.unblock(subject, signed).await,
             Request::ReleaseTerms { subject } => {
                 let draft =
@@ -78,7 +81,12 @@ impl Agent {
             Request::AllowList {} => to_value(&self.allowlist.list()),
             Request::AllowAdd { prefix, reason } => self.allow_add(prefix, reason),
             Request::AllowRemove { prefix } => self.allow_remove(prefix),
-            Request::SetMode { mode } => self.set_mode(mode),
+            Request::SetMode {
+                mode,
+                confirm_s,
+                ssh_peer,
+            } => self.set_mode(mode, confirm_s, ssh_peer),
+            Request::ConfirmMode {} => self.confirm_mode(),
             Request::InviteTerms {} => to_value(&self.invite_terms()),
             Request::OpenGrant { grant } => self.open_grant(&grant).await,
         };
@@ -98,12 +106,15 @@ impl Agent {
             mesh: genesis.mesh_name.to_string(),
             mesh_id: genesis.mesh_id().to_string(),
             mode: self.dataplane.mode(),
+            pending_confirm: self.pending_confirm(),
             interfaces: self.dataplane.attached().to_vec(),
+            waiting: self.interfaces.waiting(),
             quorum: serde_json::to_value(self.engine.quorum()).unwrap_or_default(),
             blocks: BlockTotals {
                 desired,
                 enforced,
                 not_enforced,
+                reconciled: self.reconciler.totals(),
             },
             watched: self.watched.len(),
             counters: self.kernel_counters(),
@@ -135,8 +146,9 @@ impl Agent {
         }
     }
 
-    fn controller_counters(&self) -> BTreeMap<String, u64> {
+    pub(super) fn controller_counters(&self) -> BTreeMap<String, u64> {
         let tally = &self.tally;
+        let reconciled = self.reconciler.totals();
         let own = [
             ("events_read", tally.events),
             ("events_unknown", tally.events_unknown),
@@ -147,10 +159,24 @@ impl Agent {
             ("votes_not_sent", tally.votes_not_sent),
             ("watch_full", tally.watch_full),
             ("clock_steps", tally.clock_steps),
+            ("escalations_dropped", self.escalation.dropped),
+            ("reconcile_runs", reconciled.runs),
+            ("reconcile_added", reconciled.added),
+            ("reconcile_removed", reconciled.removed),
+            ("reconcile_failed", reconciled.failed),
         ];
+        let scrapes = self.scrapes.iter().flat_map(|scrapes| {
+            [
+                ("metrics_served", &scrapes.served),
+                ("metrics_refused", &scrapes.refused),
+                ("metrics_busy", &scrapes.busy),
+            ]
+            .map(|(name, n)| (name, n.load(Ordering::Relaxed)))
+        });
         let transport = self.transport.counters();
         let refusals = self.engine.refusals();
         own.into_iter()
+            .chain(scrapes)
             .map(|(k, v)| (k.to_owned(), v))
             .chain(
                 transport
@@ -215,6 +241,7 @@ impl Agent {
             certified_unix_us: entry.certified_unix_us,
             enforced_unix_us: entry.enforced_unix_us,
             expires_unix_us: entry.expires_unix_us,
+            overridden: entry.overridden.clone(),
             enforced: kernel.is_some(),
             not_enforced_reason: active
                 .then(|| self.blocks.not_enforced(&entry.subject).map(str::to_owned))
@@ -225,76 +252,6 @@ impl Agent {
             last_hit_unix_us: kernel.and_then(|k| self.kernel_time(k.last_hit_ns)),
             votes: entry.votes.clone(),
             certificate: entry.certificate.clone(),
-        }
-    }
-
-    async fn block(
-        &mut self,
-        subject: Prefix,
-        ttl_s: u64,
-        mesh: bool,
-        reason: Option<String>,
-    ) -> Answer {
-        if let Some(entry) = self.allowlist.protects(&subject) {
-            return Err(format!(
-                "not blocked: {}; `secmesh allow list` shows the allowlist",
-                refusal(&subject, &entry)
-            ));
-        }
-        if ttl_s == 0 || ttl_s > MAX_BLOCK_S {
-            return Err(format!(
-                "a block lasts from 1 second to {} days",
-                MAX_BLOCK_S / 86_400
-            ));
-        }
-        if mesh && !subject.is_single() {
-            return Err(format!(
-                "the mesh decides on single addresses, {subject} is a network; without --mesh it is blocked on this node"
-            ));
-        }
-        let reason = reason.map(|r| r.chars().take(MAX_REASON).collect());
-        let now = self.now();
-        let entry = Entry {
-            id: local_id(&subject, now.unix_us),
-            subject,
-            class: AttackClass::Manual,
-            scope: DecisionScope::Node,
-            origin: Origin::Operator,
-            state: DecisionState::Active,
-            incident: None,
-            reason,
-            created_unix_us: now.unix_us,
-            certified_unix_us: None,
-            enforced_unix_us: None,
-            expires_unix_us: now.unix_us.saturating_add(ttl_s.saturating_mul(1_000_000)),
-            votes: Vec::new(),
-            certificate: None,
-            rule: self.book.next_rule(),
-            final_hits: None,
-        };
-        let id = entry.id.clone();
-        self.enforce(entry, None).map_err(|e| {
-            format!(
-                "{subject} is NOT blocked: {e}. It is tried again until it is, or its time is over."
-            )
-        })?;
-        let mode = self.mode_note();
-        if mesh {
-            self.drive(Input::OperatorBlock { subject }).await;
-            return done(
-                format!(
-                    "{subject} is blocked on this node and proposed to the mesh: another node has to confirm it{mode}"
-                ),
-                Some(id),
-            );
-        }
-        done(format!("{subject} is blocked on this node{mode}"), Some(id))
-    }
-
-    fn mode_note(&self) -> &'static str {
-        match self.dataplane.mode() {
-            Mode::Monitor => " (monitor mode: its packets are counted, not dropped)",
-            Mode::Enforce => "",
         }
     }
 
@@ -325,7 +282,7 @@ impl Agent {
             .active_on(&subject)
             .any(|e| e.scope == DecisionScope::Mesh);
         let here = self.release_here(&subject, "operator of this node", true);
-        if subject.is_single() {
+        if subject.is_single() || is_network(&subject) {
             self.drive(Input::OperatorRelease { subject, signed }).await;
         }
         if here == 0 && !in_mesh && !by_key {
@@ -384,23 +341,6 @@ impl Agent {
         self.state
             .write_json(ALLOW_FILE, ALLOW_FORMAT, &self.allowlist.operator_entries())
             .map_err(|e| format!("the allowlist is changed but not on the disk: {e}"))
-    }
-
-    fn set_mode(&mut self, mode: Mode) -> Answer {
-        let before = self.dataplane.mode();
-        self.dataplane.set_mode(mode).map_err(|e| e.to_string())?;
-        self.record(&Record::Mode {
-            mode: mode.to_string(),
-            by: "operator".to_owned(),
-        });
-        done(
-            if before == mode {
-                format!("{mode} mode, as before")
-            } else {
-                format!("{mode} mode, was {before}")
-            },
-            None,
-        )
     }
 
     fn invite_terms(&self) -> InviteTerms {

@@ -1,7 +1,7 @@
 //! From nothing to a running agent, in the order that keeps what an earlier one left in force.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -14,15 +14,18 @@ use tracing::{info, warn};
 use super::{
     AgentError, Options,
     core::{Agent, Streams, Tally},
+    escalation::Escalation,
+    interfaces::Interfaces,
+    reconcile::Reconciler,
     recover,
 };
 use crate::{
-    api::server::Server,
+    api::server::{Call, Server},
     clock::{Clock, SystemClock},
     config::KernelLog,
     dataplane::{
-        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, LoadOptions, Mode,
-        Protection, WatchTable,
+        self, AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader,
+        LoadOptions, Mode, Protection, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -34,8 +37,8 @@ use crate::{
         store::MeshStore,
         transport::{AllowedPeers, RateLimitedLog, Transport, TransportConfig, TransportEvent},
     },
+    metrics,
     respond::{Allowlist, Blocks, Book, Source},
-    sense::netinfo::{self, LiveSystem},
     state::StateDir,
 };
 
@@ -54,6 +57,7 @@ const REFUSAL_KEYS: usize = 4096;
 struct Kernel {
     dataplane: Dataplane,
     table: BlockTable,
+    lister: BlockLister,
     allows: AllowTable,
     watches: WatchTable,
     counters: CounterReader,
@@ -80,6 +84,7 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
     }
     Ok(Kernel {
         table: dataplane.take_blocks()?,
+        lister: dataplane.take_lister(),
         allows: dataplane.take_allows()?,
         watches: dataplane.take_watches()?,
         counters: dataplane.take_counters()?,
@@ -148,10 +153,17 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         alerts: VecDeque::new(),
         watched: BTreeMap::new(),
         evidence: BTreeMap::new(),
+        evidence_due: BTreeSet::new(),
+        allow_written: BTreeSet::new(),
         allowlist: Allowlist::default(),
         blocks: Blocks::default(),
+        lister: kernel.lister,
+        reconciler: Reconciler::default(),
+        escalation: Escalation::default(),
+        interfaces: Interfaces::default(),
         book: Book::default(),
         tally: Tally::default(),
+        protected: Vec::new(),
         ssh_at_start: Vec::new(),
         proven: BTreeMap::new(),
         refusal_log: RateLimitedLog::new(Arc::clone(&clock), REFUSAL_LOG, REFUSAL_KEYS),
@@ -169,6 +181,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         allows: kernel.allows,
         watches: kernel.watches,
         counters: kernel.counters,
+        scrapes: None,
         engine,
         ledger,
         transport,
@@ -177,6 +190,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         started_ns,
         _lock: lock,
     };
+    agent.resume_trial();
     agent.load_allowlist()?;
     agent.recover(memory);
     for grant in agent.store.grants.clone() {
@@ -204,6 +218,7 @@ impl Agent {
                     source,
                 })?;
         let (sender, calls) = mpsc::channel(CALLS);
+        self.serve_metrics(sender.clone()).await;
         tokio::spawn(server.run(sender));
         let signal_error = |source| AgentError::System {
             what: "waiting for signals",
@@ -217,6 +232,23 @@ impl Agent {
             terminate: signal(SignalKind::terminate()).map_err(signal_error)?,
         });
         Ok(())
+    }
+
+    /// Opens the metrics' port. An agent that cannot be scraped still protects: it goes on without.
+    async fn serve_metrics(&mut self, calls: mpsc::Sender<Call>) {
+        let Some(listen) = self.options.config.metrics.listen else {
+            return;
+        };
+        match metrics::Server::bind(listen).await {
+            Ok(server) => {
+                self.scrapes = Some(server.counters());
+                tokio::spawn(server.run(calls));
+                info!(%listen, "metrics at /metrics");
+            }
+            Err(error) => {
+                warn!(%listen, %error, "no metrics: cannot listen; set [metrics] listen to another address, or to \"\"");
+            }
+        }
     }
 
     fn announce(&self) {
@@ -281,31 +313,6 @@ impl Agent {
         self.allowlist
             .replace(Source::Operator, kept.unwrap_or_default());
         self.discover_allowlist(true);
-        Ok(())
-    }
-
-    /// Attaches last: by now the maps say what the ledger says.
-    fn attach(&mut self) -> Result<(), AgentError> {
-        let mut names = if self.options.interfaces.is_empty() {
-            self.options.config.dataplane.interfaces.clone()
-        } else {
-            self.options.interfaces.clone()
-        };
-        if names.is_empty() {
-            names = netinfo::default_route_interfaces(&LiveSystem);
-        }
-        if names.is_empty() {
-            return Err(AgentError::NoInterface);
-        }
-        for name in names {
-            let attached = self
-                .dataplane
-                .attach(&name, self.options.config.dataplane.attach)?;
-            info!(
-                interface = %attached.name, "XDP attached in {} mode{}", attached.attach_mode,
-                if attached.resumed { ", taking over the running link" } else { "" }
-            );
-        }
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! What can be asked of an agent, and what it answers. `--json` prints these answers as they are.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,8 @@ use crate::{
 pub enum Request {
     /// [`Status`].
     Status {},
+    /// [`MetricsText`].
+    Metrics {},
     /// `Vec<`[`Peer`]`>`.
     Peers {},
     /// `Vec<`[`Alert`]`>`, newest first.
@@ -48,6 +50,9 @@ pub enum Request {
         /// Why, for the record.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// Block it although it is risky (see [`crate::respond::risky`]); takes a reason, and is recorded.
+        #[serde(default)]
+        override_risky: bool,
     },
     /// [`Done`]. Ends every block of the subject on this node and proposes the release to the mesh.
     Unblock {
@@ -82,7 +87,16 @@ pub enum Request {
     SetMode {
         /// The mode wanted.
         mode: Mode,
+        /// Go back to monitor unless [`Request::ConfirmMode`] comes within this many seconds; only with
+        /// [`Mode::Enforce`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confirm_s: Option<u64>,
+        /// Where the asker's SSH session comes from: enforcing must not drop it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ssh_peer: Option<IpAddr>,
     },
+    /// [`Done`]. Enforce for good what [`Request::SetMode`] began for a while.
+    ConfirmMode {},
     /// [`InviteTerms`]: what a ticket has to contain.
     InviteTerms {},
     /// [`Done`]. Opens a ticket whose grant the operator signed.
@@ -100,6 +114,13 @@ pub struct Done {
     /// The decision that came of it, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<String>,
+}
+
+/// All metrics.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MetricsText {
+    /// In the Prometheus text format, version 0.0.4.
+    pub text: String,
 }
 
 /// Why a request failed; the command exits with 1.
@@ -120,8 +141,14 @@ pub struct Status {
     pub mesh_id: String,
     /// Whether packets are dropped.
     pub mode: Mode,
+    /// The switch to enforce that waits for a confirmation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_confirm: Option<PendingConfirm>,
     /// Interfaces with our program.
     pub interfaces: Vec<AttachedInterface>,
+    /// Interfaces that should have it and have not.
+    #[serde(default)]
+    pub waiting: Vec<WaitingInterface>,
     /// State of the quorum: `state`, `reachable_weight`, `total_weight`, `t_lo`, `t_hi`, `needed`,
     /// `nodes`, `epoch`, `tolerance`.
     pub quorum: serde_json::Value,
@@ -139,6 +166,22 @@ pub struct Status {
     pub uptime_s: u64,
     /// Version of the agent.
     pub version: String,
+}
+
+/// An interface that is not protected and should be; it is as soon as that is possible.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingInterface {
+    /// Its name.
+    pub name: String,
+    /// What is in the way; begins with `absent` if there is no such interface.
+    pub why: String,
+}
+
+/// A switch to enforce that is taken back unless it is confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingConfirm {
+    /// Whole seconds that are left.
+    pub seconds_left: u64,
 }
 
 /// Who a node is.
@@ -161,6 +204,22 @@ pub struct BlockTotals {
     pub enforced: usize,
     /// Of those, not there, with the reason by prefix (at most 100).
     pub not_enforced: BTreeMap<String, String>,
+    /// What comparing the two has found since the agent started.
+    #[serde(default)]
+    pub reconciled: ReconcileTotals,
+}
+
+/// Differences between what is desired and what the kernel's maps hold, found while the agent ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReconcileTotals {
+    /// Comparisons that came to their end.
+    pub runs: u64,
+    /// Entries that were missing or wrong, and were written.
+    pub added: u64,
+    /// Entries that nobody wanted, and were removed.
+    pub removed: u64,
+    /// Differences that could not be put right.
+    pub failed: u64,
 }
 
 /// State of the ledger.
@@ -198,7 +257,7 @@ pub struct Peer {
 }
 
 /// Whose decision it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// The mesh, with a certificate.
@@ -231,6 +290,8 @@ pub enum DecisionState {
     Released,
     /// This node's allowlist forbids it.
     Vetoed,
+    /// This node has no room for it; the reason says which limit.
+    Refused,
 }
 
 /// A counted vote.
@@ -279,6 +340,9 @@ pub struct DecisionView {
     pub enforced: bool,
     /// Why it is not.
     pub not_enforced_reason: Option<String>,
+    /// What made it risky, where an operator insisted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overridden: Vec<String>,
     /// Packets that met the entry.
     pub hits: u64,
     /// Their bytes.

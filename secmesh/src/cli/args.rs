@@ -104,6 +104,9 @@ Examples:
         #[arg(long)]
         all: bool,
     },
+    /// Print the metrics that Prometheus would scrape
+    #[command(after_help = "Example:\n  secmesh metrics | grep secmesh_blocks")]
+    Metrics,
     /// Show the nodes of the mesh
     #[command(after_help = "Example:\n  secmesh peers")]
     Peers,
@@ -129,7 +132,9 @@ Examples:
     Decisions(DecisionsCommand),
     /// Block an address or network on this node, or propose it to the mesh
     #[command(after_help = "\
-Allowlisted addresses, and networks that contain one, are refused.
+Risky networks are refused with the reasons: those that hold an address of this host, a gateway, a
+resolver, a member of the mesh, an SSH peer or anything else on the allowlist, and those wider than /8
+(IPv6: /16). --override-risky --reason TEXT insists; the allowlist still wins in the kernel.
 
 Examples:
   secmesh block 203.0.113.9
@@ -166,10 +171,19 @@ Examples:
 Examples:
   secmesh mode             says which it is
   secmesh mode enforce     drops from now on, also after a restart of the agent; after a reboot or
-                           `secmesh detach` the configuration decides again")]
+                           `secmesh detach` the configuration decides again
+  secmesh mode enforce --confirm 60s
+                           the same on trial: the kernel goes back to monitor after 60 s, even if no
+                           agent runs, unless you can still say:
+  secmesh mode confirm
+
+Switching to enforce is refused if a block would cut off the SSH session that asks for it.")]
     Mode {
-        /// The mode wanted
-        mode: Option<ModeArg>,
+        /// The mode wanted, or confirm to keep enforcing after --confirm
+        mode: Option<ModeWord>,
+        /// Go back to monitor after this time, at most 1h, unless `secmesh mode confirm` comes
+        #[arg(long, value_name = "DURATION", requires = "mode", value_parser = duration)]
+        confirm: Option<Duration>,
     },
     /// Verify and show this node's signed record
     #[command(
@@ -332,6 +346,9 @@ pub struct BlockArgs {
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+    /// Block it on this node although it holds a protected address, or is wider than /8 (IPv6: /16)
+    #[arg(long, requires = "reason", conflicts_with = "mesh")]
+    pub override_risky: bool,
 }
 
 /// `secmesh unblock`
@@ -403,6 +420,17 @@ impl From<ModeArg> for Mode {
             ModeArg::Enforce => Self::Enforce,
         }
     }
+}
+
+/// What `secmesh mode` can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModeWord {
+    /// Count what would be dropped, drop nothing
+    Monitor,
+    /// Drop
+    Enforce,
+    /// Keep enforcing, after `mode enforce --confirm`
+    Confirm,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -1,17 +1,20 @@
 //! Commands that make the agent do something.
 
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::args::{BlockArgs, UnblockArgs};
+use super::args::{BlockArgs, ModeWord, UnblockArgs};
 use super::output::{Out, clean};
 use super::{CliError, Context, node};
 use crate::addr::Prefix;
 use crate::api::types::{Done, ReleaseTerms, Request};
+use crate::config::Mode;
 use crate::mesh::crypto::Signer;
 use crate::mesh::decision::OperatorRelease;
+use crate::sense::netinfo::{self, LiveSystem};
 
 /// Asks for something to be done and prints what was.
 pub fn done(context: &Context, request: &Request, out: &mut Out<'_>) -> Result<(), CliError> {
@@ -29,6 +32,7 @@ pub fn block(context: &Context, args: BlockArgs, out: &mut Out<'_>) -> Result<()
         ttl,
         mesh,
         reason,
+        override_risky,
     } = args;
     if mesh && !subject.is_single() {
         return Err(CliError::Usage(format!(
@@ -42,9 +46,42 @@ pub fn block(context: &Context, args: BlockArgs, out: &mut Out<'_>) -> Result<()
             ttl_s: ttl.as_secs(),
             mesh,
             reason,
+            override_risky,
         },
         out,
     )
+}
+
+/// `secmesh mode`, with a word
+pub fn mode(
+    context: &Context,
+    word: ModeWord,
+    confirm: Option<Duration>,
+    out: &mut Out<'_>,
+) -> Result<(), CliError> {
+    let mode = match word {
+        ModeWord::Monitor => Mode::Monitor,
+        ModeWord::Enforce => Mode::Enforce,
+        ModeWord::Confirm if confirm.is_some() => {
+            return Err(CliError::Usage(
+                "--confirm begins a trial (`secmesh mode enforce --confirm 60s`), `secmesh mode confirm` ends it"
+                    .to_owned(),
+            ));
+        }
+        ModeWord::Confirm => return done(context, &Request::ConfirmMode {}, out),
+    };
+    if mode == Mode::Monitor && confirm.is_some() {
+        return Err(CliError::Usage(
+            "monitor mode drops nothing, so there is nothing to confirm; leave out --confirm"
+                .to_owned(),
+        ));
+    }
+    let request = Request::SetMode {
+        mode,
+        confirm_s: confirm.map(|d| d.as_secs()),
+        ssh_peer: netinfo::own_ssh_peer(&LiveSystem),
+    };
+    done(context, &request, out)
 }
 
 /// `secmesh unblock`

@@ -77,6 +77,7 @@ fn state(decision: &DecisionView) -> Cell {
         DecisionState::Active => styled("NOT ENFORCED", Style::Bad),
         DecisionState::Ended => styled("ended", Style::Dim),
         DecisionState::Released => styled("released", Style::Dim),
+        DecisionState::Refused => styled("REFUSED (no room)", Style::Bad),
         DecisionState::Vetoed => styled("vetoed here (allowlist)", Style::Warning),
     }
 }

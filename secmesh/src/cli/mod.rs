@@ -79,6 +79,7 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         Command::Invite(args) => invite::invite(context, args, out),
         Command::Join(args) => join::join(context, args, out),
         Command::Status { all } => show::status(context, all, out),
+        Command::Metrics => show::metrics(context, out),
         Command::Peers => show::peers(context, out),
         Command::Alerts { limit } => show::alerts(context, limit, out),
         Command::Explain { subject } => show::explain(context, subject, out),
@@ -99,10 +100,11 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
             control::done(context, &Request::AllowRemove { prefix }, out)
         }
         Command::Allow(AllowCommand::List) => show::allowlist(context, out),
-        Command::Mode { mode: Some(mode) } => {
-            control::done(context, &Request::SetMode { mode: mode.into() }, out)
-        }
-        Command::Mode { mode: None } => show::mode(context, out),
+        Command::Mode {
+            mode: Some(word),
+            confirm,
+        } => control::mode(context, word, confirm, out),
+        Command::Mode { mode: None, .. } => show::mode(context, out),
         Command::Ledger(LedgerCommand::Verify { path }) => ledger::verify(context, path, out),
         Command::Ledger(LedgerCommand::Show { last, path }) => {
             ledger::show(context, last, path, out)

@@ -11,7 +11,7 @@ use super::{
     status as status_text,
 };
 use crate::addr::Prefix;
-use crate::api::types::{AllowView, DecisionView, Request, Status};
+use crate::api::types::{AllowView, DecisionView, MetricsText, PendingConfirm, Request, Status};
 use crate::dataplane::Mode;
 
 /// Asks, and prints the answer as it came or as `text` makes it.
@@ -149,16 +149,40 @@ fn allow_table(entries: &[AllowView], paint: Paint) -> String {
 #[derive(Serialize)]
 struct ModeAnswer {
     mode: Mode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pending_confirm: Option<PendingConfirm>,
+}
+
+/// `secmesh metrics`
+pub fn metrics(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
+    let metrics: MetricsText = context.ask(&Request::Metrics {})?;
+    if out.json {
+        return out.json(&metrics);
+    }
+    out.text(&metrics.text)
 }
 
 /// `secmesh mode`
 pub fn mode(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
     let status: Status = context.ask(&Request::Status {})?;
-    let mode = status.mode;
+    let Status {
+        mode,
+        pending_confirm,
+        ..
+    } = status;
     if out.json {
-        return out.json(&json!(ModeAnswer { mode }));
+        return out.json(&json!(ModeAnswer {
+            mode,
+            pending_confirm
+        }));
     }
-    out.text(&format!("{mode}\n"))
+    let trial = pending_confirm.map_or_else(String::new, |p| {
+        format!(
+            ", back to monitor in {} s unless `secmesh mode confirm` comes before",
+            p.seconds_left
+        )
+    });
+    out.text(&format!("{mode}{trial}\n"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::output::{Paint, Style, clean};
 use super::table::{Table, plain, styled};
 use super::time::{count, grouped, span};
-use crate::api::types::{Peer, Status};
+use crate::api::types::{Peer, Status, WaitingInterface};
 use crate::dataplane::{AttachMode, Mode};
 
 /// Blocks listed as not enforced; the rest is counted.
@@ -52,7 +52,14 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
     line(
         "mode",
         match status.mode {
-            Mode::Enforce => paint.apply(Style::Good, "enforce"),
+            Mode::Enforce => match status.pending_confirm {
+                None => paint.apply(Style::Good, "enforce"),
+                Some(trial) => format!(
+                    "{} on trial: back to monitor in {} s unless `secmesh mode confirm` comes before",
+                    paint.apply(Style::Warning, "enforce"),
+                    trial.seconds_left
+                ),
+            },
             Mode::Monitor => format!(
                 "{}: nothing is dropped, only counted",
                 paint.apply(Style::Warning, "monitor")
@@ -84,7 +91,7 @@ pub fn short(id: &str) -> &str {
 }
 
 fn interfaces(status: &Status, paint: Paint) -> String {
-    if status.interfaces.is_empty() {
+    if status.interfaces.is_empty() && status.waiting.is_empty() {
         return paint.apply(Style::Bad, "none: nothing is protected");
     }
     let each = status.interfaces.iter().map(|interface| {
@@ -98,7 +105,23 @@ fn interfaces(status: &Status, paint: Paint) -> String {
             paint.apply(style, &format!("{} mode", interface.attach_mode))
         )
     });
-    each.collect::<Vec<_>>().join(", ")
+    let waiting = status.waiting.iter().map(|interface| {
+        let word = if is_absent(interface) {
+            "absent"
+        } else {
+            "NOT PROTECTED"
+        };
+        format!(
+            "{} ({})",
+            clean(&interface.name),
+            paint.apply(Style::Bad, word)
+        )
+    });
+    each.chain(waiting).collect::<Vec<_>>().join(", ")
+}
+
+fn is_absent(interface: &WaitingInterface) -> bool {
+    interface.why.starts_with("absent")
 }
 
 fn number(value: &Value, name: &str) -> u64 {
@@ -140,7 +163,18 @@ fn quorum(quorum: &Value, paint: Paint) -> String {
 fn blocks(status: &Status, paint: Paint) -> String {
     let blocks = &status.blocks;
     let missing = blocks.desired.saturating_sub(blocks.enforced);
-    let text = format!("{} of {} enforced", blocks.enforced, blocks.desired);
+    let repaired = blocks
+        .reconciled
+        .added
+        .saturating_add(blocks.reconciled.removed);
+    let mut text = format!("{} of {} enforced", blocks.enforced, blocks.desired);
+    if repaired > 0 {
+        let _ = write!(
+            text,
+            "; {} found missing and {} left over in the kernel, put right",
+            blocks.reconciled.added, blocks.reconciled.removed
+        );
+    }
     if missing == 0 {
         text
     } else {
@@ -166,6 +200,13 @@ fn ledger(status: &Status, paint: Paint) -> String {
 
 fn warnings(status: &Status) -> Vec<String> {
     let mut warnings = Vec::new();
+    for interface in status.waiting.iter().filter(|i| !is_absent(i)) {
+        warnings.push(format!(
+            "{} is not protected: {}",
+            clean(&interface.name),
+            clean(&interface.why)
+        ));
+    }
     let missing = &status.blocks.not_enforced;
     for (prefix, reason) in missing.iter().take(MAX_LISTED) {
         warnings.push(format!(
@@ -181,6 +222,12 @@ fn warnings(status: &Status) -> Vec<String> {
     if rest > 0 {
         warnings.push(format!(
             "{rest} more blocks are not enforced; --json lists up to 100 with the reason"
+        ));
+    }
+    if status.blocks.reconciled.failed > 0 {
+        warnings.push(format!(
+            "{} differences between desired and enforced blocks could not be put right",
+            grouped(status.blocks.reconciled.failed)
         ));
     }
     if status.ledger.dropped > 0 {
@@ -281,6 +328,37 @@ packets
 "
         );
         assert!(status(&fixture(), true, Paint(false)).contains("malformed         0\n"));
+    }
+
+    #[test]
+    fn a_trial_is_shown_with_the_seconds_that_are_left() {
+        let mut fixture = fixture();
+        fixture.pending_confirm = Some(crate::api::types::PendingConfirm { seconds_left: 42 });
+        let text = status(&fixture, false, Paint(false));
+        assert!(
+            text.contains("mode        enforce on trial: back to monitor in 42 s unless"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn interfaces_that_are_waited_for_are_shown() {
+        let mut fixture = fixture();
+        for (name, why) in [("eth7", "absent: there is none"), ("eth8", "it is busy")] {
+            fixture.waiting.push(WaitingInterface {
+                name: name.to_owned(),
+                why: why.to_owned(),
+            });
+        }
+        let text = status(&fixture, false, Paint(false));
+        assert!(
+            text.contains("eth1 (generic mode), eth7 (absent), eth8 (NOT PROTECTED)\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("warning: eth8 is not protected: it is busy\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -118,6 +118,15 @@ impl Checker {
         self.field(key, expects.to_owned(), wrong);
     }
 
+    /// A network address with its port, or nothing.
+    pub(super) fn socket_or_off(&mut self, key: &str, value: Option<SocketAddr>) {
+        let wrong = value
+            .filter(|value| value.port() == 0)
+            .map(|_| "has no port".to_owned());
+        let expects = "an address and port, like \"127.0.0.1:9477\", or \"\" for none";
+        self.field(key, expects.to_owned(), wrong);
+    }
+
     pub(super) fn interfaces(&mut self, key: &str, names: &[String], max: usize) {
         let expects = format!("a list of at most {max} interface names, like [\"eth0\"]");
         let mut seen = BTreeSet::new();

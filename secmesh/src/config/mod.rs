@@ -16,7 +16,7 @@ mod values;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -65,6 +65,8 @@ pub struct Config {
     pub detect: DetectConfig,
     /// What this node does about it.
     pub respond: RespondConfig,
+    /// What it tells a Prometheus.
+    pub metrics: MetricsConfig,
 }
 
 /// `[node]`
@@ -190,12 +192,35 @@ pub struct RespondConfig {
     /// [`MAX_OWN_BLOCK`]. Default 15 min.
     #[serde(with = "values::duration")]
     pub own_block: Duration,
+    /// How often the kernel's block maps are compared with what should be in them: 1 s to 1 h. Default
+    /// 1 min.
+    #[serde(with = "values::duration")]
+    pub reconcile: Duration,
 }
 
 impl Default for RespondConfig {
     fn default() -> Self {
         Self {
             own_block: MAX_OWN_BLOCK,
+            reconcile: Duration::from_mins(1),
+        }
+    }
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Where `GET /metrics` is answered, without a password and without encryption; `""` is nowhere.
+    /// Default `127.0.0.1:9477`.
+    #[serde(with = "values::socket_or_off")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self {
+            listen: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477)),
         }
     }
 }
@@ -296,6 +321,7 @@ impl Config {
         check.section("allow", |check| self.allow.check(check));
         check.section("detect", |check| self.detect.check(check));
         check.section("respond", |check| self.respond.check(check));
+        check.section("metrics", |check| self.metrics.check(check));
         check
     }
 }
@@ -353,6 +379,17 @@ impl RespondConfig {
             self.own_block,
             Duration::from_secs(1)..=MAX_OWN_BLOCK,
         );
+        check.duration(
+            "reconcile",
+            self.reconcile,
+            Duration::from_secs(1)..=Duration::from_hours(1),
+        );
+    }
+}
+
+impl MetricsConfig {
+    fn check(&self, check: &mut Checker) {
+        check.socket_or_off("listen", self.listen);
     }
 }
 

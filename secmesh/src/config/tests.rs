@@ -169,7 +169,7 @@ secmesh.toml:3:2: detekt: there is no such key
 secmesh.toml:6:1: respond.quite_else: there is no such key
   6 | quite_else = 1
     | ^^^^^^^^^^
-  remedy: [respond] takes own_block"
+  remedy: [respond] takes own_block, reconcile"
     );
 }
 

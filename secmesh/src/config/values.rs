@@ -111,3 +111,37 @@ pub(super) mod duration {
         into.collect_str(&humantime::format_duration(*duration))
     }
 }
+
+/// An address with its port, or `""` for none.
+pub(super) mod socket_or_off {
+    use std::net::SocketAddr;
+
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<SocketAddr>, D::Error> {
+        let text = String::deserialize(from)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse()
+            .map(Some)
+            .map_err(|_| D::Error::custom(format!("`{text}` is not an address with a port")))
+    }
+
+    #[expect(
+        clippy::ref_option,
+        reason = "serde hands over a reference to the field"
+    )]
+    pub(crate) fn serialize<S: Serializer>(
+        value: &Option<SocketAddr>,
+        into: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => into.collect_str(value),
+            None => into.serialize_str(""),
+        }
+    }
+}

@@ -8,12 +8,13 @@ use std::{
 use aya::programs::{
     ProgramError, Xdp, XdpMode,
     links::{FdLink, PinnedLink},
+    loaded_programs,
     xdp::{XdpLink, XdpLinkId},
 };
 use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::DataplaneError;
+use super::{DataplaneError, netlink};
 use crate::config;
 
 /// Where in the kernel the program runs.
@@ -79,6 +80,14 @@ pub(super) fn attach(
                 unpin(&path)?;
                 continue;
             }
+            if !is_on(&path, interface, index)? {
+                warn!(
+                    interface,
+                    "a pinned link is of another interface, which had this name before; making a new one"
+                );
+                unpin(&path)?;
+                continue;
+            }
             if take_over(program, interface, &path)? {
                 return Ok(AttachedInterface {
                     name: interface.to_owned(),
@@ -99,6 +108,45 @@ pub(super) fn attach(
         attach_mode: mode,
         resumed: false,
     })
+}
+
+/// Whether the pinned link is the one of this interface: an interface that was renamed keeps its link, and a
+/// new one under the old name has none. Links whose interface was deleted are [`take_over`]'s to find out.
+fn is_on(path: &Path, interface: &str, index: u32) -> Result<bool, DataplaneError> {
+    let failed = |reason: String| DataplaneError::Attach {
+        name: interface.to_owned(),
+        reason,
+    };
+    let link = PinnedLink::from_pin(path).map_err(|e| failed(e.to_string()))?;
+    let info = FdLink::from(link)
+        .info()
+        .map_err(|e| failed(e.to_string()))?;
+    let running =
+        netlink::xdp_programs(index).map_err(|e| failed(format!("asking what runs there: {e}")))?;
+    Ok(running.contains(&info.program_id()))
+}
+
+/// Who is on an interface, in words.
+fn holder(index: u32) -> String {
+    let ids = netlink::xdp_programs(index).unwrap_or_default();
+    let named: Vec<String> = ids
+        .iter()
+        .map(|id| {
+            let name = loaded_programs()
+                .flatten()
+                .find(|program| program.id() == *id)
+                .and_then(|program| program.name_as_str().map(str::to_owned));
+            match name {
+                Some(name) if !name.is_empty() => format!("id {id}, `{name}`"),
+                _ => format!("id {id}, without a name"),
+            }
+        })
+        .collect();
+    if named.is_empty() {
+        "it cannot be told which".to_owned()
+    } else {
+        named.join("; ")
+    }
 }
 
 /// Puts our program into a pinned link in one step. `false`: the link's interface is gone, so the pin
@@ -167,6 +215,7 @@ fn try_modes(
             Err(error) if is_busy(&error) => {
                 return Err(DataplaneError::Busy {
                     name: interface.to_owned(),
+                    holder: holder(index),
                 });
             }
             Err(error) => {
@@ -248,6 +297,42 @@ fn pin_path(dir: &Path, interface: &str, mode: AttachMode) -> PathBuf {
     dir.join(format!("link-{}-{name}", mode.name()))
 }
 
+/// The interface that a link's pin is for; `None` for other pins.
+fn interface_of(pin: &str) -> Option<String> {
+    let rest = pin.strip_prefix("link-")?;
+    let name = AttachMode::ALL
+        .iter()
+        .find_map(|mode| rest.strip_prefix(mode.name())?.strip_prefix('-'))?;
+    Some(name.replace("%2e", ".").replace("%25", "%"))
+}
+
+/// The interfaces that links are pinned for, each once.
+pub(super) fn pinned_interfaces(dir: &Path) -> Result<Vec<String>, DataplaneError> {
+    let failed = |source| DataplaneError::PinDir {
+        dir: dir.to_path_buf(),
+        source,
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        names.extend(interface_of(&entry.file_name().to_string_lossy()));
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Removes the pins of an interface's links; its program leaves it.
+pub(super) fn unpin_interface(dir: &Path, interface: &str) -> Result<(), DataplaneError> {
+    for mode in AttachMode::ALL {
+        let path = pin_path(dir, interface, mode);
+        if path.exists() {
+            unpin(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes every pin in `dir` and the directory; links first, so that no packet meets half a policy.
 pub(super) fn remove_pins(dir: &Path) -> Result<usize, DataplaneError> {
     let failed = |source| DataplaneError::PinDir {
@@ -279,6 +364,12 @@ mod tests {
     fn interface_names_with_dots_get_pin_names_without() {
         let path = pin_path(Path::new("/x"), "eth0.100", AttachMode::Generic);
         assert_eq!(path, Path::new("/x/link-generic-eth0%2e100"));
+        for name in ["eth0", "eth0.100", "a%2eb", "a%b", "x-y"] {
+            let pin = pin_path(Path::new("/x"), name, AttachMode::Driver);
+            let pin = pin.file_name().unwrap().to_str().unwrap();
+            assert_eq!(interface_of(pin).as_deref(), Some(name));
+        }
+        assert_eq!(interface_of("BLOCK4"), None);
         assert_ne!(
             pin_path(Path::new("/x"), "a%2eb", AttachMode::Driver),
             pin_path(Path::new("/x"), "a.b", AttachMode::Driver)

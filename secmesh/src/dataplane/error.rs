@@ -90,11 +90,13 @@ pub enum DataplaneError {
     },
     /// Somebody else's program is there.
     #[error(
-        "interface {name} already runs another XDP program\n  remedy: `bpftool net show dev {name}` tells which; detach it (`ip link set dev {name} xdp off`) or leave this interface out"
+        "interface {name} already runs another XDP program ({holder})\n  remedy: stop what put it there, or take it off (`ip link set dev {name} xdp off`; one that is held by a link ends with its process or pin: `bpftool link`), or leave this interface out"
     )]
     Busy {
         /// The interface.
         name: String,
+        /// The program's id and name.
+        holder: String,
     },
     /// Attaching failed.
     #[error("attaching to {name}: {reason}")]

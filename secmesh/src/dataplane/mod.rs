@@ -11,7 +11,9 @@ mod cuckoo;
 mod error;
 mod events;
 mod guard;
+mod listing;
 mod lists;
+mod netlink;
 mod preflight;
 mod tables;
 mod verify;
@@ -37,6 +39,7 @@ pub use self::{
     counters::CounterReader,
     error::DataplaneError,
     events::{EventReader, KernelLog},
+    listing::{BlockLister, Page},
     lists::{Compiled, ListTables, Replaced, Span},
     preflight::{KERNEL_FLOOR, check_system, mount_hint},
     tables::{AllowTable, BlockTable, TableError, WatchTable},
@@ -143,6 +146,7 @@ pub struct Dataplane {
     guard: Guard,
     attached: Vec<AttachedInterface>,
     pin_dir: Option<PathBuf>,
+    lister: BlockLister,
     /// Whether pinned maps of an earlier agent were taken over.
     pub resumed: bool,
 }
@@ -242,6 +246,7 @@ impl Dataplane {
             guard,
             attached: Vec::new(),
             pin_dir: pins,
+            lister: BlockLister::default(),
             resumed,
         })
     }
@@ -268,16 +273,37 @@ impl Dataplane {
         })
     }
 
-    /// Switches between dropping and counting, at once, for all interfaces.
+    /// Switches between dropping and counting, at once, for all interfaces, and for good.
     ///
     /// # Errors
     ///
-    /// The kernel's refusal of the map write.
+    /// The kernel's refusal of the map write; then nothing changed.
     pub fn set_mode(&mut self, mode: Mode) -> Result<(), DataplaneError> {
-        self.config.update(|c| c.mode = mode_number(mode))
+        self.set_mode_until(mode, 0)
     }
 
-    /// The mode in force.
+    /// Switches the mode; with `until_ns` (`CLOCK_MONOTONIC`, 0: for good) dropping ends by itself at that
+    /// time, also while no agent runs.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal of the map write; then nothing changed.
+    pub fn set_mode_until(&mut self, mode: Mode, until_ns: u64) -> Result<(), DataplaneError> {
+        self.config.update(|c| {
+            c.mode = mode_number(mode);
+            c.enforce_until_ns = until_ns;
+        })
+    }
+
+    /// When dropping ends unless it is confirmed, `CLOCK_MONOTONIC` ns.
+    pub fn enforce_until_ns(&self) -> Option<u64> {
+        let config = self.config.get();
+        (config.mode == MODE_ENFORCE && config.enforce_until_ns != 0)
+            .then_some(config.enforce_until_ns)
+    }
+
+    /// The mode that is set. Once [`Dataplane::enforce_until_ns`] is past, the program counts only, whatever
+    /// this says; whoever owns the data plane sets it back then.
     pub fn mode(&self) -> Mode {
         if self.config.get().mode == MODE_ENFORCE {
             Mode::Enforce
@@ -313,25 +339,27 @@ impl Dataplane {
     ///
     /// If they were taken before.
     pub fn take_blocks(&mut self) -> Result<BlockTable, DataplaneError> {
+        let exact4 = take(&mut self.ebpf, "BLOCK4")?;
+        let exact6 = take(&mut self.ebpf, "BLOCK6")?;
+        let prefix4 = take(&mut self.ebpf, "PREFIX4")?;
+        let prefix6 = take(&mut self.ebpf, "PREFIX6")?;
+        self.lister = BlockLister::new([&exact4, &exact6, &prefix4, &prefix6]);
         Ok(BlockTable {
-            exact4: take(&mut self.ebpf, "BLOCK4")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
-            exact6: take(&mut self.ebpf, "BLOCK6")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
-            prefix4: take(&mut self.ebpf, "PREFIX4")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
-            prefix6: take(&mut self.ebpf, "PREFIX6")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
+            exact4: exact4.try_into().map_err(DataplaneError::Map)?,
+            exact6: exact6.try_into().map_err(DataplaneError::Map)?,
+            prefix4: prefix4.try_into().map_err(DataplaneError::Map)?,
+            prefix6: prefix6.try_into().map_err(DataplaneError::Map)?,
             known: std::collections::BTreeSet::new(),
             guard: self.guard.clone(),
             hot: array(&mut self.ebpf, "HOT")?,
             config: self.config.clone(),
         }
         .learn())
+    }
+
+    /// What lists the block maps that [`Dataplane::take_blocks`] gave out; lists nothing before that.
+    pub fn take_lister(&mut self) -> BlockLister {
+        std::mem::take(&mut self.lister)
     }
 
     /// Takes the list tables.
@@ -430,6 +458,38 @@ impl Dataplane {
         )?;
         self.attached.push(attached.clone());
         Ok(attached)
+    }
+
+    /// Gives up an interface that has gone: it is no longer attached, and what is pinned for its name is
+    /// removed.
+    ///
+    /// # Errors
+    ///
+    /// If a pin cannot be removed.
+    pub fn let_go(&mut self, interface: &str) -> Result<(), DataplaneError> {
+        self.attached.retain(|a| a.name != interface);
+        match &self.pin_dir {
+            Some(dir) => attach::unpin_interface(dir, interface),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the program off every interface that an earlier agent left it on and that is not in `names`.
+    /// Gives their names.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be listed or one cannot be removed.
+    pub fn take_off_all_but(&mut self, names: &[String]) -> Result<Vec<String>, DataplaneError> {
+        let Some(dir) = &self.pin_dir else {
+            return Ok(Vec::new());
+        };
+        let mut off = attach::pinned_interfaces(dir)?;
+        off.retain(|name| !names.contains(name));
+        for name in &off {
+            attach::unpin_interface(dir, name)?;
+        }
+        Ok(off)
     }
 
     /// Interfaces that this agent attached to.

@@ -71,12 +71,12 @@ fn net6(addr: [u8; 16], len: u8) -> Key<Net6> {
     Key::new(u32::from(len), Net6 { addr })
 }
 
-fn net4_prefix(key: &Key<Net4>) -> Option<Prefix> {
+pub(super) fn net4_prefix(key: &Key<Net4>) -> Option<Prefix> {
     let len = u8::try_from(key.prefix_len()).ok()?;
     Prefix::truncating(IpAddr::from(key.data().addr), len).ok()
 }
 
-fn net6_prefix(key: &Key<Net6>) -> Option<Prefix> {
+pub(super) fn net6_prefix(key: &Key<Net6>) -> Option<Prefix> {
     let len = u8::try_from(key.prefix_len()).ok()?;
     Prefix::truncating(IpAddr::from(key.data().addr), len).ok()
 }
@@ -103,14 +103,17 @@ fn written(
     })
 }
 
-fn removed(result: Result<(), MapError>, map: &'static str) -> Result<(), TableError> {
+/// Whether it was there.
+fn removed(result: Result<(), MapError>, map: &'static str) -> Result<bool, TableError> {
     match result {
-        Err(e) if matches!(e, MapError::KeyNotFound) || errno(&e) == Some(Errno::ENOENT) => Ok(()),
+        Err(e) if matches!(e, MapError::KeyNotFound) || errno(&e) == Some(Errno::ENOENT) => {
+            Ok(false)
+        }
         Err(e) => Err(TableError::Kernel {
             map,
             reason: e.to_string(),
         }),
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 
@@ -223,7 +226,18 @@ impl BlockTable {
         if self.entry(prefix).is_none() {
             return Ok(());
         }
-        match (prefix.addr(), is_exact(prefix)) {
+        self.remove_stray(prefix)?;
+        self.guard.remove(prefix)
+    }
+
+    /// Removes an entry that this table did not write, and says whether it was there. Nothing guards it, so
+    /// no guard is lifted.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal.
+    pub fn remove_stray(&mut self, prefix: &Prefix) -> Result<bool, TableError> {
+        let was_there = match (prefix.addr(), is_exact(prefix)) {
             (IpAddr::V4(a), true) => {
                 removed(self.exact4.remove(&Addr4 { addr: a.octets() }), "BLOCK4")
             }
@@ -241,7 +255,7 @@ impl BlockTable {
         }?;
         self.known.remove(prefix);
         self.cool(prefix)?;
-        self.guard.remove(prefix)
+        Ok(was_there)
     }
 
     /// Empties the hot slot of a single address, so that the kernel asks its map entry again.
@@ -427,5 +441,6 @@ impl WatchTable {
             IpAddr::V4(a) => removed(self.v4.remove(&Addr4 { addr: a.octets() }), "WATCH4"),
             IpAddr::V6(a) => removed(self.v6.remove(&Addr6 { addr: a.octets() }), "WATCH6"),
         }
+        .map(drop)
     }
 }

@@ -204,7 +204,10 @@ impl CertVerdict {
         };
         Self {
             weight,
-            needed: roster.needed(),
+            needed: match action.kind {
+                ActionKind::Block if action.is_class_2() => roster.needed_class_2(),
+                ActionKind::Block | ActionKind::Release => roster.needed(),
+            },
             total: roster.total(),
             confirms,
             confirms_needed,

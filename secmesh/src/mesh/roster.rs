@@ -291,6 +291,15 @@ impl Roster {
         }
     }
 
+    /// Weight that a decision of class 2 needs.
+    pub fn needed_class_2(&self) -> u64 {
+        if self.needs_all() || self.members.len() < 2 {
+            self.needed()
+        } else {
+            self.t_hi()
+        }
+    }
+
     /// What the roster can withstand.
     pub fn tolerance(&self) -> Tolerance {
         let not = |why: String| Tolerance::NotByzantineTolerant {

@@ -100,6 +100,8 @@ coded!(
         IcmpFlood = 3 "icmp_flood",
         /// Port scan, vertical or horizontal.
         PortScan = 4 "port_scan",
+        /// Several addresses of one network were blocked (class 2).
+        Network = 128 "network",
         /// An operator says so.
         Manual = 255 "manual",
     }
@@ -140,15 +142,43 @@ coded!(
 /// Why an action cannot be voted on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ActionError {
-    /// A mesh-wide action on more than one address.
+    /// A mesh-wide action on something else than an address or the network of one.
     #[error(
-        "mesh-wide actions are for single addresses: a network needs class 2 with its budget, \
-         which this version does not have"
+        "mesh-wide actions are for single addresses, and as class 2 for a whole /24 (IPv6 /64) under \
+         the attack class network"
     )]
     NotSingle,
     /// The duration is not the mesh's.
     #[error("the block's duration is not the one the mesh agreed on in its genesis")]
     WrongTtl,
+}
+
+/// Length of an IPv4 network that is blocked for its addresses: the least that is routed by itself.
+const NETWORK_V4: u8 = 24;
+/// The same for IPv6: one link, where each host picks its own addresses (RFC 4291).
+const NETWORK_V6: u8 = 64;
+
+/// Whether this is a network that the mesh decides on.
+pub const fn is_network(prefix: &Prefix) -> bool {
+    prefix.len()
+        == if prefix.is_ipv4() {
+            NETWORK_V4
+        } else {
+            NETWORK_V6
+        }
+}
+
+/// The network that an address is counted for; `None` for what is no single address.
+pub fn network_of(address: &Prefix) -> Option<Prefix> {
+    if !address.is_single() {
+        return None;
+    }
+    let len = if address.is_ipv4() {
+        NETWORK_V4
+    } else {
+        NETWORK_V6
+    };
+    Prefix::truncating(address.addr(), len).ok()
 }
 
 /// What is to be done.
@@ -189,13 +219,24 @@ impl Action {
         }
     }
 
+    /// Whether more than one address is concerned, which takes a larger quorum.
+    pub const fn is_class_2(&self) -> bool {
+        !self.subject.is_single()
+    }
+
     /// Whether the mesh can decide on this. Everything but subject and class follows from the
     /// genesis, so that two nodes that see the same thing vote on the same bytes.
     ///
     /// # Errors
     /// [`ActionError`].
     pub fn check(&self, params: &Params) -> Result<(), ActionError> {
-        if !self.subject.is_single() {
+        let as_network = match self.kind {
+            ActionKind::Block => matches!(self.class, AttackClass::Network),
+            ActionKind::Release => self.is_class_2(),
+        };
+        if as_network != self.is_class_2()
+            || !(self.subject.is_single() || is_network(&self.subject))
+        {
             return Err(ActionError::NotSingle);
         }
         let expected = match self.kind {

@@ -13,6 +13,7 @@ fn codes_and_names_are_stable() {
         "udp_flood",
         "icmp_flood",
         "port_scan",
+        "network",
         "manual",
     ];
     for (class, name) in AttackClass::ALL.iter().zip(classes) {
@@ -57,7 +58,7 @@ fn the_incident_depends_on_every_part_and_the_decision_on_round_and_action() {
 }
 
 #[test]
-fn networks_and_other_durations_are_not_voted_on() {
+fn only_addresses_and_their_networks_are_voted_on_for_the_agreed_time() {
     let params = Params::default();
     assert_eq!(block().check(&params), Ok(()));
     assert_eq!(Action::release(subject()).check(&params), Ok(()));
@@ -66,6 +67,28 @@ fn networks_and_other_durations_are_not_voted_on() {
         ..block()
     };
     assert_eq!(network.check(&params), Err(ActionError::NotSingle));
+    let class_2 = Action {
+        class: AttackClass::Network,
+        ..network
+    };
+    assert_eq!(class_2.check(&params), Ok(()));
+    for (subject, class) in [
+        ("203.0.112.0/23", AttackClass::Network),
+        ("203.0.113.7", AttackClass::Network),
+        ("2001:db8::/63", AttackClass::Network),
+    ] {
+        let other = Action {
+            subject: subject.parse().unwrap(),
+            class,
+            ..block()
+        };
+        assert_eq!(
+            other.check(&params),
+            Err(ActionError::NotSingle),
+            "{subject}"
+        );
+    }
+    assert_eq!(Action::release(class_2.subject).check(&params), Ok(()));
     let longer = Action {
         ttl_s: 3_601,
         ..block()

@@ -126,6 +126,14 @@ impl Allowlist {
             .map(|((prefix, source), reason)| view(prefix, *source, reason))
     }
 
+    /// The entry that all of `subject` is in: a block of it would have no effect.
+    pub fn covers(&self, subject: &Prefix) -> Option<AllowView> {
+        self.entries
+            .iter()
+            .find(|((prefix, _), _)| prefix.contains(subject))
+            .map(|((prefix, source), reason)| view(prefix, *source, reason))
+    }
+
     /// All entries.
     pub fn list(&self) -> Vec<AllowView> {
         self.entries

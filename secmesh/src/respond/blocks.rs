@@ -5,7 +5,11 @@
 //! of them. A trie answers with its longest match only, so a prefix inside another one is kept as long
 //! as the outer one: otherwise the inner one's end would open a hole in the outer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    ops::Bound,
+};
 
 use secmesh_common::block::{BlockEntry, origin};
 
@@ -17,8 +21,13 @@ use crate::{
 
 /// Prefixes and addresses that may be desired at once.
 pub const MAX_DESIRED: usize = 1 << 20;
+/// Claims that one tick ends.
+pub const ENDS_PER_TICK: usize = 4096;
 /// Failed writes that are tried again per tick.
 const RETRIES_PER_TICK: usize = 256;
+
+/// An entry whose end is off by more is written again, ns. Twice what makes a clock step.
+const MAX_DRIFT_NS: u64 = 4_000_000_000;
 
 /// Identifies a claim: the decision's id.
 pub type ClaimId = String;
@@ -56,6 +65,16 @@ pub trait Kernel {
     fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError>;
     /// Reads an entry.
     fn get(&self, prefix: &Prefix) -> Option<BlockEntry>;
+    /// Removes an entry that nobody wants, and says whether it was still there.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal.
+    fn remove_stray(&mut self, prefix: &Prefix) -> Result<bool, TableError> {
+        let was_there = self.get(prefix).is_some();
+        self.remove(prefix)?;
+        Ok(was_there)
+    }
 }
 
 impl Kernel for BlockTable {
@@ -75,6 +94,10 @@ impl Kernel for BlockTable {
 
     fn get(&self, prefix: &Prefix) -> Option<BlockEntry> {
         Self::get(self, prefix)
+    }
+
+    fn remove_stray(&mut self, prefix: &Prefix) -> Result<bool, TableError> {
+        Self::remove_stray(self, prefix)
     }
 }
 
@@ -99,9 +122,23 @@ impl Desired {
     }
 }
 
+/// Why a claim is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// Nothing more can be wanted; the claim is not kept.
+    #[error(
+        "this node wants {0} prefixes blocked already, as many as it keeps; end some (`secmesh unblock`), or block a network in place of its addresses"
+    )]
+    Limit(usize),
+    /// The entry could not be written; the claim is kept, and tried again.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
 /// What should be blocked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Blocks {
+    limit: usize,
     desired: BTreeMap<Prefix, Desired>,
     /// The prefixes among them that are no single addresses.
     networks: BTreeSet<Prefix>,
@@ -122,6 +159,14 @@ pub struct Over {
     pub hits: Option<(u64, u64)>,
 }
 
+const fn flags_of(origin: Origin) -> u32 {
+    match origin {
+        Origin::Quorum => origin::MESH,
+        Origin::Unilateral => origin::NODE,
+        Origin::Operator => origin::OPERATOR,
+    }
+}
+
 /// Unix time as a reading of the kernel's clock.
 fn kernel_ns(unix_us: u64, now_unix_us: u64, now_ns: u64) -> u64 {
     let ahead = unix_us.saturating_sub(now_unix_us);
@@ -140,14 +185,31 @@ pub struct Now {
     pub mono_ns: u64,
 }
 
+impl Default for Blocks {
+    fn default() -> Self {
+        Self::with_limit(MAX_DESIRED)
+    }
+}
+
 impl Blocks {
+    /// For at most `limit` prefixes and addresses.
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            limit,
+            desired: BTreeMap::new(),
+            networks: BTreeSet::new(),
+            ends: BTreeSet::new(),
+            failed: BTreeSet::new(),
+        }
+    }
+
     /// Adds a claim and writes the entry.
     ///
     /// # Errors
     ///
     /// If the entry could not be written; the claim stays and is tried again, and until then shows as
-    /// not enforced. [`TableError::Full`] also if more than [`MAX_DESIRED`] are wanted; then the claim
-    /// is not kept.
+    /// not enforced. [`ClaimError::Limit`] if more than [`MAX_DESIRED`] are wanted; then the claim is not
+    /// kept.
     pub fn claim(
         &mut self,
         kernel: &mut dyn Kernel,
@@ -155,12 +217,9 @@ impl Blocks {
         prefix: Prefix,
         id: ClaimId,
         claim: Claim,
-    ) -> Result<(), TableError> {
-        if self.desired.len() >= MAX_DESIRED && !self.desired.contains_key(&prefix) {
-            return Err(TableError::Full {
-                map: "desired",
-                setting: "nothing: the limit is fixed",
-            });
+    ) -> Result<(), ClaimError> {
+        if self.desired.len() >= self.limit && !self.desired.contains_key(&prefix) {
+            return Err(ClaimError::Limit(self.limit));
         }
         let end = (claim.expires_unix_us, prefix, id.clone());
         let claims = &mut self.desired.entry(prefix).or_default().claims;
@@ -176,7 +235,7 @@ impl Blocks {
                 drop(self.write(kernel, now, &inner));
             }
         }
-        self.write(kernel, now, &prefix)
+        Ok(self.write(kernel, now, &prefix)?)
     }
 
     /// Ends one claim; the entry goes if it was the last.
@@ -215,7 +274,8 @@ impl Blocks {
     pub fn tick(&mut self, kernel: &mut dyn Kernel, now: Now) -> Vec<Over> {
         let mut over = Vec::new();
         while let Some((ends, prefix, id)) = self.ends.first().cloned() {
-            if ends > now.unix_us {
+            // The kernel ends them on time by itself; what does not fit here goes with the next tick.
+            if ends > now.unix_us || over.len() >= ENDS_PER_TICK {
                 break;
             }
             let hits = kernel.get(&prefix).map(|e| (e.hits, e.bytes));
@@ -258,6 +318,53 @@ impl Blocks {
         done
     }
 
+    /// Looks up the next `limit` desired entries behind `after` and writes those that are missing or wrong
+    /// again. Gives the last one it looked at, `None` once all were.
+    pub fn repair(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        now: Now,
+        after: Option<Prefix>,
+        limit: usize,
+    ) -> (Reconciled, Option<Prefix>) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let page: Vec<Prefix> = self
+            .desired
+            .range((from, Bound::Unbounded))
+            .take(limit)
+            .map(|(prefix, _)| *prefix)
+            .collect();
+        let mut done = Reconciled::default();
+        for prefix in &page {
+            // What has failed already is tried again by the tick.
+            if self.failed.contains(prefix) || self.is_in_force(kernel, now, prefix) {
+                continue;
+            }
+            match self.write(kernel, now, prefix) {
+                Ok(()) => done.added += 1,
+                Err(_) => done.failed += 1,
+            }
+        }
+        let last = page.last().copied().filter(|_| page.len() == limit);
+        (done, last)
+    }
+
+    /// Whether the kernel has the entry as it should be; its end may differ by what the two clocks drift
+    /// apart.
+    fn is_in_force(&self, kernel: &dyn Kernel, now: Now, prefix: &Prefix) -> bool {
+        let Some(desired) = self.desired.get(prefix) else {
+            return true;
+        };
+        let (Some(speaker), Some(entry)) = (desired.speaker(), kernel.get(prefix)) else {
+            return false;
+        };
+        let until = desired.expires().max(self.cover(prefix));
+        let ends = kernel_ns(until, now.unix_us, now.mono_ns);
+        entry.rule == speaker.rule
+            && entry.flags == flags_of(speaker.origin)
+            && entry.expires_ns.abs_diff(ends) <= MAX_DRIFT_NS
+    }
+
     fn write(
         &mut self,
         kernel: &mut dyn Kernel,
@@ -271,11 +378,7 @@ impl Blocks {
         let Some(speaker) = desired.speaker() else {
             return Ok(());
         };
-        let flags = match speaker.origin {
-            Origin::Quorum => origin::MESH,
-            Origin::Unilateral => origin::NODE,
-            Origin::Operator => origin::OPERATOR,
-        };
+        let flags = flags_of(speaker.origin);
         let until = desired.expires().max(cover);
         let expires_ns = kernel_ns(until, now.unix_us, now.mono_ns);
         let result = kernel.put(prefix, expires_ns, speaker.rule, flags);
@@ -314,6 +417,14 @@ impl Blocks {
     /// Why `prefix` is not in the kernel although it should be.
     pub fn not_enforced(&self, prefix: &Prefix) -> Option<&str> {
         self.desired.get(prefix)?.not_enforced.as_deref()
+    }
+
+    /// The widest desired prefix that `addr` is in, if there is one.
+    pub fn covering(&self, addr: IpAddr) -> Option<Prefix> {
+        let host = Prefix::host(addr);
+        (0..=host.len())
+            .filter_map(|len| Prefix::truncating(host.addr(), len).ok())
+            .find(|prefix| self.desired.contains_key(prefix))
     }
 
     /// Whether `prefix` should be blocked.
@@ -364,184 +475,5 @@ pub struct Reconciled {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Fake {
-        entries: HashMap<Prefix, BlockEntry>,
-        room: usize,
-    }
-
-    impl Kernel for Fake {
-        fn put(
-            &mut self,
-            prefix: &Prefix,
-            expires_ns: u64,
-            rule: u32,
-            flags: u32,
-        ) -> Result<(), TableError> {
-            if self.entries.len() >= self.room && !self.entries.contains_key(prefix) {
-                return Err(TableError::Full {
-                    map: "BLOCK4",
-                    setting: "max_blocks",
-                });
-            }
-            let entry = self.entries.entry(*prefix).or_default();
-            *entry = BlockEntry {
-                expires_ns,
-                rule,
-                flags,
-                ..*entry
-            };
-            Ok(())
-        }
-
-        fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError> {
-            self.entries.remove(prefix);
-            Ok(())
-        }
-
-        fn get(&self, prefix: &Prefix) -> Option<BlockEntry> {
-            self.entries.get(prefix).copied()
-        }
-    }
-
-    fn p(text: &str) -> Prefix {
-        text.parse().unwrap()
-    }
-
-    fn claim(expires_s: u64) -> Claim {
-        Claim {
-            origin: Origin::Quorum,
-            expires_unix_us: expires_s * 1_000_000,
-            rule: 7,
-        }
-    }
-
-    const NOW: Now = Now {
-        unix_us: 1_000_000_000,
-        mono_ns: 5_000_000_000,
-    };
-
-    #[test]
-    fn the_entry_lives_as_long_as_its_longest_claim() {
-        let (mut blocks, mut kernel) = (
-            Blocks::default(),
-            Fake {
-                room: 9,
-                ..Fake::default()
-            },
-        );
-        let x = p("192.0.2.1");
-        blocks
-            .claim(&mut kernel, NOW, x, "a".into(), claim(1010))
-            .unwrap();
-        blocks
-            .claim(&mut kernel, NOW, x, "b".into(), claim(1020))
-            .unwrap();
-        assert_eq!(kernel.entries[&x].expires_ns, 25_000_000_000);
-        let later = Now {
-            unix_us: 1_011_000_000,
-            mono_ns: 16_000_000_000,
-        };
-        assert_eq!(
-            blocks.tick(&mut kernel, later),
-            [Over {
-                prefix: x,
-                id: "a".to_owned(),
-                hits: Some((0, 0))
-            }]
-        );
-        assert!(kernel.entries.contains_key(&x));
-        blocks.release(&mut kernel, later, &x, "b").unwrap();
-        assert!(kernel.entries.is_empty() && !blocks.is_desired(&x));
-    }
-
-    #[test]
-    fn a_full_map_is_reported_and_tried_again() {
-        let (mut blocks, mut kernel) = (
-            Blocks::default(),
-            Fake {
-                room: 1,
-                ..Fake::default()
-            },
-        );
-        let (x, y) = (p("192.0.2.1"), p("192.0.2.2"));
-        blocks
-            .claim(&mut kernel, NOW, x, "a".into(), claim(1010))
-            .unwrap();
-        assert!(
-            blocks
-                .claim(&mut kernel, NOW, y, "b".into(), claim(1010))
-                .is_err()
-        );
-        assert_eq!(blocks.totals(9).0, 2);
-        assert_eq!(blocks.totals(9).1, 1);
-        assert!(blocks.not_enforced(&y).unwrap().contains("max_blocks"));
-        kernel.room = 2;
-        blocks.tick(&mut kernel, NOW);
-        assert!(blocks.not_enforced(&y).is_none() && kernel.entries.contains_key(&y));
-    }
-
-    #[test]
-    fn an_inner_network_does_not_end_before_the_outer_one() {
-        let (mut blocks, mut kernel) = (
-            Blocks::default(),
-            Fake {
-                room: 9,
-                ..Fake::default()
-            },
-        );
-        let (inner, outer) = (p("10.1.0.0/16"), p("10.0.0.0/8"));
-        blocks
-            .claim(&mut kernel, NOW, inner, "i".into(), claim(1010))
-            .unwrap();
-        blocks
-            .claim(&mut kernel, NOW, outer, "o".into(), claim(1500))
-            .unwrap();
-        assert_eq!(
-            kernel.entries[&inner].expires_ns,
-            kernel.entries[&outer].expires_ns
-        );
-        blocks.release(&mut kernel, NOW, &outer, "o").unwrap();
-        assert_eq!(kernel.entries[&inner].expires_ns, 15_000_000_000);
-    }
-
-    #[test]
-    fn reconciling_makes_the_kernel_equal_to_the_wish() {
-        let (mut blocks, mut kernel) = (
-            Blocks::default(),
-            Fake {
-                room: 9,
-                ..Fake::default()
-            },
-        );
-        blocks
-            .claim(&mut kernel, NOW, p("192.0.2.1"), "a".into(), claim(1010))
-            .unwrap();
-        kernel.entries.clear();
-        kernel.entries.insert(p("192.0.2.9"), BlockEntry::default());
-        let done = blocks.reconcile(&mut kernel, NOW, &BTreeSet::from([p("192.0.2.9")]));
-        assert_eq!(
-            done,
-            Reconciled {
-                added: 1,
-                removed: 1,
-                failed: 0
-            }
-        );
-        assert_eq!(kernel.entries.keys().collect::<Vec<_>>(), [&p("192.0.2.1")]);
-    }
-
-    #[test]
-    fn a_clock_that_was_set_back_does_not_shorten_kernel_time() {
-        assert_eq!(
-            kernel_ns(1_010_000_000, NOW.unix_us, NOW.mono_ns),
-            15_000_000_000
-        );
-        assert_eq!(kernel_ns(0, NOW.unix_us, NOW.mono_ns), 0);
-    }
-}
+#[path = "blocks_tests.rs"]
+mod tests;

@@ -4,9 +4,14 @@
 mod allowlist;
 mod blocks;
 mod decisions;
+mod risk;
 
 pub use self::{
     allowlist::{Allowlist, AllowlistError, Source, refusal},
-    blocks::{Blocks, Claim, ClaimId, Kernel, MAX_DESIRED, Now, Over, Reconciled},
+    blocks::{
+        Blocks, Claim, ClaimError, ClaimId, ENDS_PER_TICK, Kernel, MAX_DESIRED, Now, Over,
+        Reconciled,
+    },
     decisions::{Book, Entry},
+    risk::{Reason, Risk, risky},
 };

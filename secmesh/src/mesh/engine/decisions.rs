@@ -260,6 +260,9 @@ impl Engine {
     /// Stores a decision; a release ends the blocks of its subject up to its own bucket.
     pub(super) fn remember(&mut self, decision: Decision) {
         let subject = decision.action.subject;
+        if decision.action.kind == ActionKind::Block && decision.action.is_class_2() {
+            self.networks.insert(decision.id);
+        }
         if decision.action.kind == ActionKind::Release {
             let ended: Vec<DecisionId> = self
                 .decisions_about(&subject)
@@ -283,6 +286,7 @@ impl Engine {
         let Some(decision) = self.decisions.remove(id) else {
             return;
         };
+        self.networks.remove(id);
         let subject = decision.action.subject;
         if let Some(ids) = self.by_subject.get_mut(&subject) {
             ids.remove(id);
@@ -300,7 +304,10 @@ impl Engine {
 
     pub(super) fn propose_release(&mut self, call: &mut Call<'_>, subject: Prefix) {
         let me = self.config.node;
-        if !subject.is_single() {
+        if Action::release(subject)
+            .check(&self.config.genesis.params)
+            .is_err()
+        {
             return self.refuse(call, me, RefusalReason::WrongAction);
         }
         if !self.is_member() {

@@ -17,7 +17,7 @@ use crate::mesh::vote::{ActionKind, AttackClass, Verdict};
 pub enum Input<'a> {
     /// A detector on this node fired. Repeat it while the attack lasts: that renews the evidence.
     OwnEvidence {
-        /// Who attacks; a single address.
+        /// Who attacks: a single address, or its /24 (IPv6 /64) with class network.
         subject: Prefix,
         /// How.
         class: AttackClass,
@@ -225,6 +225,8 @@ reasons!(
     TicketReused = "ticket_reused",
     /// A limit of this node is reached.
     Full = "full",
+    /// As many networks are blocked as may be.
+    OverBudget = "over_budget",
     /// This node is not in the roster and cannot vote.
     NotAMember = "not_a_member",
 );

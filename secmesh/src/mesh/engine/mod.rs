@@ -47,6 +47,9 @@ pub const WATCH_US: u64 = 15 * 60 * 1_000_000;
 /// How long a node waits before it agrees to a release, in microseconds: time for a node that still sees
 /// the attack to say so. One that was never attacked always sees quiet.
 pub const RELEASE_WAIT_US: u64 = 2 * 1_000_000;
+/// Networks that may be blocked at one time (class 2): beyond that this node votes for no more, so that no run of
+/// escalations takes a good part of the world off the mesh. At most 16,384 IPv4 addresses.
+pub const MAX_NETWORKS: usize = 64;
 /// Most own votes remembered so as not to contradict them.
 pub const MAX_OWN_VOTES: usize = 65_536;
 /// Most messages of a not yet known epoch that are put aside.
@@ -112,6 +115,8 @@ pub struct Engine {
     decisions: BTreeMap<DecisionId, Decision>,
     /// Blocks and releases in `decisions`, by subject.
     by_subject: BTreeMap<Prefix, BTreeSet<DecisionId>>,
+    /// Those of them that block a network.
+    networks: BTreeSet<DecisionId>,
     watched: BTreeMap<Prefix, u64>,
     /// Messages of an epoch this node does not know yet: a record is still on its way.
     pending: VecDeque<(u64, NodeId, Vec<u8>)>,
@@ -151,6 +156,7 @@ impl Engine {
             zeroed: BTreeSet::new(),
             decisions: BTreeMap::new(),
             by_subject: BTreeMap::new(),
+            networks: BTreeSet::new(),
             watched: BTreeMap::new(),
             pending: VecDeque::new(),
             refusals: BTreeMap::new(),

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod join;
+mod networks;
 mod refusals;
 mod rules;
 mod schedules;
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::*;
+use crate::mesh::cert::CertVerdict;
 use crate::mesh::testing::*;
 use crate::mesh::vote::{Action, Verdict};
 

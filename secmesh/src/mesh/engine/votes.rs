@@ -8,8 +8,8 @@
 
 use super::io::{Output, RefusalReason, VoteSummary};
 use super::{
-    Call, Engine, Evidence, Incident, IncidentKey, MAX_EVIDENCE, MAX_OPEN, MAX_OWN_VOTES,
-    MAX_WATCHED, RELEASE_WAIT_US, WATCH_US,
+    Call, Engine, Evidence, Incident, IncidentKey, MAX_EVIDENCE, MAX_NETWORKS, MAX_OPEN,
+    MAX_OWN_VOTES, MAX_WATCHED, RELEASE_WAIT_US, WATCH_US,
 };
 use crate::addr::Prefix;
 use crate::mesh::cert::CertVerdict;
@@ -44,8 +44,12 @@ impl Engine {
         detector: Hash,
     ) {
         let me = self.config.node;
-        if !subject.is_single() {
+        let action = Action::block(subject, class, &self.config.genesis.params);
+        if action.check(&self.config.genesis.params).is_err() {
             return self.refuse(call, me, RefusalReason::WrongAction);
+        }
+        if self.is_over_budget(&action) && self.active_block(&subject).is_none() {
+            return self.refuse(call, me, RefusalReason::OverBudget);
         }
         if call.policy.vetoes(&subject).is_some() {
             return self.refuse(call, me, RefusalReason::Allowlisted);
@@ -64,6 +68,12 @@ impl Engine {
             },
         );
         self.act_on(call, subject, Some(class));
+    }
+
+    /// Whether one more network would be too many. A certificate that the others make all the same is
+    /// taken: `T_hi` of them had room.
+    fn is_over_budget(&self, action: &Action) -> bool {
+        action.is_class_2() && self.networks.len() >= MAX_NETWORKS
     }
 
     /// Live own evidence on a subject, of this class if there is some.
@@ -367,6 +377,10 @@ impl Engine {
 
     fn react_to_block(&mut self, call: &mut Call<'_>, key: &IncidentKey, ballot: &Ballot) {
         let subject = ballot.action.subject;
+        if self.is_over_budget(&ballot.action) && self.active_block(&subject).is_none() {
+            self.refuse(call, ballot.signed.vote.voter, RefusalReason::OverBudget);
+            return self.try_certify(call, key);
+        }
         let veto = call.policy.vetoes(&subject).is_some();
         let evidence = self
             .evidence_on(call.now, subject, ballot.action.class)
@@ -389,7 +403,7 @@ impl Engine {
         if witnessed {
             self.cast(call, key, Verdict::Concur, None);
             self.try_certify(call, key);
-        } else if ballot.signed.vote.verdict == Verdict::Confirm {
+        } else if ballot.signed.vote.verdict == Verdict::Confirm && !ballot.action.is_class_2() {
             self.watch(call, subject, ballot.signed.vote.voter);
         }
     }

@@ -208,6 +208,24 @@ pub fn default_route_interfaces(system: &impl SystemView) -> Vec<String> {
     names.into_iter().collect()
 }
 
+/// Where the SSH session of this process comes from, by its environment (`SSH_CONNECTION`, `SSH_CLIENT`);
+/// `None` without a session, or where something like sudo took the variables away.
+pub fn own_ssh_peer(system: &impl SystemView) -> Option<IpAddr> {
+    let connection = system
+        .env("SSH_CONNECTION")
+        .as_deref()
+        .and_then(parse::ssh_connection);
+    let client = || {
+        system
+            .env("SSH_CLIENT")
+            .as_deref()
+            .and_then(parse::ssh_client)
+    };
+    connection
+        .or_else(client)
+        .map(|ssh| ssh.peer.to_canonical())
+}
+
 #[derive(Default)]
 struct Finder {
     allow: BTreeSet<BuiltinAllow>,

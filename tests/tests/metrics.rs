@@ -1,0 +1,59 @@
+//! A scrape of a running agent.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use secmesh_tests::{lab, wait_for_blocks};
+use xtask::lab::ns;
+
+/// The value of a series, written exactly so.
+fn value(text: &str, series: &str) -> Result<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
+        .with_context(|| format!("no {series} in {text}"))?
+        .parse()
+        .with_context(|| series.to_owned())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_scrape_over_http_and_the_command_say_the_same() -> Result<()> {
+    let lab = lab(1)?;
+    let agent = lab.agent(1)?;
+    agent.must(&["block", "192.0.2.9", "--for", "10m"])?;
+    wait_for_blocks(&lab.state().nodes, "192.0.2.9".parse()?, true)?;
+    let answer = ns::within(&lab.node(1)?.namespace, || {
+        let mut stream = TcpStream::connect("127.0.0.1:9477")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })?;
+    let (head, scraped) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
+    ensure!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+    let printed = agent.must(&["metrics"])?;
+    for (series, wanted) in [
+        ("secmesh_blocks{state=\"desired\"}", 1),
+        ("secmesh_blocks{state=\"enforced\"}", 1),
+        ("secmesh_decisions{origin=\"operator\"}", 1),
+        ("secmesh_quorum_state{state=\"SINGLE\"}", 1),
+        ("secmesh_quorum_state{state=\"FULL\"}", 0),
+        ("secmesh_enforcing", 1),
+    ] {
+        for text in [scraped, printed.as_str()] {
+            let found = value(text, series)?;
+            ensure!(found == wanted, "{series} is {found}, not {wanted}");
+        }
+    }
+    let names = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter_map(|line| line.rsplit_once(' ').map(|(series, _)| series.to_owned()))
+            .filter(|series| !series.starts_with('#'))
+            .collect()
+    };
+    ensure!(names(scraped) == names(&printed), "not the same series");
+    value(scraped, "secmesh_packets_total{reason=\"rx_packets\"}").map(drop)
+}
