@@ -4,9 +4,12 @@
 mod allowlist;
 mod blocks;
 mod decisions;
+pub mod lists;
+mod risk;
 
 pub use self::{
     allowlist::{Allowlist, AllowlistError, Source, refusal},
     blocks::{Blocks, Claim, ClaimId, Kernel, MAX_DESIRED, Now, Over, Reconciled},
     decisions::{Book, Entry},
+    risk::{Risk, risky},
 };
