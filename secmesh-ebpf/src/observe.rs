@@ -15,12 +15,13 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use secmesh_common::{
-    account::{Observed, SourceSlot, account, place},
+    account::{Observed, SourceSlot, account, over_limit, place},
     block::{Addr4, Addr6},
-    config::Config,
+    config::{Config, features::SOURCE_LIMITS},
     counters::{Counter, Counters},
     event::{Event, EventKind, OPEN_NO, OPEN_UNKNOWN, OPEN_YES},
     packet::{Family, PROTO_UDP, Packet},
+    reason::Reason,
 };
 
 use crate::{
@@ -30,24 +31,35 @@ use crate::{
     maps::{BUDGET, EVENTS, HASH_SEED, SOURCES, WATCH4, WATCH6},
 };
 
-/// Accounts a packet that nothing blocked, and reports what is worth it.
+/// Accounts a packet that nothing blocked, reports what is worth it, and says which of its source's limits
+/// it breaks, if one.
 #[inline(always)]
-pub fn observe(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Counters) {
+pub fn observe(
+    ctx: &XdpContext,
+    packet: &Packet,
+    config: &Config,
+    counters: &mut Counters,
+) -> Option<Reason> {
     let now = now_ns(config);
     let Some(slot) = claim(packet, now) else {
         bump(counters, Counter::SourcesContended);
-        return;
+        return None;
     };
     let seen = account(slot, packet, now, config);
+    let over = if config.features & SOURCE_LIMITS != 0 {
+        over_limit(slot, packet, &seen, now, config)
+    } else {
+        None
+    };
     let watched = config.watched > 0 && is_watched(packet, now);
-    if seen.rate_count == 0 && !seen.contact && !watched {
-        return;
+    if seen.rate_count != 0 || seen.contact || watched {
+        let first = slot.first_ns;
+        let packets = slot.packets;
+        report(
+            ctx, packet, config, counters, &seen, watched, now, first, packets,
+        );
     }
-    let first = slot.first_ns;
-    let packets = slot.packets;
-    report(
-        ctx, packet, config, counters, &seen, watched, now, first, packets,
-    );
+    over
 }
 
 /// The source's slot, if it has one or can take one.
