@@ -34,7 +34,11 @@ use crate::{
         transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportHandle},
         vote::AttackClass,
     },
-    respond::{Allowlist, Blocks, Book, Now, refusal},
+    respond::{
+        Allowlist, Blocks, Book, Now,
+        lists::{Allow, Lists},
+        refusal,
+    },
     sense::observation::{Observation, What},
     state::{AgentLock, StateDir},
 };
@@ -96,6 +100,10 @@ pub(super) struct Agent {
     pub watches: WatchTable,
     pub counters: CounterReader,
     pub allowlist: Allowlist,
+    /// Imported lists; none until the allowlist is known at start.
+    pub lists: Option<Lists>,
+    /// What their thread was told last of the allowlist.
+    pub lists_allow: Allow,
     pub detectors: Detectors,
     pub alerts: VecDeque<Alert>,
     pub watched: BTreeMap<IpAddr, Watch>,
@@ -193,8 +201,13 @@ impl Agent {
     }
 
     /// Stops in order: peers, record, and if asked the program.
-    pub async fn stop(self) -> Result<(), AgentError> {
+    pub async fn stop(mut self) -> Result<(), AgentError> {
         info!("stopping");
+        // Its thread writes the kernel's tables; those must not be taken away under it.
+        if let Some(lists) = &mut self.lists {
+            lists.stop();
+        }
+        self.record_lists();
         let record = Record::Stopped {
             reason: match &self.ring_failed {
                 None => "signal".to_owned(),
@@ -363,6 +376,7 @@ impl Agent {
             self.unwatch(addr);
         }
         self.update_sizes();
+        self.record_lists();
         if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {
             self.discover_allowlist(false);
         }
@@ -384,6 +398,9 @@ impl Agent {
         );
         self.clock_origin_us = origin;
         self.reconcile(now);
+        if let Some(lists) = &self.lists {
+            lists.again();
+        }
     }
 
     pub(super) fn reconcile(&mut self, now: Now) {

@@ -152,6 +152,7 @@ impl Agent {
         if let Err(error) = self.allows.replace(&self.allowlist.prefixes()) {
             error!(%error, "the kernel's allowlist is incomplete");
         }
+        self.tell_lists();
         let forbidden: Vec<Prefix> = self
             .book
             .active()

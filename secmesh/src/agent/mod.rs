@@ -6,6 +6,7 @@
 mod core;
 mod effects;
 mod explain;
+mod lists;
 mod membership;
 mod recover;
 mod requests;
@@ -55,6 +56,9 @@ pub enum AgentError {
     /// Who the others are.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The imported lists.
+    #[error(transparent)]
+    Lists(#[from] crate::respond::lists::StoreError),
     /// The record.
     #[error(transparent)]
     Ledger(#[from] LedgerError),

@@ -79,6 +79,9 @@ impl Agent {
             Request::AllowAdd { prefix, reason } => self.allow_add(prefix, reason),
             Request::AllowRemove { prefix } => self.allow_remove(prefix),
             Request::SetMode { mode } => self.set_mode(mode),
+            Request::Lists {} => self.lists_view(),
+            Request::ListLoad { name, staged_by } => self.list_load(name, staged_by),
+            Request::ListRemove { name } => self.list_remove(name),
             Request::InviteTerms {} => to_value(&self.invite_terms()),
             Request::OpenGrant { grant } => self.open_grant(&grant).await,
         };
@@ -105,6 +108,7 @@ impl Agent {
                 enforced,
                 not_enforced,
             },
+            lists: self.list_totals(),
             watched: self.watched.len(),
             counters: self.kernel_counters(),
             controller: self.controller_counters(),
@@ -151,6 +155,7 @@ impl Agent {
         let transport = self.transport.counters();
         let refusals = self.engine.refusals();
         own.into_iter()
+            .chain(self.list_counters())
             .map(|(k, v)| (k.to_owned(), v))
             .chain(
                 transport

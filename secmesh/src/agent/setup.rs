@@ -21,7 +21,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::KernelLog,
     dataplane::{
-        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, LoadOptions, Mode,
+        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, ListTables, LoadOptions, Mode,
         Protection, WatchTable,
     },
     detect::{Detectors, kernel_levels},
@@ -55,6 +55,7 @@ struct Kernel {
     dataplane: Dataplane,
     table: BlockTable,
     allows: AllowTable,
+    lists: ListTables,
     watches: WatchTable,
     counters: CounterReader,
     events: EventReader,
@@ -81,6 +82,7 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
     Ok(Kernel {
         table: dataplane.take_blocks()?,
         allows: dataplane.take_allows()?,
+        lists: dataplane.take_lists()?,
         watches: dataplane.take_watches()?,
         counters: dataplane.take_counters()?,
         events: dataplane.take_events()?,
@@ -149,6 +151,8 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         watched: BTreeMap::new(),
         evidence: BTreeMap::new(),
         allowlist: Allowlist::default(),
+        lists: None,
+        lists_allow: crate::respond::lists::Allow::default(),
         blocks: Blocks::default(),
         book: Book::default(),
         tally: Tally::default(),
@@ -183,6 +187,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         agent.drive(Input::OpenGrant(Box::new(grant))).await;
     }
     agent.apply_membership();
+    agent.start_lists(kernel.lists).await?;
     agent.attach()?;
     agent.listen(kernel.events, peers).await?;
     agent.announce();

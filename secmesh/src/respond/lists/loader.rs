@@ -44,6 +44,9 @@ pub struct Allow {
     pub allowed: Vec<Prefix>,
     /// What of that this node cannot do without: a list that contains it is risky.
     pub protected: Vec<Prefix>,
+    /// The kernel's number of this state of the allowlist: while its tables were compiled against the same
+    /// one, a listed packet needs no look at the allowlist.
+    pub generation: u32,
 }
 
 /// What is wished for.
@@ -85,8 +88,10 @@ pub struct Outcome {
 pub enum What {
     /// It is in force.
     Imported,
-    /// It is gone.
+    /// It is gone, because somebody wished so.
     Removed,
+    /// The last of it has ended, and it is gone.
+    Ended,
     /// It is kept, but the kernel did not take all of it.
     NotEnforced,
     /// It was not taken.

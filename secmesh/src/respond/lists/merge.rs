@@ -9,41 +9,16 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::span::{Address, NEVER, Range, Span, Spans};
 use crate::addr::Prefix;
+pub use crate::dataplane::Compiled;
 
-/// What the kernel shall hold. Each vector is sorted by start and disjoint; a host has
-/// `start == end` and lies in no range.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Compiled {
-    /// Single IPv4 addresses.
-    pub hosts4: Vec<Span<u32>>,
-    /// Single IPv6 addresses.
-    pub hosts6: Vec<Span<u128>>,
-    /// IPv4 ranges of more than one address.
-    pub ranges4: Vec<Span<u32>>,
-    /// IPv6 ranges of more than one address.
-    pub ranges6: Vec<Span<u128>>,
-}
-
-impl Compiled {
-    /// How many spans.
-    pub fn len(&self) -> usize {
-        self.hosts4.len() + self.hosts6.len() + self.ranges4.len() + self.ranges6.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The ends of all spans that have one, unix seconds, in no order.
-    pub fn ends(&self) -> Vec<u64> {
-        let v4 = self.hosts4.iter().chain(&self.ranges4);
-        let v6 = self.hosts6.iter().chain(&self.ranges6);
-        v4.map(|s| s.expires_unix_s)
-            .chain(v6.map(|s| s.expires_unix_s))
-            .filter(|end| *end != NEVER)
-            .collect()
-    }
+/// The ends of all spans that have one, unix seconds, in no order.
+pub fn ends(compiled: &Compiled) -> Vec<u64> {
+    let v4 = compiled.hosts4.iter().chain(&compiled.ranges4);
+    let v6 = compiled.hosts6.iter().chain(&compiled.ranges6);
+    v4.map(|s| s.expires_unix_s)
+        .chain(v6.map(|s| s.expires_unix_s))
+        .filter(|end| *end != NEVER)
+        .collect()
 }
 
 #[expect(

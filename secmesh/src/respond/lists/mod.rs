@@ -18,7 +18,7 @@ pub use self::{
     export::{Part, write},
     kernel::{ListKernel, Replaced},
     loader::{Allow, Change, Cover, Lists, Outcome, Standing, Ticket, Totals, What},
-    merge::{Compiled, compile, flatten},
+    merge::{Compiled, compile, ends, flatten},
     span::{Address, NEVER, Range, Span, Spans, prefixes},
     store::{FOLDER, List, ListName, MAX_LISTS, Meta, Store, StoreError},
 };

@@ -3,6 +3,7 @@
 use std::{fmt, net::IpAddr};
 
 use crate::addr::Prefix;
+pub use crate::dataplane::Span;
 
 /// An end that never comes.
 pub const NEVER: u64 = u64::MAX;
@@ -103,19 +104,6 @@ impl Address for u128 {
     fn mixed(self) -> u64 {
         mix(mix((self >> 64) as u64).wrapping_add(self as u64))
     }
-}
-
-/// Consecutive addresses that are blocked alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span<A> {
-    /// First address.
-    pub start: A,
-    /// Last address; itself included.
-    pub end: A,
-    /// When it ends, unix seconds; [`NEVER`] if it does not.
-    pub expires_unix_s: u64,
-    /// Number of the list it comes from.
-    pub list: u16,
 }
 
 /// Spans of both families.

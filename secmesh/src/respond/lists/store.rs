@@ -126,6 +126,8 @@ pub struct Meta {
     pub format: String,
     /// When it was imported, unix µs.
     pub imported_unix_us: u64,
+    /// When the last of it ends, unix seconds.
+    pub ends_unix_s: u64,
     /// Entries that the source had, without those left out.
     pub entries: u64,
     /// Entries left out because they were wrong.
@@ -473,6 +475,7 @@ mod tests {
                 source: "/tmp/drop.txt".to_owned(),
                 format: "lines".to_owned(),
                 imported_unix_us: 1,
+                ends_unix_s: 9,
                 entries: 3,
                 invalid: 0,
                 operator: "root".to_owned(),

@@ -33,9 +33,23 @@ struct Fake {
 }
 
 impl ListKernel for Fake {
+    fn check(&self, wanted: &Compiled) -> Result<(), TableError> {
+        let (wanted, room) = (wanted.hosts4.len(), locked(&self.tables).room);
+        if wanted > room {
+            return Err(TableError::NoRoom {
+                map: "LIST4",
+                wanted,
+                room,
+                setting: "max_list_addresses",
+            });
+        }
+        Ok(())
+    }
+
     fn replace(
         &mut self,
         wanted: &Compiled,
+        _allow_generation: u32,
         _now: Now,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Replaced, TableError> {
@@ -92,6 +106,7 @@ fn list(of: &str, hosts: impl IntoIterator<Item = u32>, seconds: u64) -> List {
             source: "test".to_owned(),
             format: "lines".to_owned(),
             imported_unix_us: NOW_S * 1_000_000,
+            ends_unix_s: NOW_S + 2 * seconds,
             entries: 1,
             invalid: 0,
             operator: "root".to_owned(),
@@ -237,7 +252,7 @@ fn the_allowlist_is_cut_out_whenever_it_changes() {
     bench.import(&list("a", [1, 5, 9], 100)).unwrap();
     bench.lists.allow(Allow {
         allowed: vec![p("0.0.0.4/30")],
-        protected: Vec::new(),
+        ..Allow::default()
     });
     bench.becomes(&[1, 9]);
     bench.lists.allow(Allow::default());
@@ -249,6 +264,7 @@ fn a_list_with_a_protected_address_is_refused_unless_overridden() {
     let allow = Allow {
         allowed: vec![p("0.0.0.5")],
         protected: vec![p("0.0.0.5")],
+        generation: 1,
     };
     let bench = start(tempfile::tempdir().unwrap(), 1000, allow, None);
     let mut risky = list("a", [1, 5], 100);
@@ -283,14 +299,36 @@ fn a_damaged_file_keeps_no_other_list_from_being_enforced_and_is_shown() {
 }
 
 #[test]
-fn a_full_table_is_said_and_the_list_stays_desired() {
+fn a_list_that_does_not_fit_is_refused_and_changes_nothing() {
     let bench = start(tempfile::tempdir().unwrap(), 2, Allow::default(), None);
+    bench.import(&list("a", [7], 100)).unwrap();
     let error = bench.import(&list("a", [1, 3, 5], 100)).unwrap_err();
-    assert!(error.contains("LIST4 map is full"), "{error}");
+    assert!(error.contains("max_list_addresses"), "{error}");
+    assert_eq!(bench.hosts(), [7]);
     let totals = bench.lists.totals();
-    assert_eq!((totals.desired, totals.enforced, totals.failed), (3, 2, 1));
+    assert_eq!((totals.desired, totals.enforced, totals.failed), (1, 1, 0));
+    let kept = bench.store.load(&name("a")).unwrap();
+    assert_eq!(kept.spans.v4[0].start, 7);
+}
+
+#[test]
+fn what_the_kernel_does_not_take_is_said_stays_desired_and_is_tried_again() {
+    let bench = bench();
+    bench.import(&list("a", [1, 3, 5], 1000)).unwrap();
+    locked(&bench.tables).room = 2;
+    bench.lists.again();
+    for _ in 0..2000 {
+        if bench.lists.totals().failed > 0 {
+            break;
+        }
+        thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let totals = bench.lists.totals();
+    assert!(totals.error.unwrap().contains("LIST4 map is full"));
+    assert_eq!((totals.desired, totals.failed), (3, 1));
     locked(&bench.tables).room = 9;
     bench.clock.advance_us(61_000_000);
+    // Any wish wakes it; by itself it looks once in a minute.
     bench.lists.allow(Allow::default());
     bench.becomes(&[1, 3, 5]);
 }
@@ -300,12 +338,21 @@ fn what_has_ended_is_taken_out_later_and_what_has_not_stays() {
     let bench = bench();
     let mut both = list("a", [1, 3], 100);
     both.spans.v4[1].expires_unix_s = NOW_S + 5000;
+    both.meta.ends_unix_s = NOW_S + 5000;
     bench.import(&both).unwrap();
     assert_eq!(bench.hosts(), [1, 3]);
     bench.clock.advance_us(101_000_000);
     // Any wish wakes it; by itself it looks once in a minute.
     bench.lists.allow(Allow::default());
     bench.becomes(&[3]);
+    assert_eq!(bench.lists.standing().len(), 1);
+    // 5,000 s, and a while for the next sweep.
+    bench.clock.advance_us(6_000_000_000);
+    bench.lists.allow(Allow::default());
+    bench.becomes(&[]);
+    assert!(bench.lists.standing().is_empty() && bench.store.names().unwrap().is_empty());
+    let changes: Vec<What> = bench.lists.take_changes().iter().map(|c| c.what).collect();
+    assert_eq!(changes, [What::Imported, What::Ended]);
 }
 
 #[test]

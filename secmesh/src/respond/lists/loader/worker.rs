@@ -20,7 +20,7 @@ use crate::{
             format::MAX_ENTRIES,
             import::{MAX_RISKS, contained},
             kernel::{ListKernel, Replaced},
-            merge::compile,
+            merge::{Compiled, compile, ends},
             store::{List, ListName, MAX_LISTS, Store},
         },
     },
@@ -144,7 +144,8 @@ impl Worker {
         let mut answers: Vec<Answer> = Vec::new();
         let mut changed = wish.again || self.due_unix_s.is_some_and(|due| due <= self.now_s());
         if let Some(allow) = wish.allow {
-            changed |= allow.allowed != self.allow.allowed;
+            changed |= (&allow.allowed, allow.generation)
+                != (&self.allow.allowed, self.allow.generation);
             self.allow = allow;
         }
         for (name, ticket) in wish.remove {
@@ -175,13 +176,13 @@ impl Worker {
         answers: Vec<Answer>,
         done: &Result<Replaced, String>,
     ) {
-        let mut board = locked(&self.shared.board);
-        for ticket in overtaken {
-            board.outcomes.push_back(Outcome {
+        let mut outcomes: Vec<Outcome> = overtaken
+            .into_iter()
+            .map(|ticket| Outcome {
                 ticket,
                 result: Err("a later request on the same list took its place".to_owned()),
-            });
-        }
+            })
+            .collect();
         for (ticket, name, what, result) in answers {
             let error = match (&result, done) {
                 (Err(error), _) => Some((What::Refused, error.clone())),
@@ -189,17 +190,14 @@ impl Worker {
                 (Ok(()), Ok(_)) => None,
             };
             let list = self.lists.get(&name);
-            if board.changes.len() >= MAX_CHANGES {
-                board.changes.pop_front();
-            }
-            board.changes.push_back(Change {
+            self.note(Change {
                 what: error.as_ref().map_or(what, |(what, _)| *what),
                 meta: list.map(|l| l.meta.clone()),
                 spans: list.map_or(0, |l| l.spans.len()),
                 error: error.as_ref().map(|(_, error)| error.clone()),
                 name,
             });
-            board.outcomes.push_back(Outcome {
+            outcomes.push(Outcome {
                 ticket,
                 result: match error {
                     Some((_, error)) => Err(error),
@@ -207,6 +205,8 @@ impl Worker {
                 },
             });
         }
+        let mut board = locked(&self.shared.board);
+        board.outcomes.extend(outcomes);
         while board.outcomes.len() > MAX_OUTCOMES {
             board.outcomes.pop_front();
         }
@@ -247,9 +247,16 @@ impl Worker {
         list.meta.number = number;
         list.spans.v4.iter_mut().for_each(|s| s.list = number);
         list.spans.v6.iter_mut().for_each(|s| s.list = number);
+        // Asked before the old list is given up: one that does not fit changes nothing.
+        let mut lists = self.lists.clone();
+        let list = Arc::new(list);
+        lists.insert(name.clone(), Arc::clone(&list));
+        self.kernel
+            .check(&self.compiled(&lists, self.now_s()))
+            .map_err(|e| e.to_string())?;
         self.store.keep(&list).map_err(|e| e.to_string())?;
         locked(&self.shared.board).damaged.remove(name);
-        self.lists.insert(name.clone(), Arc::new(list));
+        self.lists = lists;
         Ok(())
     }
 
@@ -284,6 +291,46 @@ impl Worker {
         self.clock.unix_us() / 1_000_000
     }
 
+    fn compiled(&self, lists: &BTreeMap<ListName, Arc<List>>, now_s: u64) -> Compiled {
+        compile(
+            lists.values().map(|l| &l.spans),
+            &self.allow.allowed,
+            now_s,
+        )
+    }
+
+    /// Gives up lists of which nothing is left.
+    fn forget_ended(&mut self, now_s: u64) {
+        let ended: Vec<ListName> = self
+            .lists
+            .iter()
+            .filter(|(_, list)| list.meta.ends_unix_s <= now_s)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in ended {
+            info!(list = %name, "list ended");
+            let list = self.lists.remove(&name);
+            let error = self.store.remove(&name).err().map(|e| e.to_string());
+            self.note(Change {
+                what: What::Ended,
+                meta: list.map(|l| l.meta.clone()),
+                spans: 0,
+                error,
+                name,
+            });
+        }
+        self.publish_lists();
+    }
+
+    /// Keeps a change for the record.
+    fn note(&self, change: Change) {
+        let mut board = locked(&self.shared.board);
+        if board.changes.len() >= MAX_CHANGES {
+            board.changes.pop_front();
+        }
+        board.changes.push_back(change);
+    }
+
     /// Makes the kernel hold what the lists say.
     fn enforce(&mut self) -> Result<Replaced, String> {
         let now = Now {
@@ -291,11 +338,8 @@ impl Worker {
             mono_ns: self.clock.mono_ns(),
         };
         let now_s = now.unix_us / 1_000_000;
-        let compiled = compile(
-            self.lists.values().map(|l| &l.spans),
-            &self.allow.allowed,
-            now_s,
-        );
+        self.forget_ended(now_s);
+        let compiled = self.compiled(&self.lists, now_s);
         self.shared.written.store(0, Ordering::Relaxed);
         {
             let mut board = locked(&self.shared.board);
@@ -303,11 +347,13 @@ impl Worker {
             board.totals.desired = compiled.len();
         }
         let written = &self.shared.written;
-        let result = self.kernel.replace(&compiled, now, &mut |done| {
-            written.store(done, Ordering::Relaxed);
-        });
+        let result = self
+            .kernel
+            .replace(&compiled, self.allow.generation, now, &mut |done| {
+                written.store(done, Ordering::Relaxed);
+            });
         self.due_unix_s = match &result {
-            Ok(_) => due(compiled.ends(), now_s),
+            Ok(_) => due(ends(&compiled), now_s),
             Err(_) => Some(now_s.saturating_add(RETRY_S)),
         };
         let mut board = locked(&self.shared.board);
