@@ -33,13 +33,11 @@ impl Agent {
         let store = Store::open(&self.state)?;
         let allow = self.allow_for_lists();
         self.lists_allow = allow.clone();
-        let (lists, ready) =
-            Lists::start(store, Box::new(tables), Arc::clone(&self.clock), allow).map_err(
-                |source| AgentError::System {
-                    what: "starting the thread of the lists",
-                    source,
-                },
-            )?;
+        let (lists, ready) = Lists::start(store, Box::new(tables), Arc::clone(&self.clock), allow)
+            .map_err(|source| AgentError::System {
+                what: "starting the thread of the lists",
+                source,
+            })?;
         self.lists = Some(lists);
         // If the thread is gone, the totals say so.
         drop(ready.await);
@@ -75,15 +73,11 @@ impl Agent {
     }
 
     pub(super) fn list_load(&self, name: ListName, staged_by: u32) -> Result<Value, String> {
-        let ticket = self
-            .lists
-            .as_ref()
-            .ok_or(NOT_YET)?
-            .load(name, staged_by)?;
+        let ticket = self.lists.as_ref().ok_or(NOT_YET)?.load(name, staged_by)?;
         serde_json::to_value(ListTicket { ticket }).map_err(|e| e.to_string())
     }
 
-    pub(super) fn list_remove(&self, name: ListName) -> Result<Value, String> {
+    pub(super) fn list_remove(&self, name: &ListName) -> Result<Value, String> {
         let ticket = self.lists.as_ref().ok_or(NOT_YET)?.remove(name)?;
         serde_json::to_value(ListTicket { ticket }).map_err(|e| e.to_string())
     }

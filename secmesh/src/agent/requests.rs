@@ -81,7 +81,7 @@ impl Agent {
             Request::SetMode { mode } => self.set_mode(mode),
             Request::Lists {} => self.lists_view(),
             Request::ListLoad { name, staged_by } => self.list_load(name, staged_by),
-            Request::ListRemove { name } => self.list_remove(name),
+            Request::ListRemove { name } => self.list_remove(&name),
             Request::InviteTerms {} => to_value(&self.invite_terms()),
             Request::OpenGrant { grant } => self.open_grant(&grant).await,
         };

@@ -21,8 +21,8 @@ use crate::{
     clock::{Clock, SystemClock},
     config::KernelLog,
     dataplane::{
-        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, ListTables, LoadOptions, Mode,
-        Protection, WatchTable,
+        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, ListTables,
+        LoadOptions, Mode, Protection, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,

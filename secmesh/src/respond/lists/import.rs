@@ -32,7 +32,7 @@ impl Ttl {
             .min(self.ttl_s);
         // In u128, 100 times a time cannot overflow.
         let window = u128::from(left) * u128::from(self.spread_percent.min(100)) / 100;
-        let part = u128::from(address.mixed()) * window >> 64;
+        let part = (u128::from(address.mixed()) * window) >> 64;
         let earlier = u64::try_from(part).unwrap_or(0);
         // A second at least: an entry that is over at once would be a surprise.
         self.now_unix_s

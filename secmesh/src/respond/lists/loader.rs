@@ -255,15 +255,15 @@ impl Lists {
     ///
     /// # Errors
     /// If there is no such list.
-    pub fn remove(&self, name: ListName) -> Result<Ticket, String> {
+    pub fn remove(&self, name: &ListName) -> Result<Ticket, String> {
         let known = {
             let board = locked(&self.shared.board);
-            board.lists.contains_key(&name) || board.damaged.contains_key(&name)
+            board.lists.contains_key(name) || board.damaged.contains_key(name)
         };
         let ticket = self.ticket();
         let mut taken = false;
         self.wish(|wish| {
-            let waiting = wish.load.remove(&name);
+            let waiting = wish.load.remove(name);
             if !known && waiting.is_none() {
                 return;
             }

@@ -14,6 +14,9 @@ mod merge;
 mod span;
 mod store;
 
+#[cfg(test)]
+mod scale_tests;
+
 pub use self::{
     export::{Part, write},
     kernel::{ListKernel, Replaced},

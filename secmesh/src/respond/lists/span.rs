@@ -26,6 +26,7 @@ pub trait Address: Copy + Ord + fmt::Debug + Send + Sync + 'static {
     /// Zero bits at the low end, [`Address::BITS`] for zero.
     fn trailing_zeros(self) -> u8;
     /// This address with the lowest `bits` bits set.
+    #[must_use]
     fn with_low_bits_set(self, bits: u8) -> Self;
     /// Well mixed bits of it, the same in every process.
     fn mixed(self) -> u64;
@@ -167,7 +168,7 @@ pub fn prefixes<A: Address>(start: A, end: A) -> impl Iterator<Item = Prefix> {
     .flatten()
     // IPv4-mapped IPv6 turns into IPv4 here. No IPv6 packet comes from there, and as part of a wider
     // IPv6 range it must not block all of IPv4.
-    .filter(|prefix| prefix.is_ipv4() == (A::BITS == u32::BITS as u8))
+    .filter(|prefix| prefix.is_ipv4() == (A::BITS == 32))
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ const LOOK: usize = 64 << 10;
 /// A format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One address, network or range per line; FireHOL's netset and ipset files are that, too.
+    /// One address, network or range per line; `FireHOL`'s netset and ipset files are that, too.
     Lines,
     /// What `ipset save` prints.
     Ipset,

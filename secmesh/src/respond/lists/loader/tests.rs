@@ -239,9 +239,9 @@ fn a_list_is_in_the_kernel_until_it_is_removed_and_over_a_restart() {
     lists.stop();
     let bench = start(temp, 1000, Allow::default(), None);
     assert_eq!(bench.hosts(), [7, 9], "before anything else was done");
-    bench.wait(bench.lists.remove(name("a")).unwrap()).unwrap();
+    bench.wait(bench.lists.remove(&name("a")).unwrap()).unwrap();
     assert_eq!(bench.hosts(), [9]);
-    assert!(bench.lists.remove(name("a")).is_err());
+    assert!(bench.lists.remove(&name("a")).is_err());
     let totals = bench.lists.totals();
     assert_eq!((totals.desired, totals.enforced), (1, 1));
 }
@@ -294,7 +294,7 @@ fn a_damaged_file_keeps_no_other_list_from_being_enforced_and_is_shown() {
     assert_eq!(bench.hosts(), [3]);
     let standing = bench.lists.standing();
     assert!(standing[0].list.is_none() && standing[0].error.is_some());
-    bench.wait(bench.lists.remove(name("a")).unwrap()).unwrap();
+    bench.wait(bench.lists.remove(&name("a")).unwrap()).unwrap();
     assert_eq!(bench.lists.standing().len(), 1);
 }
 

@@ -144,8 +144,8 @@ impl Worker {
         let mut answers: Vec<Answer> = Vec::new();
         let mut changed = wish.again || self.due_unix_s.is_some_and(|due| due <= self.now_s());
         if let Some(allow) = wish.allow {
-            changed |= (&allow.allowed, allow.generation)
-                != (&self.allow.allowed, self.allow.generation);
+            changed |=
+                (&allow.allowed, allow.generation) != (&self.allow.allowed, self.allow.generation);
             self.allow = allow;
         }
         for (name, ticket) in wish.remove {
@@ -292,11 +292,7 @@ impl Worker {
     }
 
     fn compiled(&self, lists: &BTreeMap<ListName, Arc<List>>, now_s: u64) -> Compiled {
-        compile(
-            lists.values().map(|l| &l.spans),
-            &self.allow.allowed,
-            now_s,
-        )
+        compile(lists.values().map(|l| &l.spans), &self.allow.allowed, now_s)
     }
 
     /// Gives up lists of which nothing is left.
