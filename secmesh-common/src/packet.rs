@@ -185,7 +185,11 @@ pub enum Fragment {
 pub type Words = [u32; 4];
 
 /// What the parser found.
+///
+/// Without padding: in the kernel a pointer to it crosses function boundaries, where every byte must have been
+/// written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
 pub struct Packet {
     /// Source address.
     pub src: Words,
@@ -194,10 +198,21 @@ pub struct Packet {
     /// Length of the frame in bytes, or up to the end of its IP packet if that is more (a frame in several
     /// buffers).
     pub wire_len: u32,
+    /// Bytes that follow the IP header by its own word: IPv4 without options, IPv6 without the fixed header
+    /// (0 for a jumbogram).
+    pub l3_rest: u32,
     /// Source port (TCP, UDP), host byte order; 0 where there is none.
     pub sport: u16,
     /// Destination port (TCP, UDP), host byte order; 0 where there is none.
     pub dport: u16,
+    /// Where the network header starts, bytes from the start of the frame.
+    pub l3: u16,
+    /// Where the transport header starts, bytes from the start of the frame; 0 before
+    /// [`parse_payload`] has run and for packets that have none.
+    pub l4: u16,
+    /// Flags and offset of the fragment as the header has them (IPv4: 3 and 13 bits; IPv6: 13, 2 and 1),
+    /// host byte order; 0 if there is no fragment header.
+    pub fragment_field: u16,
     /// Network protocol.
     pub family: Family,
     /// Transport protocol number after extension headers; meaningless for [`Family::Other`].
@@ -208,20 +223,14 @@ pub struct Packet {
     pub icmp_type: u8,
     /// Fragment position.
     pub fragment: Fragment,
-    /// Flags and offset of the fragment as the header has them (IPv4: 3 and 13 bits; IPv6: 13, 2 and 1),
-    /// host byte order; 0 if there is no fragment header.
-    pub fragment_field: u16,
     /// VLAN tags stepped over.
     pub vlan_tags: u8,
-    /// Where the network header starts, bytes from the start of the frame.
-    pub l3: u16,
-    /// Where the transport header starts, bytes from the start of the frame; 0 before
-    /// [`parse_payload`] has run and for packets that have none.
-    pub l4: u16,
-    /// Bytes that follow the IP header by its own word: IPv4 without options, IPv6 without the fixed header
-    /// (0 for a jumbogram).
-    pub l3_rest: usize,
 }
+
+const _: () = assert!(
+    size_of::<Packet>() == 2 * 16 + 2 * 4 + 5 * 2 + 6,
+    "no padding"
+);
 
 impl Packet {
     /// Nothing known but the length.
@@ -374,7 +383,7 @@ fn parse_ipv4<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
     }
     packet.family = Family::V4;
     packet.extend_to(offset + total_len);
-    packet.l3_rest = total_len - header_len;
+    packet.l3_rest = (total_len - header_len) as u32;
     // At most 64 + 60.
     packet.l4 = (offset + header_len) as u16;
     let Some(addresses) = bytes.load_words::<2>(offset + 12) else {
@@ -398,7 +407,12 @@ fn parse_ipv4_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Ma
     if field & 0x2000 != 0 {
         packet.fragment = Fragment::First;
     }
-    parse_transport(bytes, usize::from(packet.l4), packet.l3_rest, packet)
+    parse_transport(
+        bytes,
+        usize::from(packet.l4),
+        packet.l3_rest as usize,
+        packet,
+    )
 }
 
 #[inline(always)]
@@ -421,13 +435,13 @@ fn parse_ipv6<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
     packet.src = [a[0], a[1], a[2], a[3]];
     packet.dst = [a[4], a[5], a[6], a[7]];
     packet.proto = h[6];
-    packet.l3_rest = payload_len;
+    packet.l3_rest = payload_len as u32;
     Ok(())
 }
 
 #[inline(always)]
 fn parse_ipv6_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
-    let payload_len = packet.l3_rest;
+    let payload_len = packet.l3_rest as usize;
     let mut next = packet.proto;
     let mut at = usize::from(packet.l3) + Ipv6Hdr::LEN;
     let end = at + payload_len;

@@ -88,7 +88,7 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
     if let Err(malformed) = parse_payload(&Frame::new(ctx), packet) {
         return refuse(ctx, malformed, config, counters);
     }
-    if let Some(reason) = observe::observe(ctx, packet, config, counters) {
+    if let Some(reason) = Reason::from_u8(observe::secmesh_observe(ctx.ctx, packet)) {
         if block::allowed(packet) {
             bump(counters, Counter::PassAllowlistOther);
             return XDP_PASS;
