@@ -84,6 +84,8 @@ impl Agent {
 
     pub(super) fn lists_view(&self) -> Result<Value, String> {
         let lists = self.lists.as_ref().ok_or(NOT_YET)?;
+        // Who reads that something was done may look for it in the ledger.
+        self.record_lists();
         let totals = self.list_totals();
         let view = ListsView {
             lists: lists
