@@ -21,7 +21,9 @@ pub fn read(input: &mut impl BufRead, sink: &mut Sink<'_>) -> Result<(), Stop> {
         let Ok(text) = std::str::from_utf8(line) else {
             return sink.problem(number, line, "not UTF-8 text; is it compressed, or UTF-16?");
         };
-        let entry = text.split(['#', ';']).next().unwrap_or_default().trim();
+        let remark = line.iter().position(|b| matches!(b, b'#' | b';'));
+        let entry = text.get(..remark.unwrap_or(line.len())).unwrap_or_default();
+        let entry = entry.trim_ascii();
         if entry.is_empty() {
             return Ok(());
         }

@@ -56,41 +56,28 @@ impl<R: Read> Read for Metered<'_, R> {
 }
 
 /// Calls `each` with every line's number, from 1, and its bytes without the line break; of a line
-/// that is too long only [`MAX_LINE`] + 1 bytes are kept.
+/// that is too long only a little more than [`MAX_LINE`] bytes are kept.
 pub fn lines(
     input: &mut impl BufRead,
     mut each: impl FnMut(u64, &[u8]) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
-    let mut line = Vec::with_capacity(MAX_LINE + 1);
+    // One more than allowed tells that it is too long; the break comes on top.
+    let most = u64::try_from(MAX_LINE + 2).unwrap_or(u64::MAX);
+    let mut line = Vec::with_capacity(MAX_LINE + 2);
     let mut number = 0;
     loop {
         line.clear();
-        let mut any = false;
-        loop {
-            let chunk = match input.fill_buf() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            };
-            if chunk.is_empty() {
-                break;
-            }
-            any = true;
-            let end = chunk.iter().position(|b| *b == b'\n');
-            let part = chunk.get(..end.unwrap_or(chunk.len())).unwrap_or_default();
-            let room = (MAX_LINE + 1).saturating_sub(line.len());
-            line.extend(part.iter().take(room));
-            let used = part.len() + usize::from(end.is_some());
-            input.consume(used);
-            if end.is_some() {
-                break;
-            }
-        }
-        if !any {
+        if input.by_ref().take(most).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
         number += 1;
-        if line.last() == Some(&b'\r') {
+        if line.last() == Some(&b'\n') {
             line.pop();
+            if line.last() == Some(&b'\r') {
+                line.pop();
+            }
+        } else if line.len() > MAX_LINE {
+            input.skip_until(b'\n')?;
         }
         each(number, &line)?;
     }
