@@ -15,6 +15,7 @@ mod init;
 mod invite;
 mod join;
 mod ledger;
+mod list_args;
 mod lists;
 mod node;
 mod output;

@@ -25,7 +25,7 @@ impl fmt::Display for Risk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Contains(protected) => {
-                write!(f, "contains {protected}, which this node needs")
+                write!(f, "overlaps {protected}, which this node needs")
             }
             Self::Wide { shortest } => write!(f, "is wider than /{shortest}"),
         }

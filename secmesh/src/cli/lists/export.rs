@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::args::ExportArgs;
+use super::super::list_args::ExportArgs;
 use super::super::output::Out;
 use super::super::time::grouped;
 use super::super::{CliError, Context};

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::super::args::ImportArgs;
+use super::super::list_args::ImportArgs;
 use super::super::output::{Out, clean};
 use super::super::progress::Bar;
 use super::super::time::{at, grouped};
@@ -358,7 +358,7 @@ all of it is in the kernel: 900,001 entries written, 0 taken out, 5 there before
         let text = refused("level1.netset", &risks);
         for part in [
             "level1.netset is not imported: 3 of its entries",
-            "\n  10.0.0.0/8 contains 10.0.0.1, which this node needs",
+            "\n  10.0.0.0/8 overlaps 10.0.0.1, which this node needs",
             "\n  and more",
             "--override-risky --reason",
         ] {

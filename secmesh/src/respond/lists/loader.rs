@@ -22,8 +22,9 @@ use tokio::sync::oneshot;
 use self::worker::Worker;
 use super::{
     kernel::{ListKernel, Replaced},
+    name::ListName,
     span::{Address, Range, Span},
-    store::{List, ListName, Meta, Store},
+    store::{List, Meta, Store},
 };
 use crate::{addr::Prefix, clock::Clock};
 

@@ -11,6 +11,7 @@ pub mod import;
 mod kernel;
 mod loader;
 mod merge;
+mod name;
 mod span;
 mod store;
 
@@ -22,6 +23,7 @@ pub use self::{
     kernel::{ListKernel, Replaced},
     loader::{Allow, Change, Cover, Lists, Outcome, Standing, Ticket, Totals, What},
     merge::{Compiled, compile, ends, flatten},
+    name::ListName,
     span::{Address, NEVER, Range, Span, Spans, prefixes},
-    store::{FOLDER, List, ListName, MAX_LISTS, Meta, Store, StoreError},
+    store::{FOLDER, List, MAX_LISTS, Meta, Store, StoreError},
 };

@@ -21,7 +21,8 @@ use crate::{
             import::{MAX_RISKS, contained},
             kernel::{ListKernel, Replaced},
             merge::{Compiled, compile, ends},
-            store::{List, ListName, MAX_LISTS, Store},
+            name::ListName,
+            store::{List, MAX_LISTS, Store},
         },
     },
 };
