@@ -366,7 +366,11 @@ impl StateDir {
         Ok(AgentLock { _file: lock })
     }
 
-    fn sweep(&self) -> Result<(), StateError> {
+    /// Removes what writes of processes that are gone left behind in this directory.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn sweep(&self) -> Result<(), StateError> {
         let entries = std::fs::read_dir(&self.path).map_err(io_error("list", &self.path))?;
         for entry in entries.flatten() {
             let name = entry.file_name();

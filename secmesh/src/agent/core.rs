@@ -36,7 +36,11 @@ use crate::{
         vote::AttackClass,
     },
     metrics::ServerCounters,
-    respond::{Allowlist, Blocks, Book, Now, Reconciled, refusal, risky},
+    respond::{
+        Allowlist, Blocks, Book, Now, Reconciled,
+        lists::{Allow, Lists},
+        refusal, risky,
+    },
     sense::observation::{Observation, What},
     state::{AgentLock, StateDir},
 };
@@ -103,6 +107,10 @@ pub(super) struct Agent {
     pub allowlist: Allowlist,
     /// What of it the standing blocks were held against.
     pub allow_written: BTreeSet<Prefix>,
+    /// Imported lists; none until the allowlist is known at start.
+    pub lists: Option<Lists>,
+    /// What their thread was told last of the allowlist.
+    pub lists_allow: Allow,
     pub detectors: Detectors,
     pub alerts: VecDeque<Alert>,
     pub watched: BTreeMap<IpAddr, Watch>,
@@ -214,8 +222,13 @@ impl Agent {
     }
 
     /// Stops in order: peers, record, and if asked the program.
-    pub async fn stop(self) -> Result<(), AgentError> {
+    pub async fn stop(mut self) -> Result<(), AgentError> {
         info!("stopping");
+        // Its thread writes the kernel's tables; those must not be taken away under it.
+        if let Some(lists) = &mut self.lists {
+            lists.stop();
+        }
+        self.record_lists();
         let record = Record::Stopped {
             reason: match &self.ring_failed {
                 None => "signal".to_owned(),
@@ -390,6 +403,7 @@ impl Agent {
         self.escalate().await;
         self.reconcile_a_little(now);
         self.update_sizes();
+        self.record_lists();
         if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {
             self.discover_allowlist(false);
         }
@@ -412,6 +426,9 @@ impl Agent {
         self.clock_origin_us = origin;
         let done = self.reconcile(now);
         self.reconciler.add(done);
+        if let Some(lists) = &self.lists {
+            lists.again();
+        }
     }
 
     pub(super) fn reconcile(&mut self, now: Now) -> Reconciled {

@@ -3,6 +3,7 @@
 use super::core::Agent;
 use crate::{
     addr::Prefix,
+    api::lists::ListCover,
     api::types::{
         DecisionScope, DecisionState, DecisionView, Explanation, IncidentView, KernelEntry,
     },
@@ -24,6 +25,8 @@ impl Agent {
         covering.sort_by_key(|d| d.scope != DecisionScope::Mesh);
         let allowlisted = self.allowlist.protects(&subject);
         let watch = self.watched.get(&subject.addr());
+        let lists = self.covering_lists(&subject);
+        let listed = lists.iter().find(|l| l.whole);
         let (verdict, summary) = if let Some(entry) = &allowlisted {
             (
                 "allowlisted",
@@ -37,6 +40,8 @@ impl Agent {
                 "not_enforced",
                 format!("{subject} should be blocked and is NOT: {why}"),
             )
+        } else if let Some(cover) = listed {
+            self.listed(&subject, cover)
         } else if watch.is_some() {
             (
                 "watched",
@@ -65,6 +70,7 @@ impl Agent {
                 .collect(),
             kernel: covering.iter().find_map(|d| self.kernel_entry(&d.subject)),
             incidents: self.incidents(&subject),
+            lists,
             decisions,
             subject,
         }
@@ -75,10 +81,7 @@ impl Agent {
             DecisionScope::Mesh => "by decision of the mesh",
             DecisionScope::Node => "by this node alone",
         };
-        let how = match self.dataplane.mode() {
-            Mode::Enforce => "its packets are dropped",
-            Mode::Monitor => "monitor mode: its packets are counted, not dropped",
-        };
+        let how = self.what_happens();
         // Of a network it matters why all of it is meant.
         let why = match &decision.reason {
             Some(reason) if !decision.subject.is_single() => {
@@ -90,6 +93,38 @@ impl Agent {
             "{subject} is blocked {whose} ({}{why}); {how}",
             decision.class
         )
+    }
+
+    /// What it means for `subject` to be on a list.
+    fn listed(&self, subject: &Prefix, cover: &ListCover) -> (&'static str, String) {
+        let totals = self.list_totals();
+        if totals.enforced < totals.desired {
+            let why = totals
+                .error
+                .unwrap_or_else(|| "the kernel is being written".to_owned());
+            return (
+                "not_enforced",
+                format!(
+                    "{subject} is on the list {}, and the lists are not all enforced: {why}",
+                    cover.list
+                ),
+            );
+        }
+        (
+            "blocked",
+            format!(
+                "{subject} is on the list {}; {}",
+                cover.list,
+                self.what_happens()
+            ),
+        )
+    }
+
+    fn what_happens(&self) -> &'static str {
+        match self.dataplane.mode() {
+            Mode::Enforce => "its packets are dropped",
+            Mode::Monitor => "monitor mode: its packets are counted, not dropped",
+        }
     }
 
     fn kernel_entry(&self, prefix: &Prefix) -> Option<KernelEntry> {

@@ -173,6 +173,7 @@ impl Agent {
         if let Err(error) = self.allows.replace(&prefixes) {
             error!(%error, "the kernel's allowlist is incomplete");
         }
+        self.tell_lists();
         // Only what is new can forbid a block that stands.
         let forbidden: BTreeSet<Prefix> = prefixes
             .iter()

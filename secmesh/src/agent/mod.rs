@@ -10,6 +10,7 @@ mod escalation;
 mod evidence;
 mod explain;
 mod interfaces;
+mod lists;
 mod membership;
 mod metrics;
 mod mode;
@@ -62,6 +63,9 @@ pub enum AgentError {
     /// Who the others are.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The imported lists.
+    #[error(transparent)]
+    Lists(#[from] crate::respond::lists::StoreError),
     /// The record.
     #[error(transparent)]
     Ledger(#[from] LedgerError),

@@ -87,6 +87,9 @@ impl Agent {
                 ssh_peer,
             } => self.set_mode(mode, confirm_s, ssh_peer),
             Request::ConfirmMode {} => self.confirm_mode(),
+            Request::Lists {} => self.lists_view(),
+            Request::ListLoad { name, staged_by } => self.list_load(name, staged_by),
+            Request::ListRemove { name } => self.list_remove(&name),
             Request::InviteTerms {} => to_value(&self.invite_terms()),
             Request::OpenGrant { grant } => self.open_grant(&grant).await,
         };
@@ -116,6 +119,7 @@ impl Agent {
                 not_enforced,
                 reconciled: self.reconciler.totals(),
             },
+            lists: self.list_totals(),
             watched: self.watched.len(),
             counters: self.kernel_counters(),
             controller: self.controller_counters(),
@@ -177,6 +181,7 @@ impl Agent {
         let refusals = self.engine.refusals();
         own.into_iter()
             .chain(scrapes)
+            .chain(self.list_counters())
             .map(|(k, v)| (k.to_owned(), v))
             .chain(
                 transport

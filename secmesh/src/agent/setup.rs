@@ -25,7 +25,7 @@ use crate::{
     config::KernelLog,
     dataplane::{
         self, AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader,
-        LoadOptions, Mode, Protection, WatchTable,
+        ListTables, LoadOptions, Mode, Protection, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -59,6 +59,7 @@ struct Kernel {
     table: BlockTable,
     lister: BlockLister,
     allows: AllowTable,
+    lists: ListTables,
     watches: WatchTable,
     counters: CounterReader,
     events: EventReader,
@@ -86,6 +87,7 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
         table: dataplane.take_blocks()?,
         lister: dataplane.take_lister(),
         allows: dataplane.take_allows()?,
+        lists: dataplane.take_lists()?,
         watches: dataplane.take_watches()?,
         counters: dataplane.take_counters()?,
         events: dataplane.take_events()?,
@@ -156,6 +158,8 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         evidence_due: BTreeSet::new(),
         allow_written: BTreeSet::new(),
         allowlist: Allowlist::default(),
+        lists: None,
+        lists_allow: crate::respond::lists::Allow::default(),
         blocks: Blocks::default(),
         lister: kernel.lister,
         reconciler: Reconciler::default(),
@@ -197,6 +201,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         agent.drive(Input::OpenGrant(Box::new(grant))).await;
     }
     agent.apply_membership();
+    agent.start_lists(kernel.lists).await?;
     agent.attach()?;
     agent.listen(kernel.events, peers).await?;
     agent.announce();

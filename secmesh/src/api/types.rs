@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     addr::Prefix,
+    api::lists::{ListCover, ListTotals},
     dataplane::{AttachedInterface, Mode},
     detect::Alert,
     mesh::vote::AttackClass,
+    respond::lists::ListName,
 };
 
 /// A request.
@@ -97,6 +99,20 @@ pub enum Request {
     },
     /// [`Done`]. Enforce for good what [`Request::SetMode`] began for a while.
     ConfirmMode {},
+    /// [`ListsView`](super::lists::ListsView): imported lists.
+    Lists {},
+    /// [`ListTicket`](super::lists::ListTicket). Takes over a list that a command has staged.
+    ListLoad {
+        /// Its name.
+        name: ListName,
+        /// The process that staged it.
+        staged_by: u32,
+    },
+    /// [`ListTicket`](super::lists::ListTicket). Ends a list.
+    ListRemove {
+        /// Its name.
+        name: ListName,
+    },
     /// [`InviteTerms`]: what a ticket has to contain.
     InviteTerms {},
     /// [`Done`]. Opens a ticket whose grant the operator signed.
@@ -154,6 +170,9 @@ pub struct Status {
     pub quorum: serde_json::Value,
     /// Blocks that should be, and are, in the kernel.
     pub blocks: BlockTotals,
+    /// Imported lists that should be, and are, in the kernel.
+    #[serde(default)]
+    pub lists: ListTotals,
     /// Sources that peers reported and this node watches.
     pub watched: usize,
     /// The kernel's packet counters by name.
@@ -426,6 +445,9 @@ pub struct Explanation {
     pub decisions: Vec<DecisionView>,
     /// Incidents that are being voted on.
     pub incidents: Vec<IncidentView>,
+    /// Imported lists that cover it or a part of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lists: Vec<ListCover>,
     /// The kernel's map entry.
     pub kernel: Option<KernelEntry>,
 }

@@ -7,9 +7,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
+use super::list_args::{ExportArgs, ImportArgs};
 use crate::addr::Prefix;
 use crate::config::Mode;
 use crate::mesh::ids::{Name, Zone};
+use crate::respond::lists::ListName;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed or refused, 2 bad usage or configuration, 3 the agent does not run, \
@@ -127,7 +129,9 @@ Examples:
   secmesh decisions list --all
   secmesh decisions show 3f2a
   secmesh decisions add 203.0.113.9 --for 1h
-  secmesh decisions delete 203.0.113.9"
+  secmesh decisions delete 203.0.113.9
+  secmesh decisions import /tmp/drop.txt --for 1d
+  secmesh decisions export --format nft --output blocked.nft"
     )]
     Decisions(DecisionsCommand),
     /// Block an address or network on this node, or propose it to the mesh
@@ -329,6 +333,34 @@ pub enum DecisionsCommand {
     Add(BlockArgs),
     /// The same as `secmesh unblock`
     Delete(UnblockArgs),
+    /// Import a blocklist; one of the same name is replaced
+    #[command(after_help = "\
+A million addresses and a hundred thousand networks are fine. Returns when all of it is in the kernel. \
+Nothing that is on the allowlist is ever blocked by a list.
+
+Examples:
+  secmesh decisions import firehol_level2.netset
+  curl -s https://example.org/drop.txt | secmesh decisions import - --list drop --for 1d
+  cscli decisions list -o json | secmesh decisions import - --list crowdsec
+  ipset save bad | secmesh decisions import - --list bad --skip-invalid --dry-run")]
+    Import(ImportArgs),
+    /// Print the addresses of all active decisions and lists, for other tools
+    #[command(after_help = "\
+Examples:
+  secmesh decisions export > blocked.txt
+  secmesh decisions export --format ipset | ipset restore
+  secmesh decisions export --list drop --format json --output drop.json")]
+    Export(ExportArgs),
+    /// Show the imported lists and whether they are enforced
+    #[command(after_help = "Example:\n  secmesh decisions lists")]
+    Lists,
+    /// End an imported list
+    #[command(after_help = "Example:\n  secmesh decisions remove-list drop")]
+    RemoveList {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        name: ListName,
+    },
 }
 
 /// `secmesh block`
@@ -433,7 +465,7 @@ pub enum ModeWord {
     Confirm,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|_| "write a duration like 90s, 15m or 1h 30m".to_owned())?;
     if duration.as_secs() == 0 || duration.subsec_nanos() != 0 {

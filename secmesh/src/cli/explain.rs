@@ -8,6 +8,7 @@ use super::output::{Paint, Style, clean};
 use super::status::short;
 use super::table::{Table, plain};
 use super::time::{at, count, end};
+use crate::api::lists::ListCover;
 use crate::api::types::{Explanation, IncidentView, KernelEntry};
 use crate::dataplane::Mode;
 
@@ -88,12 +89,47 @@ pub fn story(explanation: &Explanation, now_us: u64, paint: Paint) -> String {
     for decision in &explanation.decisions {
         decisions::story(&mut out, decision, now_us, paint);
     }
+    if !explanation.lists.is_empty() {
+        heading(&mut out, "On imported lists", paint);
+        for cover in &explanation.lists {
+            listed(&mut out, cover, now_us);
+        }
+    }
     heading(&mut out, "In the kernel", paint);
     match &explanation.kernel {
         Some(entry) => kernel(&mut out, entry, now_us, paint),
+        None if explanation.lists.iter().any(|l| l.whole) && explanation.verdict == "blocked" => {
+            out.push_str("  in the tables of the lists\n");
+        }
         None => out.push_str("  no entry: its packets are not dropped by secmesh\n"),
     }
     out
+}
+
+fn listed(out: &mut String, cover: &ListCover, now_us: u64) {
+    let entry = if cover.first == cover.last {
+        cover.first.to_string()
+    } else {
+        format!("{}-{}", cover.first, cover.last)
+    };
+    let _ = writeln!(
+        out,
+        "  {} {} {}, from {}{}; {}",
+        cover.list,
+        if cover.whole {
+            "covers it with"
+        } else {
+            "covers a part of it with"
+        },
+        entry,
+        clean(&cover.source),
+        cover
+            .reason
+            .as_deref()
+            .map(|reason| format!(" ({})", clean(reason)))
+            .unwrap_or_default(),
+        end(cover.expires_unix_us, now_us)
+    );
 }
 
 fn heading(out: &mut String, text: &str, paint: Paint) {
@@ -186,6 +222,23 @@ mod tests {
   until  2023-11-14T23:13:20.000Z; ends in 59 min
 "
         ), "{text}");
+    }
+
+    #[test]
+    fn the_list_that_covers_it_is_named() {
+        let mut explanation = fixture();
+        explanation.kernel = None;
+        explanation.lists = vec![
+            serde_json::from_value(json!({"list": "drop", "source": "/tmp/drop.txt", "reason": "spam", "first": "203.0.113.0",
+                "last": "203.0.113.255", "expires_unix_us": T + 60_000_000, "whole": true}))
+            .unwrap(),
+        ];
+        let text = story(&explanation, T, Paint(false));
+        assert!(
+            text.contains("\nOn imported lists\n  drop covers it with 203.0.113.0-203.0.113.255, from /tmp/drop.txt (spam); ends in 1 min\n"),
+            "{text}"
+        );
+        assert!(text.contains("  in the tables of the lists\n"), "{text}");
     }
 
     #[test]

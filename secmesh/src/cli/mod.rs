@@ -15,8 +15,11 @@ mod init;
 mod invite;
 mod join;
 mod ledger;
+mod list_args;
+mod lists;
 mod node;
 mod output;
+mod progress;
 mod replay;
 mod run;
 mod show;
@@ -87,6 +90,12 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
             show::decisions(context, all, subject, out)
         }
         Command::Decisions(DecisionsCommand::Show { id }) => show::decision(context, &id, out),
+        Command::Decisions(DecisionsCommand::Import(args)) => lists::import(context, &args, out),
+        Command::Decisions(DecisionsCommand::Export(args)) => lists::export(context, &args, out),
+        Command::Decisions(DecisionsCommand::Lists) => lists::lists(context, out),
+        Command::Decisions(DecisionsCommand::RemoveList { name }) => {
+            lists::remove(context, &name, out)
+        }
         Command::Decisions(DecisionsCommand::Add(args)) | Command::Block(args) => {
             control::block(context, args, out)
         }

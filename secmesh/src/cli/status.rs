@@ -69,6 +69,9 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
     line("interfaces", interfaces(status, paint));
     line("quorum", quorum(&status.quorum, paint));
     line("blocks", blocks(status, paint));
+    if status.lists.lists > 0 {
+        line("lists", lists(status, paint));
+    }
     if status.watched > 0 {
         line(
             "watched",
@@ -182,6 +185,24 @@ fn blocks(status: &Status, paint: Paint) -> String {
     }
 }
 
+fn lists(status: &Status, paint: Paint) -> String {
+    let lists = &status.lists;
+    let number = |n: usize| grouped(u64::try_from(n).unwrap_or(u64::MAX));
+    let text = format!(
+        "{}: {} of {} entries enforced",
+        count(lists.lists, "list"),
+        number(lists.enforced),
+        number(lists.desired)
+    );
+    if lists.busy {
+        paint.apply(Style::Warning, &format!("{text}, loading"))
+    } else if lists.enforced < lists.desired || lists.damaged > 0 {
+        paint.apply(Style::Bad, &text)
+    } else {
+        text
+    }
+}
+
 fn ledger(status: &Status, paint: Paint) -> String {
     let ledger = &status.ledger;
     let state = clean(&ledger.state);
@@ -228,6 +249,18 @@ fn warnings(status: &Status) -> Vec<String> {
         warnings.push(format!(
             "{} differences between desired and enforced blocks could not be put right",
             grouped(status.blocks.reconciled.failed)
+        ));
+    }
+    if let Some(error) = &status.lists.error {
+        warnings.push(format!(
+            "the lists are not enforced as they should be: {}",
+            clean(error)
+        ));
+    }
+    if status.lists.damaged > 0 {
+        warnings.push(format!(
+            "{} cannot be read and is not enforced; `secmesh decisions lists` says why",
+            count(status.lists.damaged, "list")
         ));
     }
     if status.ledger.dropped > 0 {
@@ -387,6 +420,27 @@ packets
             text.contains("warning: 3 entries did not get into the ledger\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn lists_are_desired_and_enforced() {
+        let mut fixture = fixture();
+        fixture.lists.lists = 2;
+        fixture.lists.desired = 1_000_000;
+        fixture.lists.enforced = 1_000_000;
+        let text = status(&fixture, false, Paint(false));
+        assert!(
+            text.contains("lists       2 lists: 1,000,000 of 1,000,000 entries enforced\n"),
+            "{text}"
+        );
+        fixture.lists.damaged = 1;
+        fixture.lists.error = Some("LIST4 is full".to_owned());
+        let text = status(&fixture, false, Paint(false));
+        assert!(
+            text.contains("as they should be: LIST4 is full\n"),
+            "{text}"
+        );
+        assert!(text.contains("1 list cannot be read"), "{text}");
     }
 
     #[test]

@@ -227,7 +227,12 @@ impl ListTables {
         Ok(replaced)
     }
 
-    fn require_room(&self, wanted: &Compiled) -> Result<(), TableError> {
+    /// Whether `wanted` fits.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::NoRoom`] with the setting that makes room.
+    pub fn require_room(&self, wanted: &Compiled) -> Result<(), TableError> {
         let (hosts4, hosts6, ranges4, ranges6) = self.capacity();
         for (map, wanted, room, setting) in [
             ("LIST4", wanted.hosts4.len(), hosts4, "max_list_addresses"),

@@ -86,6 +86,28 @@ pub enum Record {
         /// Who did it.
         by: String,
     },
+    /// Something happened to an imported list.
+    List {
+        /// Its name.
+        list: String,
+        /// `imported`, `removed`, `ended`, `not_enforced` or `refused`.
+        what: String,
+        /// Spans of addresses in it.
+        spans: usize,
+        /// Where it came from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+        /// Who did it.
+        by: String,
+        /// Whether risky prefixes in it were imported on purpose.
+        overridden: bool,
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        /// Why not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// A node was admitted to the mesh.
     Admitted {
         /// Id of the node.
@@ -161,6 +183,7 @@ impl Record {
             Self::Equivocation { .. } => 12,
             Self::Refused { .. } => 13,
             Self::Recovered { .. } => 14,
+            Self::List { .. } => 15,
         }
     }
 }

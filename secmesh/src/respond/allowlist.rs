@@ -149,6 +149,15 @@ impl Allowlist {
         all
     }
 
+    /// What was found on this system: addresses that it cannot do without.
+    pub fn builtin(&self) -> Vec<Prefix> {
+        self.entries
+            .keys()
+            .filter(|(_, source)| *source == Source::Builtin)
+            .map(|(prefix, _)| *prefix)
+            .collect()
+    }
+
     /// What operators added, to be kept over a restart.
     pub fn operator_entries(&self) -> Vec<(Prefix, String)> {
         self.entries

@@ -4,6 +4,7 @@
 mod allowlist;
 mod blocks;
 mod decisions;
+pub mod lists;
 mod risk;
 
 pub use self::{
