@@ -11,6 +11,9 @@
 pub mod fixtures;
 pub mod frames;
 pub mod kernel;
+pub mod livegen;
+pub mod netns;
+pub mod wire;
 
 use std::net::IpAddr;
 use std::process::Output;
