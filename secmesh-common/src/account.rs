@@ -16,9 +16,11 @@
 
 use crate::{
     config::{Config, RateClass},
+    limit::{BYTES_PER_UNIT, SourceLimit},
     packet::{
         Family, Fragment, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Packet, Words, tcp_flags,
     },
+    reason::Reason,
 };
 
 /// Slots in the table; a power of two.
@@ -64,9 +66,19 @@ pub struct SourceSlot {
     pub score: u32,
     /// Connection attempts in the window of [`RateClass::Syn`], completed or not.
     pub attempts: u32,
+    /// Theoretical arrival time of each limit, `CLOCK_MONOTONIC` ns: [`SourceLimit`]s by number, then
+    /// [`ARRIVAL_MESH`] and [`ARRIVAL_STRAY`].
+    pub arrival_ns: [u64; ARRIVALS],
 }
 
-const _: () = assert!(size_of::<SourceSlot>() == 144, "layout");
+/// Where [`SourceSlot::arrival_ns`] keeps the limit of new connections to the mesh port.
+pub const ARRIVAL_MESH: usize = SourceLimit::COUNT;
+/// Where [`SourceSlot::arrival_ns`] keeps the limit of segments that are no connection attempt.
+pub const ARRIVAL_STRAY: usize = SourceLimit::COUNT + 1;
+/// Times in [`SourceSlot::arrival_ns`].
+pub const ARRIVALS: usize = SourceLimit::COUNT + 2;
+
+const _: () = assert!(size_of::<SourceSlot>() == 208, "layout");
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), only integers, no padding (size asserted above), every bit pattern is valid.
@@ -162,6 +174,8 @@ pub struct Observed {
     pub rate_count: u32,
     /// The packet tried a (host, port) not tried before in this window.
     pub contact: bool,
+    /// The packet is a connection attempt from ports that had none open, not a repeated one.
+    pub connection: bool,
 }
 
 #[inline(always)]
@@ -214,6 +228,7 @@ pub fn account(slot: &mut SourceSlot, packet: &Packet, now_ns: u64, config: &Con
                     slot.half_open = [0; FILTER_WORDS];
                     slot.attempts = 0;
                 }
+                seen.connection = slot.half_open[index] & bit == 0;
                 slot.half_open[index] |= bit;
                 count(slot, RateClass::Syn, config, &mut seen);
                 // Acknowledgements can be forged, one per attempt; that many attempts are a flood all
@@ -254,6 +269,50 @@ pub fn account(slot: &mut SourceSlot, packet: &Packet, now_ns: u64, config: &Con
         _ => {}
     }
     seen
+}
+
+/// Which of its source's limits `packet` breaks, if one; books it in the others.
+///
+/// A limit whose reason is not among [`Config::checks`] is not asked. A source that holds no slot (see the
+/// module's documentation) has no limit of its own: over-admission under spoofing is what strangers take
+/// from its two slots, at most twice the flood's rate over [`SLOTS`].
+#[inline(always)]
+pub fn over_limit(
+    slot: &mut SourceSlot,
+    packet: &Packet,
+    seen: &Observed,
+    now_ns: u64,
+    config: &Config,
+) -> Option<Reason> {
+    let limits = &config.source_limits;
+    let mut broken = |kind: SourceLimit, units: u32, reason: Reason| {
+        let n = kind as usize;
+        (config.checks & reason.bit() != 0
+            && limits[n].cost_ns != 0
+            && !limits[n].admit(&mut slot.arrival_ns[n], units, now_ns))
+        .then_some(reason)
+    };
+    if let Some(reason) = broken(SourceLimit::Packets, 1, Reason::PacketLimit) {
+        return Some(reason);
+    }
+    let units = packet.wire_len.div_ceil(BYTES_PER_UNIT);
+    if let Some(reason) = broken(SourceLimit::Bytes, units, Reason::ByteLimit) {
+        return Some(reason);
+    }
+    match packet.proto {
+        PROTO_TCP if packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN => {
+            if let Some(reason) = broken(SourceLimit::Syn, 1, Reason::SynFlood) {
+                return Some(reason);
+            }
+            if seen.connection {
+                return broken(SourceLimit::Connections, 1, Reason::ConnectionLimit);
+            }
+            None
+        }
+        PROTO_UDP => broken(SourceLimit::Udp, 1, Reason::UdpFlood),
+        PROTO_ICMP | PROTO_ICMPV6 => broken(SourceLimit::Icmp, 1, Reason::IcmpFlood),
+        _ => None,
+    }
 }
 
 /// Starts a new window if the old one is over.

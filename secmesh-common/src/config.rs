@@ -70,6 +70,68 @@ pub struct Config {
     pub tick_ns: u64,
     /// What has to be added to ticks in ns to get `CLOCK_MONOTONIC`, wrapping.
     pub clock_offset_ns: u64,
+    /// Seed of the guard's, the lists' and the hot sources' hashes; stays as long as those maps do.
+    pub table_seed: u64,
+    /// Checks in force: [`crate::reason::Reason::bit`]s. A reason without its bit is neither counted nor
+    /// dropped for; decisions, prefixes and lists need none.
+    pub checks: u64,
+    /// Reasons whose dropped packets are captured.
+    pub capture: u64,
+    /// Bits of [`features`].
+    pub features: u32,
+    /// Another value empties every [`crate::list::HotSource`]. Changes when an entry is taken out of a block
+    /// map and when the allowlist changes.
+    pub hot_generation: u32,
+    /// Changes when the allowlist does.
+    pub allow_generation: u32,
+    /// [`Config::allow_generation`] that the lists in the tables were compiled against: while the two are
+    /// equal, no listed address is an allowed one.
+    pub list_generation: u32,
+    /// Addresses in the IPv4 list table; 0 skips its lookup.
+    pub list_hosts4: u32,
+    /// Addresses in the IPv6 list table; 0 skips its lookup.
+    pub list_hosts6: u32,
+    /// Buckets of the IPv4 list table less one; a power of two less one.
+    pub list_mask4: u32,
+    /// Buckets of the IPv6 list table less one.
+    pub list_mask6: u32,
+    /// Where the ranges in use begin in the IPv4 range map: 0 or half its size.
+    pub list_base4: u32,
+    /// IPv4 ranges in use; 0 skips their lookup.
+    pub list_ranges4: u32,
+    /// Where the ranges in use begin in the IPv6 range map.
+    pub list_base6: u32,
+    /// IPv6 ranges in use.
+    pub list_ranges6: u32,
+    /// Where the index in use begins: 0 or [`crate::list::INDEX4`].
+    pub list_index4: u32,
+    /// Whether a prefix shorter than the IPv6 guard can tell is blocked: then the guard is not asked.
+    pub guard6_off: u32,
+    /// Limits of each source, by [`crate::limit::SourceLimit`].
+    pub source_limits: [crate::limit::Limit; crate::limit::SourceLimit::COUNT],
+    /// New connections to the mesh port, per source.
+    pub mesh_limit: crate::limit::Limit,
+    /// Fragments of all sources together.
+    pub fragment_limit: crate::limit::Limit,
+    /// Packets of all sources together.
+    pub total_limit: crate::limit::Limit,
+    /// TCP segments that are no connection attempt, of one source, beyond which their sockets are looked up.
+    pub stray_limit: crate::limit::Limit,
+}
+
+/// Bits of [`Config::features`].
+pub mod features {
+    /// Flow records are kept.
+    pub const FLOWS: u32 = 1 << 0;
+    /// Some port answers connection attempts with cookies.
+    pub const COOKIES: u32 = 1 << 1;
+    /// Some port is special (see [`crate::port`]).
+    pub const PORTS: u32 = 1 << 2;
+    /// Some source limit is set.
+    pub const SOURCE_LIMITS: u32 = 1 << 3;
+    /// This host forwards packets or translates addresses: a packet without a socket here may belong to
+    /// another machine, so what has no socket is not judged by that.
+    pub const FORWARDS: u32 = 1 << 4;
 }
 
 impl Config {
@@ -93,7 +155,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 10 * 16,
     "layout"
 );
 

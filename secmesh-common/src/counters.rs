@@ -105,6 +105,114 @@ counters! {
     events_ring_full / EventsRingFull,
     /// Packets not accounted because both slots of their source belong to busier sources.
     sources_contended / SourcesContended,
+    /// Packets dropped: list (see `reason`).
+    drop_list / DropList,
+    /// Packets that list would have dropped in enforce mode.
+    would_drop_list / WouldDropList,
+    /// Packets dropped: land (see `reason`).
+    drop_land / DropLand,
+    /// Packets that land would have dropped in enforce mode.
+    would_drop_land / WouldDropLand,
+    /// Packets dropped: tcp_flags (see `reason`).
+    drop_tcp_flags / DropTcpFlags,
+    /// Packets that tcp_flags would have dropped in enforce mode.
+    would_drop_tcp_flags / WouldDropTcpFlags,
+    /// Packets dropped: tiny_fragment (see `reason`).
+    drop_tiny_fragment / DropTinyFragment,
+    /// Packets that tiny_fragment would have dropped in enforce mode.
+    would_drop_tiny_fragment / WouldDropTinyFragment,
+    /// Packets dropped: fragment_flood (see `reason`).
+    drop_fragment_flood / DropFragmentFlood,
+    /// Packets that fragment_flood would have dropped in enforce mode.
+    would_drop_fragment_flood / WouldDropFragmentFlood,
+    /// Packets dropped: smurf (see `reason`).
+    drop_smurf / DropSmurf,
+    /// Packets that smurf would have dropped in enforce mode.
+    would_drop_smurf / WouldDropSmurf,
+    /// Packets dropped: amplification (see `reason`).
+    drop_amplification / DropAmplification,
+    /// Packets that amplification would have dropped in enforce mode.
+    would_drop_amplification / WouldDropAmplification,
+    /// Packets dropped: ack_flood (see `reason`).
+    drop_ack_flood / DropAckFlood,
+    /// Packets that ack_flood would have dropped in enforce mode.
+    would_drop_ack_flood / WouldDropAckFlood,
+    /// Packets dropped: rst_flood (see `reason`).
+    drop_rst_flood / DropRstFlood,
+    /// Packets that rst_flood would have dropped in enforce mode.
+    would_drop_rst_flood / WouldDropRstFlood,
+    /// Packets dropped: fin_flood (see `reason`).
+    drop_fin_flood / DropFinFlood,
+    /// Packets that fin_flood would have dropped in enforce mode.
+    would_drop_fin_flood / WouldDropFinFlood,
+    /// Packets dropped: syn_ack_flood (see `reason`).
+    drop_syn_ack_flood / DropSynAckFlood,
+    /// Packets that syn_ack_flood would have dropped in enforce mode.
+    would_drop_syn_ack_flood / WouldDropSynAckFlood,
+    /// Packets dropped: syn_flood (see `reason`).
+    drop_syn_flood / DropSynFlood,
+    /// Packets that syn_flood would have dropped in enforce mode.
+    would_drop_syn_flood / WouldDropSynFlood,
+    /// Packets dropped: udp_flood (see `reason`).
+    drop_udp_flood / DropUdpFlood,
+    /// Packets that udp_flood would have dropped in enforce mode.
+    would_drop_udp_flood / WouldDropUdpFlood,
+    /// Packets dropped: icmp_flood (see `reason`).
+    drop_icmp_flood / DropIcmpFlood,
+    /// Packets that icmp_flood would have dropped in enforce mode.
+    would_drop_icmp_flood / WouldDropIcmpFlood,
+    /// Packets dropped: connection_limit (see `reason`).
+    drop_connection_limit / DropConnectionLimit,
+    /// Packets that connection_limit would have dropped in enforce mode.
+    would_drop_connection_limit / WouldDropConnectionLimit,
+    /// Packets dropped: packet_limit (see `reason`).
+    drop_packet_limit / DropPacketLimit,
+    /// Packets that packet_limit would have dropped in enforce mode.
+    would_drop_packet_limit / WouldDropPacketLimit,
+    /// Packets dropped: byte_limit (see `reason`).
+    drop_byte_limit / DropByteLimit,
+    /// Packets that byte_limit would have dropped in enforce mode.
+    would_drop_byte_limit / WouldDropByteLimit,
+    /// Packets dropped: port_limit (see `reason`).
+    drop_port_limit / DropPortLimit,
+    /// Packets that port_limit would have dropped in enforce mode.
+    would_drop_port_limit / WouldDropPortLimit,
+    /// Packets dropped: total_limit (see `reason`).
+    drop_total_limit / DropTotalLimit,
+    /// Packets that total_limit would have dropped in enforce mode.
+    would_drop_total_limit / WouldDropTotalLimit,
+    /// Packets dropped: mesh_limit (see `reason`).
+    drop_mesh_limit / DropMeshLimit,
+    /// Packets that mesh_limit would have dropped in enforce mode.
+    would_drop_mesh_limit / WouldDropMeshLimit,
+    /// Packets dropped: bad_cookie (see `reason`).
+    drop_bad_cookie / DropBadCookie,
+    /// Packets that bad_cookie would have dropped in enforce mode.
+    would_drop_bad_cookie / WouldDropBadCookie,
+    /// Dropped or challenged packets that the allowlist let through, other than blocks.
+    pass_allowlist_other / PassAllowlistOther,
+    /// Connection attempts answered with a SYN cookie.
+    cookie_sent / CookieSent,
+    /// Acknowledgements that carried a good cookie: the source is verified from then on.
+    cookie_verified / CookieVerified,
+    /// Connection attempts that would have been answered with a cookie in enforce mode.
+    would_cookie / WouldCookie,
+    /// Connection attempts that a cookie could not be made for; passed to the kernel.
+    cookie_failed / CookieFailed,
+    /// Packets to a tripwire port.
+    tripwire / Tripwire,
+    /// Flows that began.
+    flow_started / FlowStarted,
+    /// Flow records sent to the controller.
+    flow_exported / FlowExported,
+    /// Flow records lost because the ring was full.
+    flow_ring_full / FlowRingFull,
+    /// Packets of flows that found no slot.
+    flow_contended / FlowContended,
+    /// Heads of dropped packets sent to a capture.
+    captured / Captured,
+    /// Heads of dropped packets not captured because the ring was full or the tick's budget used up.
+    capture_lost / CaptureLost,
 }
 
 /// A per-CPU budget for events.

@@ -14,9 +14,13 @@ pub mod block;
 pub mod config;
 pub mod counters;
 pub mod event;
+pub mod limit;
+pub mod list;
 pub mod packet;
+pub mod port;
+pub mod reason;
 
 /// Version of every layout in this crate that is pinned in bpffs.
 ///
 /// A controller that finds pinned maps of another version must not read them as its own.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;

@@ -185,7 +185,11 @@ pub enum Fragment {
 pub type Words = [u32; 4];
 
 /// What the parser found.
+///
+/// Without padding: in the kernel a pointer to it crosses function boundaries, where every byte must have been
+/// written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
 pub struct Packet {
     /// Source address.
     pub src: Words,
@@ -194,10 +198,21 @@ pub struct Packet {
     /// Length of the frame in bytes, or up to the end of its IP packet if that is more (a frame in several
     /// buffers).
     pub wire_len: u32,
+    /// Bytes that follow the IP header by its own word: IPv4 without options, IPv6 without the fixed header
+    /// (0 for a jumbogram).
+    pub l3_rest: u32,
     /// Source port (TCP, UDP), host byte order; 0 where there is none.
     pub sport: u16,
     /// Destination port (TCP, UDP), host byte order; 0 where there is none.
     pub dport: u16,
+    /// Where the network header starts, bytes from the start of the frame.
+    pub l3: u16,
+    /// Where the transport header starts, bytes from the start of the frame; 0 before
+    /// [`parse_payload`] has run and for packets that have none.
+    pub l4: u16,
+    /// Flags and offset of the fragment as the header has them (IPv4: 3 and 13 bits; IPv6: 13, 2 and 1),
+    /// host byte order; 0 if there is no fragment header.
+    pub fragment_field: u16,
     /// Network protocol.
     pub family: Family,
     /// Transport protocol number after extension headers; meaningless for [`Family::Other`].
@@ -212,8 +227,14 @@ pub struct Packet {
     pub vlan_tags: u8,
 }
 
+const _: () = assert!(
+    size_of::<Packet>() == 2 * 16 + 2 * 4 + 5 * 2 + 6,
+    "no padding"
+);
+
 impl Packet {
-    const fn empty(wire_len: u32) -> Self {
+    /// Nothing known but the length.
+    pub const fn empty(wire_len: u32) -> Self {
         Self {
             src: [0; 4],
             dst: [0; 4],
@@ -225,7 +246,23 @@ impl Packet {
             tcp_flags: 0,
             icmp_type: 0,
             fragment: Fragment::Whole,
+            fragment_field: 0,
             vlan_tags: 0,
+            l3: 0,
+            l4: 0,
+            l3_rest: 0,
+        }
+    }
+
+    /// The same without where its headers are: what remains is what the packet says, not how it says it.
+    #[must_use]
+    pub const fn unplaced(self) -> Self {
+        Self {
+            l3: 0,
+            l4: 0,
+            l3_rest: 0,
+            fragment_field: 0,
+            ..self
         }
     }
 
@@ -244,6 +281,18 @@ impl Packet {
 /// The first thing that is wrong with it.
 #[inline(always)]
 pub fn parse_ethernet<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
+    let mut packet = parse_addresses(bytes)?;
+    parse_payload(bytes, &mut packet)?;
+    Ok(packet)
+}
+
+/// The first half of [`parse_ethernet`]: up to the addresses, which is all that a block list needs.
+///
+/// # Errors
+///
+/// The first thing that is wrong up to there.
+#[inline(always)]
+pub fn parse_addresses<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
     let mut packet = Packet::empty(bytes.first_len());
     let Some(eth) = bytes.load::<{ EthHdr::LEN }>(0) else {
         return Err(Malformed::Ethernet);
@@ -264,7 +313,8 @@ pub fn parse_ethernet<B: Bytes>(bytes: &B) -> Result<Packet, Malformed> {
         offset += VlanHdr::LEN;
         packet.vlan_tags += 1;
     }
-    parse_network(bytes, ethertype, offset, packet)
+    parse_network(bytes, ethertype, offset, &mut packet)?;
+    Ok(packet)
 }
 
 /// Parses from the network header on; for links without Ethernet.
@@ -279,7 +329,10 @@ pub fn parse_from_network<B: Bytes>(
     ethertype: u16,
     offset: usize,
 ) -> Result<Packet, Malformed> {
-    parse_network(bytes, ethertype, offset, Packet::empty(bytes.first_len()))
+    let mut packet = Packet::empty(bytes.first_len());
+    parse_network(bytes, ethertype, offset, &mut packet)?;
+    parse_payload(bytes, &mut packet)?;
+    Ok(packet)
 }
 
 #[inline(always)]
@@ -287,14 +340,29 @@ fn parse_network<B: Bytes>(
     bytes: &B,
     ethertype: u16,
     offset: usize,
-    mut packet: Packet,
-) -> Result<Packet, Malformed> {
+    packet: &mut Packet,
+) -> Result<(), Malformed> {
+    // `offset` is below 64 (see the callers).
+    packet.l3 = offset as u16;
     match ethertype {
-        ETHERTYPE_IPV4 => parse_ipv4(bytes, offset, &mut packet)?,
-        ETHERTYPE_IPV6 => parse_ipv6(bytes, offset, &mut packet)?,
-        _ => {}
+        ETHERTYPE_IPV4 => parse_ipv4(bytes, offset, packet),
+        ETHERTYPE_IPV6 => parse_ipv6(bytes, offset, packet),
+        _ => Ok(()),
     }
-    Ok(packet)
+}
+
+/// The second half of [`parse_ethernet`]: options, extension headers and the transport header.
+///
+/// # Errors
+///
+/// The first thing that is wrong from there on.
+#[inline(always)]
+pub fn parse_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
+    match packet.family {
+        Family::V4 => parse_ipv4_payload(bytes, packet),
+        Family::V6 => parse_ipv6_payload(bytes, packet),
+        Family::Other => Ok(()),
+    }
 }
 
 #[inline(always)]
@@ -315,21 +383,36 @@ fn parse_ipv4<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
     }
     packet.family = Family::V4;
     packet.extend_to(offset + total_len);
+    packet.l3_rest = (total_len - header_len) as u32;
+    // At most 64 + 60.
+    packet.l4 = (offset + header_len) as u16;
     let Some(addresses) = bytes.load_words::<2>(offset + 12) else {
         return Err(Malformed::Ipv4Header);
     };
     packet.src[0] = addresses[0];
     packet.dst[0] = addresses[1];
     packet.proto = h[9];
-    let frag = u16::from_be_bytes([h[6], h[7]]);
-    if frag & 0x1fff != 0 {
+    packet.fragment_field = u16::from_be_bytes([h[6], h[7]]);
+    Ok(())
+}
+
+#[inline(always)]
+fn parse_ipv4_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
+    let field = packet.fragment_field;
+    if field & 0x1fff != 0 {
         packet.fragment = Fragment::Later;
+        packet.l4 = 0;
         return Ok(());
     }
-    if frag & 0x2000 != 0 {
+    if field & 0x2000 != 0 {
         packet.fragment = Fragment::First;
     }
-    parse_transport(bytes, offset + header_len, total_len - header_len, packet)
+    parse_transport(
+        bytes,
+        usize::from(packet.l4),
+        packet.l3_rest as usize,
+        packet,
+    )
 }
 
 #[inline(always)]
@@ -351,8 +434,16 @@ fn parse_ipv6<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
     };
     packet.src = [a[0], a[1], a[2], a[3]];
     packet.dst = [a[4], a[5], a[6], a[7]];
-    let mut next = h[6];
-    let mut at = offset + Ipv6Hdr::LEN;
+    packet.proto = h[6];
+    packet.l3_rest = payload_len as u32;
+    Ok(())
+}
+
+#[inline(always)]
+fn parse_ipv6_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
+    let payload_len = packet.l3_rest as usize;
+    let mut next = packet.proto;
+    let mut at = usize::from(packet.l3) + Ipv6Hdr::LEN;
     let end = at + payload_len;
     // A payload length of zero is a jumbogram (RFC 2675); its real length is in an option we skip.
     let jumbo = payload_len == 0;
@@ -368,10 +459,10 @@ fn parse_ipv6<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
         };
         let len = match next {
             EXT_FRAGMENT => {
-                let frag = u16::from_be_bytes([ext[2], ext[3]]);
-                if frag & 0xfff8 != 0 {
+                packet.fragment_field = u16::from_be_bytes([ext[2], ext[3]]);
+                if packet.fragment_field & 0xfff8 != 0 {
                     packet.fragment = Fragment::Later;
-                } else if frag & 1 != 0 {
+                } else if packet.fragment_field & 1 != 0 {
                     packet.fragment = Fragment::First;
                 }
                 8
@@ -397,6 +488,8 @@ fn parse_ipv6<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
     if at > MAX_OFFSET {
         return Err(Malformed::ExtensionHeaders);
     }
+    // At most MAX_OFFSET.
+    packet.l4 = at as u16;
     let rest = if jumbo { usize::MAX } else { end - at };
     parse_transport(bytes, at, rest, packet)
 }

@@ -36,15 +36,11 @@ fn packet(proto: u8) -> Packet {
     Packet {
         src: [0x0100_0a0a, 0, 0, 0],
         dst: [0x0200_0a0a, 0, 0, 0],
-        wire_len: 60,
         sport: 1000,
         dport: 80,
         family: Family::V4,
         proto,
-        tcp_flags: 0,
-        icmp_type: 0,
-        fragment: Fragment::Whole,
-        vlan_tags: 0,
+        ..Packet::empty(60)
     }
 }
 

@@ -7,29 +7,20 @@ use aya_ebpf::{
     helpers::bpf_map_lookup_elem,
 };
 use secmesh_common::{
-    block::{Addr4, Addr6, BlockEntry, Net4},
+    block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4},
     config::Config,
     counters::{Counter, Counters},
+    list::{GUARD_DECISION, GUARD_LIST, HOT_FLUSH_NS, HotSource, hot_place},
     packet::{Family, Packet, Words},
+    reason::Reason,
 };
 
 use crate::{
     clock::now_ns,
     count::bump,
-    maps::{ALLOW4, ALLOW6, BLOCK4, BLOCK6, PREFIX4, PREFIX6},
+    list,
+    maps::{ALLOW4, ALLOW6, BLOCK4, BLOCK6, HOT, PREFIX4, PREFIX6},
 };
-
-/// What the block maps say of a packet.
-pub enum Verdict {
-    /// Nothing.
-    Clear,
-    /// Blocked by an exact entry.
-    Exact,
-    /// Blocked by a prefix.
-    Prefix,
-    /// Blocked, but the allowlist wins.
-    Allowed,
-}
 
 /// Adds to a counter that every CPU writes.
 ///
@@ -47,56 +38,82 @@ pub fn bytes16(words: &Words) -> [u8; 16] {
     unsafe { core::mem::transmute::<Words, [u8; 16]>(*words) }
 }
 
-/// Looks the source up: exact entry first, then prefix, then the allowlist if one of them hit.
+/// An address as four words.
 #[inline(always)]
-pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdict {
-    let hit = match packet.family {
-        Family::V4 => {
-            let addr = packet.src[0].to_ne_bytes();
-            check_exact(BLOCK4.get_ptr_mut(Addr4 { addr }), packet, config, counters)
-                .then_some(Verdict::Exact)
-                .or_else(|| {
-                    if config.prefixes4 == 0 {
-                        return None;
-                    }
-                    let key = Key::new(32, Net4 { addr, pad: [0; 4] });
-                    let entry = lookup_trie(&PREFIX4, &key);
-                    check_exact(entry, packet, config, counters).then_some(Verdict::Prefix)
-                })
-        }
-        Family::V6 => {
-            let addr = bytes16(&packet.src);
-            check_exact(BLOCK6.get_ptr_mut(Addr6 { addr }), packet, config, counters)
-                .then_some(Verdict::Exact)
-                .or_else(|| {
-                    if config.prefixes6 == 0 {
-                        return None;
-                    }
-                    let key = Key::new(128, Addr6 { addr });
-                    let entry = lookup_trie(&PREFIX6, &key);
-                    check_exact(entry, packet, config, counters).then_some(Verdict::Prefix)
-                })
-        }
-        Family::Other => None,
-    };
-    match hit {
-        None => Verdict::Clear,
-        Some(_) if allowed(packet) => Verdict::Allowed,
-        Some(verdict) => verdict,
-    }
+pub fn words16(bytes: &[u8; 16]) -> Words {
+    // SAFETY: sixteen bytes at an address that the callers' types align to four; every bit pattern is valid.
+    unsafe { core::ptr::from_ref(bytes).cast::<Words>().read() }
 }
 
-/// Counts the packet on a live entry; `false` if there is no entry or it has ended.
+/// What the block tables say of a packet.
+pub enum Verdict {
+    /// Nothing.
+    Clear,
+    /// It is blocked; the allowlist has still to be asked.
+    Blocked(Reason),
+    /// It is blocked, and it is known that the allowlist does not name its source.
+    Vetted(Reason),
+}
+
+/// Looks the source up: decisions first, then lists.
 #[inline(always)]
-fn check_exact(
-    entry: Option<*mut BlockEntry>,
+pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdict {
+    let guard = list::guard(packet, config);
+    if guard == 0 {
+        return Verdict::Clear;
+    }
+    if guard & GUARD_DECISION != 0 {
+        match exact(packet, config, counters) {
+            Exact::No => {}
+            Exact::Yes => return Verdict::Blocked(Reason::Exact),
+            Exact::Hot => return Verdict::Vetted(Reason::Exact),
+        }
+        if let Some(reason) = prefix(packet, config, counters) {
+            return Verdict::Blocked(reason);
+        }
+    }
+    if guard & GUARD_LIST != 0 && list::listed(packet, config) {
+        // The controller takes allowed addresses out of lists before it writes them.
+        return if config.list_generation == config.allow_generation {
+            Verdict::Vetted(Reason::List)
+        } else {
+            Verdict::Blocked(Reason::List)
+        };
+    }
+    Verdict::Clear
+}
+
+/// What the exact maps say.
+enum Exact {
+    No,
+    Yes,
+    Hot,
+}
+
+#[inline(always)]
+fn prefix(packet: &Packet, config: &Config, counters: &mut Counters) -> Option<Reason> {
+    let entry = match packet.family {
+        Family::V4 if config.prefixes4 != 0 => {
+            let addr = packet.src[0].to_ne_bytes();
+            lookup_trie(&PREFIX4, &Key::new(32, Net4 { addr, pad: [0; 4] }))
+        }
+        Family::V6 if config.prefixes6 != 0 => {
+            let addr = bytes16(&packet.src);
+            lookup_trie(&PREFIX6, &Key::new(128, Addr6 { addr }))
+        }
+        _ => None,
+    }?;
+    count_hit(entry, packet, config, counters).then_some(Reason::Prefix)
+}
+
+/// Counts the packet on a live entry; `false` if it has ended.
+#[inline(always)]
+fn count_hit(
+    entry: *mut BlockEntry,
     packet: &Packet,
     config: &Config,
     counters: &mut Counters,
 ) -> bool {
-    let Some(entry) = entry else {
-        return false;
-    };
     let now = now_ns(config);
     // SAFETY: the pointer came from a map lookup of this program run, and only the kernel's own map code
     // and other runs of this program write there. The slot of a hash entry may be given to another key
@@ -106,19 +123,126 @@ fn check_exact(
         bump(counters, Counter::ExpiredBlock);
         return false;
     }
+    add_hits(entry, 1, u64::from(packet.wire_len), now);
+    true
+}
+
+#[inline(always)]
+fn add_hits(entry: &mut BlockEntry, hits: u64, bytes: u64, now: u64) {
     if entry.hits == 0 {
         entry.first_hit_ns = now;
     }
     entry.last_hit_ns = now;
     // Every CPU writes these two, so they are atomic: they are what an operator reads.
-    atomic_add(&raw mut entry.hits, 1);
-    atomic_add(&raw mut entry.bytes, u64::from(packet.wire_len));
+    atomic_add(&raw mut entry.hits, hits);
+    atomic_add(&raw mut entry.bytes, bytes);
+}
+
+/// The exact maps, with the hot sources before them: a source that is being dropped costs one load and no
+/// call, and its map entry gets its counts ten times a second.
+#[inline(always)]
+fn exact(packet: &Packet, config: &Config, counters: &mut Counters) -> Exact {
+    let Some(hot) = HOT.get_ptr_mut(hot_place(&packet.src, packet.family, config.table_seed))
+    else {
+        return Exact::No;
+    };
+    // SAFETY: array entries are never freed while the program runs. Other CPUs may write the slot; then its
+    // counts are lower bounds, and an address that is half one source's and half another's is no source's.
+    let hot = unsafe { &mut *hot };
+    let now = now_ns(config);
+    if hot.addr == packet.src
+        && hot.family == packet.family as u32
+        && hot.generation == config.hot_generation
+        && hot.expires_ns > now
+    {
+        hot.hits += 1;
+        hot.bytes += u64::from(packet.wire_len);
+        hot.last_ns = now;
+        if now.wrapping_sub(hot.flushed_ns) < HOT_FLUSH_NS || flush(hot, now) {
+            return Exact::Hot;
+        }
+        return Exact::No;
+    }
+    let Some(entry) = entry_of(&packet.src, packet.family as u32) else {
+        return Exact::No;
+    };
+    if !count_hit(entry, packet, config, counters) {
+        return Exact::No;
+    }
+    if is_allowed(packet) {
+        // Never hot, so that the allowlist is asked for each of its packets.
+        return Exact::Yes;
+    }
+    if hot.hits > 0 {
+        let _another_source: bool = flush(hot, now);
+    }
+    // SAFETY: as in `count_hit`.
+    let expires_ns = unsafe { (*entry).expires_ns };
+    *hot = HotSource {
+        addr: packet.src,
+        expires_ns,
+        hits: 0,
+        bytes: 0,
+        flushed_ns: now,
+        last_ns: now,
+        generation: config.hot_generation,
+        family: packet.family as u32,
+    };
+    Exact::Yes
+}
+
+/// Adds a hot source's counts to its entry and learns its end anew; `false`, and the slot is free, if there
+/// is no such entry any more.
+#[inline(always)]
+fn flush(hot: &mut HotSource, now: u64) -> bool {
+    let (hits, bytes) = (hot.hits, hot.bytes);
+    hot.hits = 0;
+    hot.bytes = 0;
+    hot.flushed_ns = now;
+    let Some(entry) = entry_of(&hot.addr, hot.family) else {
+        hot.family = 0;
+        return false;
+    };
+    // SAFETY: as in `count_hit`.
+    let entry = unsafe { &mut *entry };
+    add_hits(entry, hits, bytes, hot.last_ns);
+    hot.expires_ns = entry.expires_ns;
+    entry.expires_ns > now
+}
+
+#[inline(always)]
+fn entry_of(addr: &Words, family: u32) -> Option<*mut BlockEntry> {
+    if family == Family::V4 as u32 {
+        BLOCK4.get_ptr_mut(Addr4 {
+            addr: addr[0].to_ne_bytes(),
+        })
+    } else {
+        BLOCK6.get_ptr_mut(Addr6 {
+            addr: bytes16(addr),
+        })
+    }
+}
+
+/// Whether the allowlist names the source; counts that it won.
+#[inline(always)]
+pub fn allowed(packet: &Packet) -> bool {
+    let Some(entry) = allow_entry(packet) else {
+        return false;
+    };
+    // SAFETY: the pointer came from a map lookup of this program run.
+    let overrides = unsafe { &raw mut (*entry).overrides };
+    atomic_add(overrides, 1);
     true
 }
 
 #[inline(always)]
-fn allowed(packet: &Packet) -> bool {
-    let entry = match packet.family {
+fn is_allowed(packet: &Packet) -> bool {
+    allow_entry(packet).is_some()
+}
+
+#[inline(always)]
+fn allow_entry(packet: &Packet) -> Option<*mut AllowEntry> {
+    match packet.family {
         Family::V4 => {
             let net = Net4 {
                 addr: packet.src[0].to_ne_bytes(),
@@ -133,14 +257,7 @@ fn allowed(packet: &Packet) -> bool {
             lookup_trie(&ALLOW6, &Key::new(128, net))
         }
         Family::Other => None,
-    };
-    let Some(entry) = entry else {
-        return false;
-    };
-    // SAFETY: the pointer came from a map lookup of this program run.
-    let overrides = unsafe { &raw mut (*entry).overrides };
-    atomic_add(overrides, 1);
-    true
+    }
 }
 
 /// A trie's longest match as a pointer that may be written through, which `LpmTrie::get` does not give.

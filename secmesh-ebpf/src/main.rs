@@ -23,6 +23,7 @@ mod block;
 mod clock;
 mod count;
 mod frame;
+mod list;
 mod maps;
 mod observe;
 
@@ -35,7 +36,8 @@ use aya_log_ebpf::debug;
 use secmesh_common::{
     config::{Config, MODE_ENFORCE},
     counters::{Counter, Counters},
-    packet::{Bytes as _, Family, Malformed, Packet, parse_ethernet},
+    packet::{Bytes as _, Family, Malformed, Packet, parse_addresses, parse_payload},
+    reason::Reason,
 };
 
 use crate::{block::Verdict, count::bump, frame::Frame};
@@ -53,58 +55,72 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
     let Some(config) = maps::CONFIG.get(0) else {
         return XDP_PASS;
     };
-    match parse_ethernet(&Frame::new(&ctx)) {
-        Ok(packet) => judge(&ctx, &packet, config, counters),
+    match parse_addresses(&Frame::new(&ctx)) {
+        Ok(mut packet) => judge(&ctx, &mut packet, config, counters),
         Err(reason) => malformed(&ctx, reason, config, counters),
     }
 }
 
+/// The stages, in their order. Each says why the packet should go, or lets it on to the next.
 #[inline(always)]
-fn judge(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Counters) -> u32 {
+fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut Counters) -> u32 {
     bump(counters, Counter::RxPackets);
     counters.rx_bytes += u64::from(packet.wire_len);
     if matches!(packet.family, Family::Other) {
         bump(counters, Counter::PassOther);
         return XDP_PASS;
     }
-    let enforce = config.mode == MODE_ENFORCE;
-    let (dropped, would) = match block::check(packet, config, counters) {
-        Verdict::Clear => {
-            bump(counters, Counter::Pass);
-            observe::observe(ctx, packet, config, counters);
-            return XDP_PASS;
-        }
-        Verdict::Allowed => {
+    match block::check(packet, config, counters) {
+        Verdict::Clear => {}
+        Verdict::Vetted(reason) => return deny(reason, config, counters),
+        Verdict::Blocked(reason) => {
+            if !block::allowed(packet) {
+                return deny(reason, config, counters);
+            }
+            // The allowlist wins over blocks, not over what cannot be parsed.
+            if let Err(malformed) = parse_payload(&Frame::new(ctx), packet) {
+                return refuse(ctx, malformed, config, counters);
+            }
             bump(counters, Counter::PassAllowlist);
             return XDP_PASS;
         }
-        Verdict::Exact => (Counter::DropExact, Counter::WouldDropExact),
-        Verdict::Prefix => (Counter::DropPrefix, Counter::WouldDropPrefix),
-    };
-    drop_or_pass(enforce, dropped, would, counters)
+    }
+    if let Err(malformed) = parse_payload(&Frame::new(ctx), packet) {
+        return refuse(ctx, malformed, config, counters);
+    }
+    if let Some(reason) = Reason::from_u8(observe::secmesh_observe(ctx.ctx, packet)) {
+        if block::allowed(packet) {
+            bump(counters, Counter::PassAllowlistOther);
+            return XDP_PASS;
+        }
+        return deny(reason, config, counters);
+    }
+    bump(counters, Counter::Pass);
+    XDP_PASS
 }
 
 #[inline(always)]
 fn malformed(ctx: &XdpContext, reason: Malformed, config: &Config, counters: &mut Counters) -> u32 {
     bump(counters, Counter::RxPackets);
     counters.rx_bytes += u64::from(Frame::new(ctx).first_len());
-    bump(counters, Counter::from(reason));
-    debug!(ctx, "malformed packet, reason {}", reason as u8);
-    drop_or_pass(
-        config.mode == MODE_ENFORCE,
-        Counter::DropMalformed,
-        Counter::WouldDropMalformed,
-        counters,
-    )
+    refuse(ctx, reason, config, counters)
 }
 
 #[inline(always)]
-fn drop_or_pass(enforce: bool, dropped: Counter, would: Counter, counters: &mut Counters) -> u32 {
-    if enforce {
-        bump(counters, dropped);
+fn refuse(ctx: &XdpContext, reason: Malformed, config: &Config, counters: &mut Counters) -> u32 {
+    bump(counters, Counter::from(reason));
+    debug!(ctx, "malformed packet, reason {}", reason as u8);
+    deny(Reason::Malformed, config, counters)
+}
+
+/// The only way to a dropped packet.
+#[inline(always)]
+fn deny(reason: Reason, config: &Config, counters: &mut Counters) -> u32 {
+    if config.mode == MODE_ENFORCE {
+        bump(counters, reason.dropped());
         XDP_DROP
     } else {
-        bump(counters, would);
+        bump(counters, reason.would_drop());
         XDP_PASS
     }
 }

@@ -13,6 +13,10 @@ use secmesh_common::{
     config::Config,
     counters::{Counters, EventBudget},
     event::Event,
+    list::{
+        GUARD_WORDS, HOT_SLOTS, HotSource, INDEX4, ListBucket4, ListBucket6, ListRange4, ListRange6,
+    },
+    port::{PORT_LIMITS, PORTS, PortPolicy, SharedLimit},
 };
 
 /// Seed of the source hash; the controller puts a random one here before loading, so that nobody can
@@ -51,6 +55,50 @@ pub static WATCH4: HashMap<Addr4, u64, 1024> = HashMap::new();
 /// IPv6 sources whose packets are all reported.
 #[btf_map]
 pub static WATCH6: HashMap<Addr6, u64, 1024> = HashMap::new();
+
+/// Which IPv4 neighbourhoods hold a block; see `secmesh_common::list`.
+#[btf_map]
+pub static GUARD4: Array<u64, GUARD_WORDS> = Array::new();
+
+/// Which IPv6 neighbourhoods hold a block.
+#[btf_map]
+pub static GUARD6: Array<u64, GUARD_WORDS> = Array::new();
+
+/// Sources that a decision blocks and that are sending now.
+#[btf_map]
+pub static HOT: Array<HotSource, HOT_SLOTS> = Array::new();
+
+/// Addresses of imported lists, IPv4.
+#[btf_map]
+pub static LIST4: Array<ListBucket4, 32_768> = Array::new();
+
+/// Addresses of imported lists, IPv6.
+#[btf_map]
+pub static LIST6: Array<ListBucket6, 65_536> = Array::new();
+
+/// Prefixes of imported lists as ranges, IPv4; two halves, one of them in use.
+#[btf_map]
+pub static RANGE4: Array<ListRange4, 32_768> = Array::new();
+
+/// Prefixes of imported lists as ranges, IPv6.
+#[btf_map]
+pub static RANGE6: Array<ListRange6, 32_768> = Array::new();
+
+/// Where in the IPv4 ranges each /16 begins; two halves.
+#[btf_map]
+pub static INDEX: Array<u32, { 2 * INDEX4 as usize }> = Array::new();
+
+/// What is special about a port.
+#[btf_map]
+pub static PORT: Array<PortPolicy, PORTS> = Array::new();
+
+/// Limits of ports.
+#[btf_map]
+pub static PORT_LIMIT: Array<SharedLimit, PORT_LIMITS> = Array::new();
+
+/// Limits of the host: all packets, fragments; see `SHARED_TOTAL` and `SHARED_FRAGMENTS`.
+#[btf_map]
+pub static SHARED: Array<u64, 8> = Array::new();
 
 /// The run-time configuration; one entry.
 #[btf_map]

@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{
         BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_NO_SRC_ADDR, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT,
-        bpf_fib_lookup, bpf_sock_tuple,
+        bpf_fib_lookup, bpf_sock_tuple, xdp_md,
     },
     helpers::{
         bpf_fib_lookup as fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
@@ -15,39 +15,73 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use secmesh_common::{
-    account::{Observed, SourceSlot, account, place},
+    account::{Observed, SourceSlot, account, over_limit, place},
     block::{Addr4, Addr6},
-    config::Config,
+    config::{Config, features::SOURCE_LIMITS},
     counters::{Counter, Counters},
     event::{Event, EventKind, OPEN_NO, OPEN_UNKNOWN, OPEN_YES},
     packet::{Family, PROTO_UDP, Packet},
+    reason::Reason,
 };
 
 use crate::{
     block::bytes16,
     clock::now_ns,
     count::bump,
-    maps::{BUDGET, EVENTS, HASH_SEED, SOURCES, WATCH4, WATCH6},
+    maps::{BUDGET, CONFIG, EVENTS, HASH_SEED, SOURCES, WATCH4, WATCH6},
 };
 
-/// Accounts a packet that nothing blocked, and reports what is worth it.
+/// [`observe`] as a function of its own to the verifier, which then checks it once and not again for every
+/// way through the stages before it: the instructions of stages add up instead of multiplying.
+///
+/// Returns the number of a [`Reason`], or [`NO_REASON`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn secmesh_observe(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
+    let (Some(counters), Some(config)) = (crate::count::counters(), CONFIG.get(0)) else {
+        return NO_REASON;
+    };
+    if packet.is_null() {
+        return NO_REASON;
+    }
+    // SAFETY: the one caller passes a packet on its stack, all of it written; the verifier checks that.
+    let packet = unsafe { &*packet };
+    let ctx = XdpContext::new(ctx);
+    observe(&ctx, packet, config, counters).map_or(NO_REASON, |reason| reason as u8)
+}
+
+/// No [`Reason`] has this number.
+pub const NO_REASON: u8 = u8::MAX;
+
+/// Accounts a packet that nothing blocked, reports what is worth it, and says which of its source's limits
+/// it breaks, if one.
 #[inline(always)]
-pub fn observe(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Counters) {
+fn observe(
+    ctx: &XdpContext,
+    packet: &Packet,
+    config: &Config,
+    counters: &mut Counters,
+) -> Option<Reason> {
     let now = now_ns(config);
     let Some(slot) = claim(packet, now) else {
         bump(counters, Counter::SourcesContended);
-        return;
+        return None;
     };
     let seen = account(slot, packet, now, config);
+    let over = if config.features & SOURCE_LIMITS != 0 {
+        over_limit(slot, packet, &seen, now, config)
+    } else {
+        None
+    };
     let watched = config.watched > 0 && is_watched(packet, now);
-    if seen.rate_count == 0 && !seen.contact && !watched {
-        return;
+    if seen.rate_count != 0 || seen.contact || watched {
+        let first = slot.first_ns;
+        let packets = slot.packets;
+        report(
+            ctx, packet, config, counters, &seen, watched, now, first, packets,
+        );
     }
-    let first = slot.first_ns;
-    let packets = slot.packets;
-    report(
-        ctx, packet, config, counters, &seen, watched, now, first, packets,
-    );
+    over
 }
 
 /// The source's slot, if it has one or can take one.

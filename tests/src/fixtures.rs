@@ -41,19 +41,7 @@ fn words6(address: [u8; 16]) -> Words {
 }
 
 fn neither() -> Packet {
-    Packet {
-        src: [0; 4],
-        dst: [0; 4],
-        wire_len: 0,
-        sport: 0,
-        dport: 0,
-        family: Family::Other,
-        proto: 0,
-        tcp_flags: 0,
-        icmp_type: 0,
-        fragment: Fragment::Whole,
-        vlan_tags: 0,
-    }
+    Packet::empty(0)
 }
 
 fn v4(proto: u8) -> Packet {

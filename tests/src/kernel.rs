@@ -9,8 +9,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use secmesh::dataplane::{
-    AllowTable, BlockTable, CounterReader, Dataplane, EventReader, Levels, LoadOptions, Mode,
-    WatchTable,
+    AllowTable, BlockTable, CounterReader, Dataplane, EventReader, Levels, ListTables, LoadOptions,
+    Mode, Protection, WatchTable,
 };
 use secmesh_common::{
     config::RateLevels,
@@ -53,6 +53,8 @@ pub struct Kernel {
     pub allows: AllowTable,
     /// Its watch maps.
     pub watches: WatchTable,
+    /// Its list tables.
+    pub lists: ListTables,
     counters: CounterReader,
     last: Counters,
     output: Vec<u8>,
@@ -64,6 +66,9 @@ pub fn options() -> LoadOptions {
         pin_dir: None,
         max_blocks: 1024,
         max_prefixes: 256,
+        max_list_addresses: 4096,
+        max_list_prefixes: 1024,
+        protection: Protection::default(),
         event_budget: 20_000,
         log_level: 0,
         seed: 0x005e_ed0f_7e57,
@@ -97,6 +102,7 @@ impl Kernel {
             blocks: dataplane.take_blocks()?,
             allows: dataplane.take_allows()?,
             watches: dataplane.take_watches()?,
+            lists: dataplane.take_lists()?,
             counters: dataplane.take_counters()?,
             last: Counters::default(),
             output: vec![0; OUTPUT],

@@ -73,6 +73,8 @@ fn the_verifier_accepts_the_smallest_and_the_largest_configuration() -> Result<(
     let smallest = LoadOptions {
         max_blocks: 1,
         max_prefixes: 1,
+        max_list_addresses: 1,
+        max_list_prefixes: 1,
         event_budget: 1,
         ..options()
     };
@@ -80,6 +82,8 @@ fn the_verifier_accepts_the_smallest_and_the_largest_configuration() -> Result<(
     let largest = LoadOptions {
         max_blocks: 1 << 21,
         max_prefixes: 1 << 18,
+        max_list_addresses: 1 << 21,
+        max_list_prefixes: 1 << 18,
         event_budget: u32::MAX,
         log_level: 5,
         seed: u64::MAX,

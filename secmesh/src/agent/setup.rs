@@ -22,7 +22,7 @@ use crate::{
     config::KernelLog,
     dataplane::{
         self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, LoadOptions, Mode,
-        WatchTable,
+        Protection, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -247,6 +247,9 @@ fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
         pin_dir: Some(config.pin_dir.clone()),
         max_blocks: config.max_blocks,
         max_prefixes: config.max_prefixes,
+        max_list_addresses: config.max_list_addresses,
+        max_list_prefixes: config.max_list_prefixes,
+        protection: Protection::default(),
         event_budget: config.event_budget,
         log_level: match config.kernel_log {
             KernelLog::Off => 0,

@@ -96,6 +96,12 @@ pub struct DataplaneConfig {
     /// Room for blocked networks: 16 to 1048576. Default 16384.
     #[serde(deserialize_with = "values::count")]
     pub max_prefixes: u32,
+    /// Room for addresses of imported lists, per address family: 16 to 4194304. Default 131072.
+    #[serde(deserialize_with = "values::count")]
+    pub max_list_addresses: u32,
+    /// Room for prefixes of imported lists, per address family: 16 to 1048576. Default 65536.
+    #[serde(deserialize_with = "values::count")]
+    pub max_list_prefixes: u32,
     /// Events per second that each CPU may report: 100 to 1000000. Default 20000. More are counted
     /// but not reported one by one.
     #[serde(deserialize_with = "values::count")]
@@ -115,6 +121,8 @@ impl Default for DataplaneConfig {
             pin_dir: "/sys/fs/bpf/secmesh".into(),
             max_blocks: 131_072,
             max_prefixes: 16_384,
+            max_list_addresses: 131_072,
+            max_list_prefixes: 65_536,
             event_budget: 20_000,
             detach_on_exit: false,
             kernel_log: KernelLog::Off,
@@ -297,6 +305,12 @@ impl DataplaneConfig {
         check.path("pin_dir", &self.pin_dir, None);
         check.count("max_blocks", self.max_blocks, 1024..=4_194_304);
         check.count("max_prefixes", self.max_prefixes, 16..=1_048_576);
+        check.count(
+            "max_list_addresses",
+            self.max_list_addresses,
+            16..=4_194_304,
+        );
+        check.count("max_list_prefixes", self.max_list_prefixes, 16..=1_048_576);
         check.count("event_budget", self.event_budget, 100..=1_000_000);
         check.flag("detach_on_exit");
         check.choice("kernel_log", KernelLog::NAMES);

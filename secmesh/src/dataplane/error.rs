@@ -74,6 +74,9 @@ pub enum DataplaneError {
     /// A map call failed.
     #[error("BPF map: {0}")]
     Map(#[source] MapError),
+    /// A table call failed.
+    #[error("{0}")]
+    Table(#[source] super::TableError),
     /// Something that the object must contain is not there (or was taken before).
     #[error("the kernel object has no {0}, or it is in use already")]
     Missing(&'static str),

@@ -4,21 +4,21 @@
 //! opens the pinned maps and swaps its program into the pinned links without a gap.
 
 mod attach;
+mod cell;
 mod clock;
 mod counters;
+mod cuckoo;
 mod error;
 mod events;
+mod guard;
+mod lists;
 mod preflight;
 mod tables;
 
 use std::path::{Path, PathBuf};
 
 pub use aya::programs::{TestRun, TestRunOptions};
-use aya::{
-    Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, MapData},
-    programs::Xdp,
-};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel, maps::MapData, programs::Xdp};
 use tracing::warn;
 
 use secmesh_common::{
@@ -26,6 +26,9 @@ use secmesh_common::{
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
     config::{Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR},
     counters::Counters,
+    limit::{Limit, SourceLimit},
+    list::{BUCKET4, BUCKET6, HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6},
+    port::{PortPolicy, SharedLimit},
 };
 
 pub use self::{
@@ -33,9 +36,11 @@ pub use self::{
     counters::CounterReader,
     error::DataplaneError,
     events::{EventReader, KernelLog},
+    lists::{Compiled, ListTables, Replaced, Span},
     preflight::{check_system, mount_hint},
     tables::{AllowTable, BlockTable, TableError, WatchTable},
 };
+use self::{cell::ConfigCell, guard::Guard, lists::ListMaps};
 pub use crate::config::Mode;
 use crate::{addr::Prefix, config};
 
@@ -56,6 +61,16 @@ const PINNED_MAPS: &[(&str, usize, usize)] = &[
     ("ALLOW6", 4 + size_of::<Net6>(), size_of::<AllowEntry>()),
     ("WATCH4", size_of::<Addr4>(), size_of::<u64>()),
     ("WATCH6", size_of::<Addr6>(), size_of::<u64>()),
+    ("GUARD4", size_of::<u32>(), size_of::<u64>()),
+    ("GUARD6", size_of::<u32>(), size_of::<u64>()),
+    ("HOT", size_of::<u32>(), size_of::<HotSource>()),
+    ("LIST4", size_of::<u32>(), size_of::<ListBucket4>()),
+    ("LIST6", size_of::<u32>(), size_of::<ListBucket6>()),
+    ("RANGE4", size_of::<u32>(), size_of::<ListRange4>()),
+    ("RANGE6", size_of::<u32>(), size_of::<ListRange6>()),
+    ("INDEX", size_of::<u32>(), size_of::<u32>()),
+    ("PORT", size_of::<u32>(), size_of::<PortPolicy>()),
+    ("PORT_LIMIT", size_of::<u32>(), size_of::<SharedLimit>()),
     ("CONFIG", size_of::<u32>(), size_of::<KernelConfig>()),
     ("COUNTERS", size_of::<u32>(), size_of::<Counters>()),
     ("EVENTS", 0, 0),
@@ -83,6 +98,31 @@ pub struct LoadOptions {
     pub mode: Mode,
     /// Levels and windows of the accounting.
     pub levels: Levels,
+    /// Room for addresses of imported lists, of each family.
+    pub max_list_addresses: u32,
+    /// Room for prefixes of imported lists, of each family.
+    pub max_list_prefixes: u32,
+    /// What is dropped besides blocks.
+    pub protection: Protection,
+}
+
+/// What is dropped besides blocks: checks and limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Protection {
+    /// Checks in force, [`secmesh_common::reason::Reason::bit`]s.
+    pub checks: u64,
+    /// Limits of each source, by [`SourceLimit`].
+    pub source_limits: [Limit; SourceLimit::COUNT],
+    /// New connections to the mesh port, per source.
+    pub mesh_limit: Limit,
+    /// Fragments of all sources together.
+    pub fragment_limit: Limit,
+    /// Packets of all sources together.
+    pub total_limit: Limit,
+    /// TCP segments of one source that are no connection attempt, beyond which their sockets are looked up.
+    pub stray_limit: Limit,
+    /// Bits of [`secmesh_common::config::features`].
+    pub features: u32,
 }
 
 /// Levels and windows that the kernel's accounting reports at.
@@ -97,8 +137,8 @@ pub struct Levels {
 /// The loaded program and its maps.
 pub struct Dataplane {
     ebpf: Ebpf,
-    config: Array<MapData, KernelConfig>,
-    current: KernelConfig,
+    config: ConfigCell,
+    guard: Guard,
     attached: Vec<AttachedInterface>,
     pin_dir: Option<PathBuf>,
     /// Whether pinned maps of an earlier agent were taken over.
@@ -126,6 +166,10 @@ impl Dataplane {
             .map_max_entries("BLOCK6", options.max_blocks)
             .map_max_entries("PREFIX4", options.max_prefixes)
             .map_max_entries("PREFIX6", options.max_prefixes)
+            .map_max_entries("LIST4", buckets(options.max_list_addresses, BUCKET4))
+            .map_max_entries("LIST6", buckets(options.max_list_addresses, BUCKET6))
+            .map_max_entries("RANGE4", options.max_list_prefixes.saturating_mul(2).max(2))
+            .map_max_entries("RANGE6", options.max_list_prefixes.saturating_mul(2).max(2))
             .verifier_log_level(VerifierLogLevel::STATS);
         let pin_paths: Vec<(&str, PathBuf)> = pins
             .iter()
@@ -138,53 +182,82 @@ impl Dataplane {
         program(&mut ebpf)?
             .load()
             .map_err(DataplaneError::Verifier)?;
-        let config = Array::try_from(take(&mut ebpf, "CONFIG")?).map_err(DataplaneError::Map)?;
-        let mut this = Self {
-            ebpf,
-            config,
-            current: KernelConfig::default(),
-            attached: Vec::new(),
-            pin_dir: pins,
-            resumed,
-        };
-        this.current = this.config.get(&0, 0).map_err(DataplaneError::Map)?;
-        if resumed && this.current.schema != SCHEMA && this.current.schema != 0 {
+        let config = take(&mut ebpf, "CONFIG")?
+            .try_into()
+            .map_err(DataplaneError::Map)?;
+        let config = ConfigCell::open(config)?;
+        let found = config.get();
+        if resumed && found.schema != SCHEMA && found.schema != 0 {
             return Err(DataplaneError::Schema {
-                found: this.current.schema,
+                found: found.schema,
                 ours: SCHEMA,
-                dir: this.pin_dir.clone().unwrap_or_default(),
+                dir: pins.unwrap_or_default(),
             });
         }
-        let mode = if resumed && this.current.schema == SCHEMA {
-            this.current.mode
-        } else {
-            mode_number(options.mode)
-        };
-        let ticks = clock::measure(&mut this.ebpf)?;
+        let ours = resumed && found.schema == SCHEMA;
+        let ticks = clock::measure(&mut ebpf)?;
         if ticks.is_none() {
             warn!(
                 "the kernel's timer rate is not one that is known; packets cost a clock reading each"
             );
         }
-        this.current = KernelConfig {
-            tick_ns: ticks.map_or(0, |t| t.tick_ns),
-            clock_offset_ns: ticks.map_or(0, |t| t.offset_ns),
-            schema: SCHEMA,
-            mode,
-            rates: options.levels.rates,
-            contact_window_ns: options.levels.contact_window_ns,
-            event_budget: (options.event_budget / 10).max(1),
-            event_tick_ns: EVENT_TICK_NS,
-            ..this.current
-        };
-        this.write_config()?;
-        Ok(this)
+        let protection = &options.protection;
+        config.update(|c| {
+            c.schema = SCHEMA;
+            c.tick_ns = ticks.map_or(0, |t| t.tick_ns);
+            c.clock_offset_ns = ticks.map_or(0, |t| t.offset_ns);
+            if !ours {
+                c.mode = mode_number(options.mode);
+                c.table_seed = options.seed.rotate_left(32);
+            }
+            c.rates = options.levels.rates;
+            c.contact_window_ns = options.levels.contact_window_ns;
+            c.event_budget = (options.event_budget / 10).max(1);
+            c.event_tick_ns = EVENT_TICK_NS;
+            c.checks = protection.checks;
+            c.features = protection.features;
+            c.source_limits = protection.source_limits;
+            c.mesh_limit = protection.mesh_limit;
+            c.fragment_limit = protection.fragment_limit;
+            c.total_limit = protection.total_limit;
+            c.stray_limit = protection.stray_limit;
+        })?;
+        let guard = Guard::open(
+            array(&mut ebpf, "GUARD4")?,
+            array(&mut ebpf, "GUARD6")?,
+            config.clone(),
+            !ours,
+        );
+        Ok(Self {
+            ebpf,
+            config,
+            guard,
+            attached: Vec::new(),
+            pin_dir: pins,
+            resumed,
+        })
     }
 
-    fn write_config(&mut self) -> Result<(), DataplaneError> {
-        self.config
-            .set(0, self.current, 0)
-            .map_err(DataplaneError::Map)
+    /// The configuration in force.
+    pub fn kernel_config(&self) -> KernelConfig {
+        self.config.get()
+    }
+
+    /// Changes what is dropped besides blocks, at once, for all interfaces.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal of the map write.
+    pub fn set_protection(&mut self, protection: &Protection) -> Result<(), DataplaneError> {
+        self.config.update(|c| {
+            c.checks = protection.checks;
+            c.features = protection.features;
+            c.source_limits = protection.source_limits;
+            c.mesh_limit = protection.mesh_limit;
+            c.fragment_limit = protection.fragment_limit;
+            c.total_limit = protection.total_limit;
+            c.stray_limit = protection.stray_limit;
+        })
     }
 
     /// Switches between dropping and counting, at once, for all interfaces.
@@ -193,13 +266,12 @@ impl Dataplane {
     ///
     /// The kernel's refusal of the map write.
     pub fn set_mode(&mut self, mode: Mode) -> Result<(), DataplaneError> {
-        self.current.mode = mode_number(mode);
-        self.write_config()
+        self.config.update(|c| c.mode = mode_number(mode))
     }
 
     /// The mode in force.
     pub fn mode(&self) -> Mode {
-        if self.current.mode == MODE_ENFORCE {
+        if self.config.get().mode == MODE_ENFORCE {
             Mode::Enforce
         } else {
             Mode::Monitor
@@ -220,17 +292,11 @@ impl Dataplane {
         prefixes6: u32,
         watched: u32,
     ) -> Result<(), DataplaneError> {
-        let wanted = KernelConfig {
-            prefixes4,
-            prefixes6,
-            watched,
-            ..self.current
-        };
-        if wanted != self.current {
-            self.current = wanted;
-            self.write_config()?;
-        }
-        Ok(())
+        self.config.update(|c| {
+            c.prefixes4 = prefixes4;
+            c.prefixes6 = prefixes6;
+            c.watched = watched;
+        })
     }
 
     /// Takes the block maps.
@@ -253,8 +319,28 @@ impl Dataplane {
                 .try_into()
                 .map_err(DataplaneError::Map)?,
             known: std::collections::BTreeSet::new(),
+            guard: self.guard.clone(),
+            hot: array(&mut self.ebpf, "HOT")?,
+            config: self.config.clone(),
         }
         .learn())
+    }
+
+    /// Takes the list tables.
+    ///
+    /// # Errors
+    ///
+    /// If they were taken before, or the kernel refuses to read what an earlier agent left in them.
+    pub fn take_lists(&mut self) -> Result<ListTables, DataplaneError> {
+        let maps = ListMaps {
+            hosts4: array(&mut self.ebpf, "LIST4")?,
+            hosts6: array(&mut self.ebpf, "LIST6")?,
+            ranges4: array(&mut self.ebpf, "RANGE4")?,
+            ranges6: array(&mut self.ebpf, "RANGE6")?,
+            index: array(&mut self.ebpf, "INDEX")?,
+        };
+        ListTables::new(maps, self.guard.clone(), self.config.clone())
+            .map_err(DataplaneError::Table)
     }
 
     /// Takes the allow maps.
@@ -270,6 +356,7 @@ impl Dataplane {
             v6: take(&mut self.ebpf, "ALLOW6")?
                 .try_into()
                 .map_err(DataplaneError::Map)?,
+            config: self.config.clone(),
         })
     }
 
@@ -392,6 +479,23 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
         .ok_or(DataplaneError::Missing(PROGRAM))?
         .try_into()
         .map_err(DataplaneError::Verifier)
+}
+
+/// Buckets, a power of two, that hold `hosts` hosts at three quarters of their slots.
+fn buckets(hosts: u32, slots: usize) -> u32 {
+    let slots = u32::try_from(slots).unwrap_or(1);
+    hosts
+        .saturating_mul(4)
+        .div_ceil(3 * slots)
+        .max(2)
+        .next_power_of_two()
+}
+
+fn array<V: aya::Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<aya::maps::Array<MapData, V>, DataplaneError> {
+    take(ebpf, name)?.try_into().map_err(DataplaneError::Map)
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, DataplaneError> {

@@ -2,12 +2,26 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use aya::maps::{HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
 use nix::errno::Errno;
-use secmesh_common::block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6};
+use secmesh_common::{
+    block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
+    list::{HotSource, hot_place},
+    packet::{Family, Words},
+};
+use tracing::warn;
 
-use super::is_exact;
+use super::{cell::ConfigCell, guard::Guard, is_exact};
 use crate::addr::Prefix;
+
+/// An IPv6 address as the packet parser has it.
+pub(super) fn words(bytes: [u8; 16]) -> Words {
+    let mut words = [0; 4];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+        *word = u32::from_ne_bytes(chunk.try_into().unwrap_or_default());
+    }
+    words
+}
 
 /// Why a map write did not happen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +34,25 @@ pub enum TableError {
         /// The setting that sizes it.
         setting: &'static str,
     },
+    /// Not enough room for all of it; nothing was changed.
+    #[error(
+        "{wanted} entries do not fit the kernel's {map} table of {room}; raise [dataplane] {setting} and restart the agent"
+    )]
+    NoRoom {
+        /// Which table.
+        map: &'static str,
+        /// Entries.
+        wanted: usize,
+        /// How many it takes.
+        room: usize,
+        /// The setting that sizes it.
+        setting: &'static str,
+    },
+    /// A hash table found no place for a host although it is not full: hardly possible below its limit.
+    #[error(
+        "a list table is too crowded; raise [dataplane] max_list_addresses and restart the agent"
+    )]
+    Crowded,
     /// Anything else.
     #[error("the kernel refused the write to its {map} map: {reason}")]
     Kernel {
@@ -90,6 +123,10 @@ pub struct BlockTable {
     /// The prefixes that are in the tries. A trie's lookup answers with the longest match, so whether
     /// exactly this prefix is there must be known here.
     pub(super) known: BTreeSet<Prefix>,
+    pub(super) guard: Guard,
+    /// Sources that are being dropped now, with counts that their entries have not got yet.
+    pub(super) hot: Array<MapData, HotSource>,
+    pub(super) config: ConfigCell,
 }
 
 impl BlockTable {
@@ -106,6 +143,14 @@ impl BlockTable {
             .flatten()
             .filter_map(|k| net6_prefix(&k));
         self.known = v4.chain(v6).collect();
+        let singles4 = self.exact4.keys().flatten().map(|k| IpAddr::from(k.addr));
+        let singles6 = self.exact6.keys().flatten().map(|k| IpAddr::from(k.addr));
+        let singles = singles4.chain(singles6).map(Prefix::host);
+        for prefix in self.known.iter().copied().chain(singles) {
+            if let Err(error) = self.guard.add(&prefix, true) {
+                warn!(%prefix, %error, "a block of an earlier agent is not guarded; it is written again soon");
+            }
+        }
         self
     }
 
@@ -122,14 +167,17 @@ impl BlockTable {
         rule: u32,
         flags: u32,
     ) -> Result<(), TableError> {
-        let old = self.get(prefix).unwrap_or_default();
+        let old = self.get(prefix);
+        let is_new = old.is_none();
+        let old = old.unwrap_or_default();
+        self.guard.add(prefix, is_new)?;
         let entry = BlockEntry {
             expires_ns,
             rule,
             flags,
             ..old
         };
-        match (prefix.addr(), is_exact(prefix)) {
+        let result = match (prefix.addr(), is_exact(prefix)) {
             (IpAddr::V4(a), true) => written(
                 self.exact4.insert(Addr4 { addr: a.octets() }, entry, 0),
                 "BLOCK4",
@@ -152,7 +200,14 @@ impl BlockTable {
                 "PREFIX6",
                 "max_prefixes",
             ),
-        }?;
+        };
+        if let Err(error) = result {
+            if is_new {
+                self.guard.remove(prefix)?;
+            }
+            return Err(error);
+        }
+        self.cool(prefix)?;
         if !is_exact(prefix) {
             self.known.insert(*prefix);
         }
@@ -165,6 +220,9 @@ impl BlockTable {
     ///
     /// The kernel's refusal.
     pub fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError> {
+        if self.entry(prefix).is_none() {
+            return Ok(());
+        }
         match (prefix.addr(), is_exact(prefix)) {
             (IpAddr::V4(a), true) => {
                 removed(self.exact4.remove(&Addr4 { addr: a.octets() }), "BLOCK4")
@@ -182,11 +240,52 @@ impl BlockTable {
             ),
         }?;
         self.known.remove(prefix);
+        self.cool(prefix)?;
+        self.guard.remove(prefix)
+    }
+
+    /// Empties the hot slot of a single address, so that the kernel asks its map entry again.
+    fn cool(&mut self, prefix: &Prefix) -> Result<(), TableError> {
+        if let Some((place, _)) = self.hot_source(prefix) {
+            self.hot
+                .set(place, HotSource::default(), 0)
+                .map_err(|e| TableError::Kernel {
+                    map: "HOT",
+                    reason: e.to_string(),
+                })?;
+        }
         Ok(())
     }
 
-    /// The entry of exactly this prefix.
+    /// The hot slot of a single address, if it is there.
+    fn hot_source(&self, prefix: &Prefix) -> Option<(u32, HotSource)> {
+        if !is_exact(prefix) {
+            return None;
+        }
+        let (addr, family) = match prefix.addr() {
+            IpAddr::V4(a) => ([u32::from_ne_bytes(a.octets()), 0, 0, 0], Family::V4),
+            IpAddr::V6(a) => (words(a.octets()), Family::V6),
+        };
+        let place = hot_place(&addr, family, self.config.get().table_seed);
+        let hot = self.hot.get(&place, 0).ok()?;
+        (hot.addr == addr && hot.family == family as u32).then_some((place, hot))
+    }
+
+    /// The entry of exactly this prefix, with the counts that the kernel has not written into it yet.
     pub fn get(&self, prefix: &Prefix) -> Option<BlockEntry> {
+        // Read before the entry: counts that move from here to there meanwhile are seen twice rather than
+        // never, until the next look.
+        let hot = self.hot_source(prefix);
+        let mut entry = self.entry(prefix)?;
+        if let Some((_, hot)) = hot {
+            entry.hits = entry.hits.saturating_add(hot.hits);
+            entry.bytes = entry.bytes.saturating_add(hot.bytes);
+            entry.last_hit_ns = entry.last_hit_ns.max(hot.last_ns);
+        }
+        Some(entry)
+    }
+
+    fn entry(&self, prefix: &Prefix) -> Option<BlockEntry> {
         match (prefix.addr(), is_exact(prefix)) {
             (IpAddr::V4(a), true) => self.exact4.get(&Addr4 { addr: a.octets() }, 0).ok(),
             (IpAddr::V6(a), true) => self.exact6.get(&Addr6 { addr: a.octets() }, 0).ok(),
@@ -215,7 +314,10 @@ impl BlockTable {
             .iter()
             .flatten()
             .map(|(k, e)| (Prefix::host(IpAddr::from(k.addr)), e));
-        let mut all: Vec<_> = v4.chain(v6).collect();
+        let mut all: Vec<_> = v4
+            .chain(v6)
+            .map(|(prefix, entry)| (prefix, self.get(&prefix).unwrap_or(entry)))
+            .collect();
         all.extend(self.known.iter().filter_map(|p| Some((*p, self.get(p)?))));
         all
     }
@@ -225,9 +327,15 @@ impl BlockTable {
 pub struct AllowTable {
     pub(super) v4: LpmTrie<MapData, Net4, AllowEntry>,
     pub(super) v6: LpmTrie<MapData, Net6, AllowEntry>,
+    pub(super) config: ConfigCell,
 }
 
 impl AllowTable {
+    /// A number that changes with the allowlist: what lists were compiled against.
+    pub fn generation(&self) -> u32 {
+        self.config.get().allow_generation
+    }
+
     /// Makes the kernel's allowlist equal to `wanted`: new entries go in before old ones come out.
     ///
     /// # Errors
@@ -249,6 +357,18 @@ impl AllowTable {
                     "the number of [allow] addresses is limited to 4096",
                 )?,
             }
+        }
+        // Nothing that was known of blocked sources holds any more: the kernel asks the allowlist again.
+        if wanted.iter().any(|p| !present.contains(p)) {
+            self.config
+                .update(|c| {
+                    c.allow_generation = c.allow_generation.wrapping_add(1);
+                    c.hot_generation = c.hot_generation.wrapping_add(1);
+                })
+                .map_err(|e| TableError::Kernel {
+                    map: "CONFIG",
+                    reason: e.to_string(),
+                })?;
         }
         for prefix in present.iter().filter(|p| !wanted.contains(p)) {
             match prefix.addr() {

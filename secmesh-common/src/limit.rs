@@ -1,0 +1,86 @@
+//! Rate limits: the generic cell rate algorithm (ITU-T I.371, annex A), which keeps one time per limited
+//! thing and needs no division.
+
+/// One limit. A cost of 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Limit {
+    /// What one unit (a packet, or [`BYTES_PER_UNIT`] bytes) adds to the theoretical arrival time, ns.
+    pub cost_ns: u64,
+    /// How far that time may run ahead of the clock, ns: the burst.
+    pub burst_ns: u64,
+}
+
+/// Bytes that are one unit of a byte limit: 64, so that 100 Gbit/s is still a cost of 5 ns.
+pub const BYTES_PER_UNIT: u32 = 64;
+
+impl Limit {
+    /// No limit.
+    pub const NONE: Self = Self {
+        cost_ns: 0,
+        burst_ns: 0,
+    };
+
+    /// `rate` units a second with bursts of up to `burst` units; a rate of 0 is no limit.
+    ///
+    /// A burst shorter than `tick_ns` is stretched to it: the kernel's clock advances in ticks, and within
+    /// one the limit cannot see time pass.
+    pub const fn per_second(rate: u64, burst: u64, tick_ns: u64) -> Self {
+        if rate == 0 {
+            return Self::NONE;
+        }
+        let cost = 1_000_000_000 / rate;
+        let cost_ns = if cost == 0 { 1 } else { cost };
+        let burst = burst.saturating_mul(cost_ns);
+        Self {
+            cost_ns,
+            burst_ns: if burst < tick_ns { tick_ns } else { burst },
+        }
+    }
+
+    /// Whether `units` more are within the limit at `now_ns`; then they are booked in `arrival_ns`.
+    ///
+    /// `arrival_ns` may be shared by CPUs, which then read and write it without a lock: of additions in the
+    /// same instant one can be lost. Over-admission: within any time `t` at most
+    /// `n × (burst + t / cost)` units pass, `n` being the number of CPUs that the packets come in on, and
+    /// the factor is reached only if all of them always collide; with one CPU it is exact.
+    #[inline(always)]
+    pub fn admit(&self, arrival_ns: &mut u64, units: u32, now_ns: u64) -> bool {
+        let start = if *arrival_ns > now_ns {
+            *arrival_ns
+        } else {
+            now_ns
+        };
+        let end = start + self.cost_ns * units as u64;
+        if end - now_ns > self.burst_ns {
+            return false;
+        }
+        *arrival_ns = end;
+        true
+    }
+}
+
+/// What a source is limited in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum SourceLimit {
+    /// TCP connection attempts.
+    Syn = 0,
+    /// UDP datagrams.
+    Udp = 1,
+    /// ICMP and ICMPv6 messages.
+    Icmp = 2,
+    /// New connections: attempts to (host, port) pairs, counted when the attempt is the first of its ports.
+    Connections = 3,
+    /// Packets of any kind.
+    Packets = 4,
+    /// Bytes, in units of [`BYTES_PER_UNIT`].
+    Bytes = 5,
+}
+
+impl SourceLimit {
+    /// Number of them.
+    pub const COUNT: usize = 6;
+}
+
+const _: () = assert!(size_of::<Limit>() == 16, "layout");

@@ -1,0 +1,47 @@
+//! The kernel's run-time configuration, which several tables change a part of.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{Array, MapData};
+use secmesh_common::config::Config as KernelConfig;
+
+use super::DataplaneError;
+
+struct Inner {
+    map: Array<MapData, KernelConfig>,
+    current: KernelConfig,
+}
+
+/// A handle to the one entry of the configuration map and what is in it.
+#[derive(Clone)]
+pub(super) struct ConfigCell(Arc<Mutex<Inner>>);
+
+impl ConfigCell {
+    /// Reads what the map holds.
+    pub fn open(map: Array<MapData, KernelConfig>) -> Result<Self, DataplaneError> {
+        let current = map.get(&0, 0).map_err(DataplaneError::Map)?;
+        Ok(Self(Arc::new(Mutex::new(Inner { map, current }))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere leaves a whole entry behind: it is replaced in one step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is in force.
+    pub fn get(&self) -> KernelConfig {
+        self.lock().current
+    }
+
+    /// Changes it; nothing is written if nothing changed.
+    pub fn update(&self, change: impl FnOnce(&mut KernelConfig)) -> Result<(), DataplaneError> {
+        let mut inner = self.lock();
+        let mut wanted = inner.current;
+        change(&mut wanted);
+        if wanted != inner.current {
+            inner.map.set(0, wanted, 0).map_err(DataplaneError::Map)?;
+            inner.current = wanted;
+        }
+        Ok(())
+    }
+}

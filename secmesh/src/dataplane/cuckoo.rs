@@ -1,0 +1,228 @@
+//! Where the hosts of a bucketed cuckoo hash are, and the writes that bring the kernel's copy up to date.
+//!
+//! The kernel only reads; all moving is done here. A host that must make room is written in its other bucket
+//! first and only then overwritten in the first, so a reader finds it at any time.
+
+use std::collections::HashMap;
+
+use super::TableError;
+
+/// Of so many slots of 8 at most are used, so that insertions find room (with two buckets of four or two
+/// slots the structure itself would hold over 95 % or 89 %).
+const LOAD_EIGHTHS: usize = 6;
+
+/// Longest chain of moves before an insertion gives up.
+const MAX_MOVES: usize = 500;
+
+/// A family's keys and hash.
+pub(super) trait Geometry {
+    /// An address in host byte order.
+    type Key: Copy + Ord + std::hash::Hash;
+    /// Slots in one bucket.
+    const SLOTS: usize;
+    /// The two buckets of a key.
+    fn places(key: Self::Key, seed: u64, mask: u32) -> [u32; 2];
+}
+
+/// What a host carries: its end in kernel units and its list.
+pub(super) type Value = (u32, u16);
+
+/// One bucket that has to be written.
+pub(super) struct Write<'a, K> {
+    pub bucket: u32,
+    pub slots: &'a [Option<(K, Value)>],
+}
+
+/// The user-space side of one host table.
+pub(super) struct Cuckoo<G: Geometry> {
+    seed: u64,
+    buckets: u32,
+    slots: Vec<Option<(G::Key, Value)>>,
+    len: usize,
+    /// State of the walk's choices; any non-zero value does.
+    walk: u64,
+}
+
+type Sink<'a, K> = &'a mut dyn FnMut(Write<'_, K>) -> Result<(), TableError>;
+
+impl<G: Geometry> Cuckoo<G> {
+    /// An empty table of `buckets` (a power of two) buckets.
+    pub fn new(seed: u64, buckets: u32) -> Self {
+        Self {
+            seed,
+            buckets,
+            slots: vec![None; buckets as usize * G::SLOTS],
+            len: 0,
+            walk: seed | 1,
+        }
+    }
+
+    /// Number of buckets less one.
+    pub fn mask(&self) -> u32 {
+        self.buckets.saturating_sub(1)
+    }
+
+    /// Hosts in it.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Hosts that it takes.
+    pub fn capacity(&self) -> usize {
+        self.slots.len() / 8 * LOAD_EIGHTHS
+    }
+
+    /// Notes a host that the kernel's table holds already.
+    pub fn learn(&mut self, key: G::Key, value: Value, bucket: u32, slot: usize) {
+        let at = bucket as usize * G::SLOTS + slot;
+        if let Some(place) = self.slots.get_mut(at) {
+            if place.is_none() {
+                self.len += 1;
+            }
+            *place = Some((key, value));
+        }
+    }
+
+    fn bucket(&self, bucket: u32) -> &[Option<(G::Key, Value)>] {
+        let start = bucket as usize * G::SLOTS;
+        self.slots.get(start..start + G::SLOTS).unwrap_or_default()
+    }
+
+    /// Bucket and slot of a host.
+    pub fn find(&self, key: G::Key) -> Option<(u32, usize)> {
+        G::places(key, self.seed, self.mask())
+            .into_iter()
+            .find_map(|bucket| {
+                let slot = self
+                    .bucket(bucket)
+                    .iter()
+                    .position(|s| s.is_some_and(|(k, _)| k == key))?;
+                Some((bucket, slot))
+            })
+    }
+
+    fn put(
+        &mut self,
+        bucket: u32,
+        slot: usize,
+        host: Option<(G::Key, Value)>,
+        sink: Sink<'_, G::Key>,
+    ) -> Result<(), TableError> {
+        let at = bucket as usize * G::SLOTS + slot;
+        let Some(place) = self.slots.get_mut(at) else {
+            return Ok(());
+        };
+        let old = std::mem::replace(place, host);
+        let slots = self.bucket(bucket);
+        if let Err(error) = sink(Write { bucket, slots }) {
+            if let Some(place) = self.slots.get_mut(at) {
+                *place = old;
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn random(&mut self) -> u64 {
+        // xorshift64 (Marsaglia 2003): which way a walk turns need not be secret.
+        self.walk ^= self.walk << 13;
+        self.walk ^= self.walk >> 7;
+        self.walk ^= self.walk << 17;
+        self.walk
+    }
+
+    /// Finds the chain of moves that frees a slot for a host with these two places: the slots from the one
+    /// that the host takes to the free one.
+    fn path(&mut self, places: [u32; 2]) -> Option<Vec<(u32, usize)>> {
+        for bucket in places {
+            if let Some(slot) = self.bucket(bucket).iter().position(Option::is_none) {
+                return Some(vec![(bucket, slot)]);
+            }
+        }
+        let mut path: Vec<(u32, usize)> = Vec::new();
+        let first = usize::from(self.random() & 1 == 1);
+        let mut bucket = *places.get(first)?;
+        for _ in 0..MAX_MOVES {
+            if let Some(slot) = self.bucket(bucket).iter().position(Option::is_none) {
+                path.push((bucket, slot));
+                return Some(path);
+            }
+            let turn = self.random();
+            let slot = usize::try_from(turn >> 33).unwrap_or(0) % G::SLOTS;
+            if path.contains(&(bucket, slot)) {
+                continue;
+            }
+            path.push((bucket, slot));
+            let (key, _) = (*self.bucket(bucket).get(slot)?)?;
+            let [a, b] = G::places(key, self.seed, self.mask());
+            bucket = if a == bucket { b } else { a };
+        }
+        None
+    }
+
+    fn insert(
+        &mut self,
+        key: G::Key,
+        value: Value,
+        sink: Sink<'_, G::Key>,
+    ) -> Result<bool, TableError> {
+        if let Some((bucket, slot)) = self.find(key) {
+            let same = self.bucket(bucket).get(slot) == Some(&Some((key, value)));
+            if !same {
+                self.put(bucket, slot, Some((key, value)), sink)?;
+            }
+            return Ok(false);
+        }
+        let places = G::places(key, self.seed, self.mask());
+        let path = (0..8)
+            .find_map(|_| self.path(places))
+            .ok_or(TableError::Crowded)?;
+        // From the free end: each host is in its new slot before its old one is given away.
+        for pair in path.windows(2).rev() {
+            let [(from, from_slot), (to, to_slot)] = pair else {
+                continue;
+            };
+            let host = self.bucket(*from).get(*from_slot).copied().flatten();
+            self.put(*to, *to_slot, host, sink)?;
+        }
+        if let Some((bucket, slot)) = path.first() {
+            self.put(*bucket, *slot, Some((key, value)), sink)?;
+            self.len += 1;
+        }
+        Ok(true)
+    }
+
+    /// Makes the table hold exactly `wanted`: takes out what is not in it, then puts in what is missing.
+    /// Returns how many came and went.
+    pub fn replace(
+        &mut self,
+        wanted: impl Iterator<Item = (G::Key, Value)> + Clone,
+        sink: Sink<'_, G::Key>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(usize, usize), TableError> {
+        let mut removed = 0;
+        if self.len > 0 {
+            let keep: HashMap<G::Key, ()> = wanted.clone().map(|(k, _)| (k, ())).collect();
+            for bucket in 0..self.buckets {
+                for slot in 0..G::SLOTS {
+                    let host = self.bucket(bucket).get(slot).copied().flatten();
+                    if host.is_some_and(|(k, _)| !keep.contains_key(&k)) {
+                        self.put(bucket, slot, None, sink)?;
+                        self.len -= 1;
+                        removed += 1;
+                    }
+                }
+            }
+        }
+        let mut added = 0;
+        for (n, (key, value)) in wanted.enumerate() {
+            if self.insert(key, value, sink)? {
+                added += 1;
+            }
+            if n % 4096 == 0 {
+                progress(n);
+            }
+        }
+        Ok((added, removed))
+    }
+}

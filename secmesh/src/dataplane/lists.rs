@@ -1,0 +1,471 @@
+//! The list tables: whatever lists are compiled to, written so that no listed source gets through meanwhile.
+
+use aya::maps::{Array, MapData, MapError};
+use secmesh_common::list::{
+    BUCKET4, BUCKET6, EXPIRY_NEVER, EXPIRY_SHIFT, INDEX4, ListBucket4, ListBucket6, ListHost4,
+    ListHost6, ListRange4, ListRange6, buckets4, buckets6,
+};
+
+use super::{
+    TableError,
+    cell::ConfigCell,
+    cuckoo::{Cuckoo, Geometry, Write},
+    guard::{Guard, ListPlanes},
+    tables::words,
+};
+use crate::respond::Now;
+
+/// A run of addresses that one list names; addresses in host byte order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span<A> {
+    /// The first address.
+    pub start: A,
+    /// The last address, included.
+    pub end: A,
+    /// When it ends, Unix seconds; `u64::MAX` is never.
+    pub expires_unix_s: u64,
+    /// The controller's number of the list.
+    pub list: u16,
+}
+
+/// All lists together, as the kernel's tables want them: each part sorted by start, without overlaps, and
+/// without the addresses that the allowlist names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Compiled {
+    /// Single IPv4 addresses; none lies in a range.
+    pub hosts4: Vec<Span<u32>>,
+    /// Single IPv6 addresses; none lies in a range.
+    pub hosts6: Vec<Span<u128>>,
+    /// IPv4 ranges.
+    pub ranges4: Vec<Span<u32>>,
+    /// IPv6 ranges.
+    pub ranges6: Vec<Span<u128>>,
+}
+
+impl Compiled {
+    /// Entries of all four parts.
+    pub fn len(&self) -> usize {
+        self.hosts4.len() + self.hosts6.len() + self.ranges4.len() + self.ranges6.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a replacement changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Replaced {
+    /// Entries that were not there before.
+    pub added: usize,
+    /// Entries that are not there any more.
+    pub removed: usize,
+    /// Entries that stayed.
+    pub kept: usize,
+}
+
+/// The maps of the list tables.
+pub(super) struct ListMaps {
+    pub hosts4: Array<MapData, ListBucket4>,
+    pub hosts6: Array<MapData, ListBucket6>,
+    pub ranges4: Array<MapData, ListRange4>,
+    pub ranges6: Array<MapData, ListRange6>,
+    pub index: Array<MapData, u32>,
+}
+
+struct Four;
+struct Six;
+
+impl Geometry for Four {
+    type Key = u32;
+    const SLOTS: usize = BUCKET4;
+
+    fn places(key: u32, seed: u64, mask: u32) -> [u32; 2] {
+        buckets4(key.to_be(), seed, mask)
+    }
+}
+
+impl Geometry for Six {
+    type Key = u128;
+    const SLOTS: usize = BUCKET6;
+
+    fn places(key: u128, seed: u64, mask: u32) -> [u32; 2] {
+        buckets6(&words(key.to_be_bytes()), seed, mask)
+    }
+}
+
+/// The list tables.
+pub struct ListTables {
+    maps: ListMaps,
+    guard: Guard,
+    config: ConfigCell,
+    hosts4: Cuckoo<Four>,
+    hosts6: Cuckoo<Six>,
+    current: Compiled,
+}
+
+impl ListTables {
+    pub(super) fn new(
+        maps: ListMaps,
+        guard: Guard,
+        config: ConfigCell,
+    ) -> Result<Self, TableError> {
+        let seed = config.get().table_seed;
+        let mut this = Self {
+            hosts4: Cuckoo::new(seed, maps.hosts4.len()),
+            hosts6: Cuckoo::new(seed, maps.hosts6.len()),
+            maps,
+            guard,
+            config,
+            current: Compiled::default(),
+        };
+        this.learn()?;
+        Ok(this)
+    }
+
+    /// Takes over what an earlier agent left in the host tables, so that a replacement writes only what
+    /// differs. Ranges are always written whole.
+    fn learn(&mut self) -> Result<(), TableError> {
+        let config = self.config.get();
+        if config.list_hosts4 > 0 {
+            for n in 0..self.maps.hosts4.len() {
+                let bucket = self.maps.hosts4.get(&n, 0).map_err(refused("LIST4"))?;
+                for (slot, host) in bucket.hosts.iter().enumerate() {
+                    if host.expires != 0 {
+                        let addr = u32::from_be_bytes(host.addr);
+                        self.hosts4.learn(addr, (host.expires, host.list), n, slot);
+                    }
+                }
+            }
+        }
+        if config.list_hosts6 > 0 {
+            for n in 0..self.maps.hosts6.len() {
+                let bucket = self.maps.hosts6.get(&n, 0).map_err(refused("LIST6"))?;
+                for (slot, host) in bucket.hosts.iter().enumerate() {
+                    if host.expires != 0 {
+                        let addr = u128::from_be_bytes(host.addr);
+                        self.hosts6.learn(addr, (host.expires, host.list), n, slot);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries that fit: hosts of each family (IPv4, IPv6) and ranges of each family.
+    pub fn capacity(&self) -> (usize, usize, usize, usize) {
+        (
+            self.hosts4.capacity(),
+            self.hosts6.capacity(),
+            self.maps.ranges4.len() as usize / 2,
+            self.maps.ranges6.len() as usize / 2,
+        )
+    }
+
+    /// What the tables hold.
+    pub fn current(&self) -> &Compiled {
+        &self.current
+    }
+
+    /// Makes the kernel's tables equal to `wanted`. `progress` is called now and then with the number of
+    /// entries done, of `wanted.len()`.
+    ///
+    /// An entry that is in both stays in force throughout; a new one is in force no later than on return;
+    /// one that is no longer wanted ends on the way. `allow_generation` is the allowlist's, that `wanted`
+    /// was compiled against (see [`super::AllowTable::generation`]).
+    ///
+    /// # Errors
+    ///
+    /// No room, before anything was changed; or the kernel's refusal, after which calling again goes on.
+    pub fn replace(
+        &mut self,
+        wanted: &Compiled,
+        allow_generation: u32,
+        now: Now,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Replaced, TableError> {
+        self.require_room(wanted)?;
+        let before = self.hosts4.len()
+            + self.hosts6.len()
+            + self.current.ranges4.len()
+            + self.current.ranges6.len();
+        let seed = self.config.get().table_seed;
+        let mut planes = ListPlanes::new(seed);
+        for span in wanted.hosts4.iter().chain(&wanted.ranges4) {
+            planes.add4(span.start, span.end);
+        }
+        for span in wanted.hosts6.iter().chain(&wanted.ranges6) {
+            planes.add6(span.start, span.end);
+        }
+        self.guard.add_lists(&planes)?;
+        // Sizes first: a table that the kernel skips hides what is written into it.
+        self.set_counts(|c| {
+            c.list_mask4 = self.hosts4.mask();
+            c.list_mask6 = self.hosts6.mask();
+            c.list_hosts4 = c.list_hosts4.max(count(wanted.hosts4.len()));
+            c.list_hosts6 = c.list_hosts6.max(count(wanted.hosts6.len()));
+        })?;
+        let mut done = 0;
+        let mut replaced = Replaced::default();
+        self.write_ranges(wanted, now)?;
+        done += wanted.ranges4.len() + wanted.ranges6.len();
+        progress(done);
+        self.replace_hosts(wanted, now, &mut replaced, &mut |n| progress(done + n))?;
+        self.set_counts(|c| {
+            c.list_hosts4 = count(wanted.hosts4.len());
+            c.list_hosts6 = count(wanted.hosts6.len());
+            c.list_generation = allow_generation;
+        })?;
+        self.guard.set_lists(&planes)?;
+        replaced.removed += (self.current.ranges4.len() + self.current.ranges6.len())
+            .saturating_sub(wanted.ranges4.len() + wanted.ranges6.len());
+        replaced.kept = wanted.len().saturating_sub(replaced.added);
+        debug_assert!(replaced.kept <= before.max(wanted.len()));
+        self.current = wanted.clone();
+        progress(wanted.len());
+        Ok(replaced)
+    }
+
+    fn require_room(&self, wanted: &Compiled) -> Result<(), TableError> {
+        let (hosts4, hosts6, ranges4, ranges6) = self.capacity();
+        for (map, wanted, room, setting) in [
+            ("LIST4", wanted.hosts4.len(), hosts4, "max_list_addresses"),
+            ("LIST6", wanted.hosts6.len(), hosts6, "max_list_addresses"),
+            ("RANGE4", wanted.ranges4.len(), ranges4, "max_list_prefixes"),
+            ("RANGE6", wanted.ranges6.len(), ranges6, "max_list_prefixes"),
+        ] {
+            if wanted > room {
+                return Err(TableError::NoRoom {
+                    map,
+                    wanted,
+                    room,
+                    setting,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn set_counts(
+        &self,
+        change: impl FnOnce(&mut secmesh_common::config::Config),
+    ) -> Result<(), TableError> {
+        self.config.update(change).map_err(|e| TableError::Kernel {
+            map: "CONFIG",
+            reason: e.to_string(),
+        })
+    }
+
+    fn replace_hosts(
+        &mut self,
+        wanted: &Compiled,
+        now: Now,
+        replaced: &mut Replaced,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(), TableError> {
+        let maps = &mut self.maps;
+        let wanted4 = wanted
+            .hosts4
+            .iter()
+            .map(|s| (s.start, (kernel_expiry(s.expires_unix_s, now), s.list)));
+        let (added, removed) = self.hosts4.replace(
+            wanted4,
+            &mut |write: Write<'_, u32>| {
+                let mut bucket = ListBucket4::default();
+                let old = maps
+                    .hosts4
+                    .get(&write.bucket, 0)
+                    .map_err(refused("LIST4"))?;
+                for (to, from) in bucket.hosts.iter_mut().zip(write.slots) {
+                    if let Some((addr, (expires, list))) = *from {
+                        let addr = addr.to_be_bytes();
+                        *to = ListHost4 {
+                            addr,
+                            expires,
+                            list,
+                            flags: 0,
+                            hits: old
+                                .hosts
+                                .iter()
+                                .find(|h| h.addr == addr)
+                                .map_or(0, |h| h.hits),
+                        };
+                    }
+                }
+                maps.hosts4
+                    .set(write.bucket, bucket, 0)
+                    .map_err(refused("LIST4"))
+            },
+            progress,
+        )?;
+        replaced.added += added;
+        replaced.removed += removed;
+        let base = wanted.hosts4.len();
+        let wanted6 = wanted
+            .hosts6
+            .iter()
+            .map(|s| (s.start, (kernel_expiry(s.expires_unix_s, now), s.list)));
+        let (added, removed) = self.hosts6.replace(
+            wanted6,
+            &mut |write: Write<'_, u128>| {
+                let mut bucket = ListBucket6::default();
+                let old = maps
+                    .hosts6
+                    .get(&write.bucket, 0)
+                    .map_err(refused("LIST6"))?;
+                for (to, from) in bucket.hosts.iter_mut().zip(write.slots) {
+                    if let Some((addr, (expires, list))) = *from {
+                        let addr = addr.to_be_bytes();
+                        *to = ListHost6 {
+                            addr,
+                            expires,
+                            list,
+                            flags: 0,
+                            pad: 0,
+                            hits: old
+                                .hosts
+                                .iter()
+                                .find(|h| h.addr == addr)
+                                .map_or(0, |h| h.hits),
+                        };
+                    }
+                }
+                maps.hosts6
+                    .set(write.bucket, bucket, 0)
+                    .map_err(refused("LIST6"))
+            },
+            &mut |n| progress(base + n),
+        )?;
+        replaced.added += added;
+        replaced.removed += removed;
+        Ok(())
+    }
+
+    /// Writes the ranges into the halves that are not in use, then switches both families at once.
+    fn write_ranges(&mut self, wanted: &Compiled, now: Now) -> Result<(), TableError> {
+        let config = self.config.get();
+        let half4 = self.maps.ranges4.len() / 2;
+        let half6 = self.maps.ranges6.len() / 2;
+        let base4 = if config.list_base4 == 0 { half4 } else { 0 };
+        let base6 = if config.list_base6 == 0 { half6 } else { 0 };
+        let index = if config.list_index4 == 0 { INDEX4 } else { 0 };
+        for (n, span) in (base4..).zip(&wanted.ranges4) {
+            let range = ListRange4 {
+                start: span.start,
+                end: span.end,
+                expires: kernel_expiry(span.expires_unix_s, now),
+                list: span.list,
+                flags: 0,
+                hits: 0,
+            };
+            self.maps
+                .ranges4
+                .set(n, range, 0)
+                .map_err(refused("RANGE4"))?;
+        }
+        for (n, span) in (base6..).zip(&wanted.ranges6) {
+            let range = ListRange6 {
+                start: pair(span.start),
+                end: pair(span.end),
+                expires: kernel_expiry(span.expires_unix_s, now),
+                list: span.list,
+                flags: 0,
+                hits: 0,
+            };
+            self.maps
+                .ranges6
+                .set(n, range, 0)
+                .map_err(refused("RANGE6"))?;
+        }
+        let mut at = 0;
+        for block in 0..INDEX4 {
+            while wanted
+                .ranges4
+                .get(at)
+                .is_some_and(|s| u64::from(s.start) < u64::from(block) << 16)
+            {
+                at += 1;
+            }
+            self.maps
+                .index
+                .set(index + block, count(at), 0)
+                .map_err(refused("INDEX"))?;
+        }
+        self.set_counts(|c| {
+            c.list_base4 = base4;
+            c.list_ranges4 = count(wanted.ranges4.len());
+            c.list_base6 = base6;
+            c.list_ranges6 = count(wanted.ranges6.len());
+            c.list_index4 = index;
+        })
+    }
+
+    /// Packets that met the entry which covers `addr`, and the number of its list.
+    pub fn hits(&self, addr: std::net::IpAddr) -> Option<(u16, u64)> {
+        match addr {
+            std::net::IpAddr::V4(a) => {
+                let key = u32::from(a);
+                if let Some((bucket, slot)) = self.hosts4.find(key) {
+                    let host = *self.maps.hosts4.get(&bucket, 0).ok()?.hosts.get(slot)?;
+                    return Some((host.list, host.hits.into()));
+                }
+                let n = covering(&self.current.ranges4, key)?;
+                let at = self.config.get().list_base4 + count(n);
+                let range = self.maps.ranges4.get(&at, 0).ok()?;
+                Some((range.list, range.hits))
+            }
+            std::net::IpAddr::V6(a) => {
+                let key = u128::from(a);
+                if let Some((bucket, slot)) = self.hosts6.find(key) {
+                    let host = *self.maps.hosts6.get(&bucket, 0).ok()?.hosts.get(slot)?;
+                    return Some((host.list, host.hits.into()));
+                }
+                let n = covering(&self.current.ranges6, key)?;
+                let at = self.config.get().list_base6 + count(n);
+                let range = self.maps.ranges6.get(&at, 0).ok()?;
+                Some((range.list, range.hits))
+            }
+        }
+    }
+}
+
+/// The span that holds `addr`, of sorted ones that do not overlap.
+fn covering<A: Ord + Copy>(spans: &[Span<A>], addr: A) -> Option<usize> {
+    let n = spans.partition_point(|s| s.start <= addr).checked_sub(1)?;
+    (spans.get(n)?.end >= addr).then_some(n)
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// An address as two halves, high one first.
+fn pair(addr: u128) -> [u64; 2] {
+    [
+        u64::try_from(addr >> 64).unwrap_or(u64::MAX),
+        u64::try_from(addr & u128::from(u64::MAX)).unwrap_or(u64::MAX),
+    ]
+}
+
+/// A point in Unix time in the kernel's units, rounded up; never 0.
+fn kernel_expiry(unix_s: u64, now: Now) -> u32 {
+    if unix_s == u64::MAX {
+        return EXPIRY_NEVER;
+    }
+    let left_ns = unix_s
+        .saturating_mul(1_000_000_000)
+        .saturating_sub(now.unix_us.saturating_mul(1000));
+    let units = now
+        .mono_ns
+        .saturating_add(left_ns)
+        .div_ceil(1 << EXPIRY_SHIFT);
+    u32::try_from(units).unwrap_or(EXPIRY_NEVER).max(1)
+}
+
+fn refused(map: &'static str) -> impl FnOnce(MapError) -> TableError {
+    move |e| TableError::Kernel {
+        map,
+        reason: e.to_string(),
+    }
+}
