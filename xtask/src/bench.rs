@@ -37,8 +37,8 @@ pub struct Row {
     pub group: String,
     /// What was measured.
     pub name: String,
-    /// Our value.
-    pub value: f64,
+    /// Our value; none where ours could not be measured, and then the note says why.
+    pub value: Option<f64>,
     /// The unit of both values, such as `ns/packet`.
     pub unit: String,
     /// Whom we compare with; none where no peer does this.
@@ -90,7 +90,7 @@ impl Row {
         Self {
             group: group.to_owned(),
             name: name.into(),
-            value,
+            value: Some(value),
             unit: unit.to_owned(),
             peer: None,
             peer_value: None,
@@ -101,12 +101,20 @@ impl Row {
         }
     }
 
+    /// A row of something that was not measured.
+    pub fn not_measured(group: &str, name: impl Into<String>, unit: &str, why: &str) -> Self {
+        Self {
+            value: None,
+            ..Self::new(group, name, 0.0, unit).note(why)
+        }
+    }
+
     /// The same beside a peer's value; there is no ratio where that is zero.
     #[must_use]
     pub fn beside(mut self, peer: &str, theirs: f64) -> Self {
         self.peer = Some(peer.to_owned());
         self.peer_value = Some(theirs);
-        self.ratio = (theirs != 0.0).then(|| self.value / theirs);
+        self.ratio = self.value.filter(|_| theirs != 0.0).map(|own| own / theirs);
         self
     }
 
@@ -116,7 +124,7 @@ impl Row {
         let measured = if self.peer.is_some() {
             self.ratio
         } else {
-            Some(self.value)
+            self.value
         };
         self.bar = Some(bar);
         self.met = Some(measured.is_some_and(|measured| bar.is_met_by(measured)));
@@ -232,7 +240,7 @@ impl Report {
                 text,
                 "  {:<width$} {:>9} {}",
                 row.name,
-                figure(row.value),
+                row.value.map_or_else(|| "-".to_owned(), figure),
                 row.unit
             );
             if let (Some(peer), Some(theirs)) = (&row.peer, row.peer_value) {

@@ -173,15 +173,12 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
             .note(format!("{:.2} Mpps received", median(tally.mpps))),
         );
     }
-    rows.push(
-        Row::new(
-            GROUP,
-            "connections that succeed, secmesh",
-            f64::NAN,
-            "share",
-        )
-        .note("not armed"),
-    );
+    rows.push(Row::not_measured(
+        GROUP,
+        "connections that succeed, secmesh",
+        "share",
+        "not armed: cookies cannot be switched on yet",
+    ));
     Ok(rows)
 }
 
