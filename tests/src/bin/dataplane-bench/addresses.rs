@@ -81,15 +81,20 @@ pub fn addresses(ipv6: bool, count: u32, random: &mut Random) -> Vec<IpAddr> {
 
 /// One of them.
 pub fn address(ipv6: bool, random: &mut Random) -> IpAddr {
-    let number = random.next();
-    let [a, b, c, d, e, f, g, h] = number.to_be_bytes();
+    let high = random.next();
     if ipv6 {
-        let more = random.next().to_be_bytes();
-        let [i, j, k, l, ..] = more;
-        Ipv6Addr::from([0x20, 1, 0x0d, 0xb8, a, b, c, d, e, f, g, h, i, j, k, l]).into()
+        let low = u128::from(high) << 32 | u128::from(random.next() >> 32);
+        Ipv6Addr::from(0x2001_0db8_u128 << 96 | low).into()
     } else {
-        Ipv4Addr::new(11 + (a & 0x3f), b, c, d).into()
+        let [first, rest @ ..] = high_word(high).to_be_bytes();
+        let [second, third, fourth] = rest;
+        Ipv4Addr::new(11 + (first & 0x3f), second, third, fourth).into()
     }
+}
+
+/// The high half of a random number, which is the better one.
+fn high_word(random: u64) -> u32 {
+    u32::try_from(random >> 32).unwrap_or_default()
 }
 
 /// Prefixes of several lengths, no two in one /20 of 76.0.0.0 to 107.255.255.255 or one /48 of
@@ -98,21 +103,20 @@ fn nets(ipv6: bool, count: u32, random: &mut Random) -> Result<Vec<Prefix>> {
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     while all.len() < count as usize {
-        let number = random.next();
-        let [a, b, c, ..] = number.to_be_bytes();
-        let (address, length): (IpAddr, u8) = if ipv6 {
-            let length = [48, 56, 64][all.len() % 3];
+        let [first, second, third, _] = high_word(random.next()).to_be_bytes();
+        let (address, lengths): (IpAddr, [u8; 3]) = if ipv6 {
+            let net = u16::from_be_bytes([first, second]);
             (
-                Ipv6Addr::from([0x20, 1, 0x0d, 0xb9, a, b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).into(),
-                length,
+                Ipv6Addr::new(0x2001, 0x0db9, net, 0, 0, 0, 0, 0).into(),
+                [48, 56, 64],
             )
         } else {
-            let length = [24, 22, 28][all.len() % 3];
             (
-                Ipv4Addr::new(76 + (a & 0x1f), b, c & 0xf0, 0).into(),
-                length,
+                Ipv4Addr::new(76 + (first & 0x1f), second, third & 0xf0, 0).into(),
+                [24, 22, 28],
             )
         };
+        let length = lengths.get(all.len() % 3).copied().unwrap_or(64);
         if seen.insert(address) {
             all.push(format!("{address}/{length}").parse()?);
         }
