@@ -21,7 +21,10 @@ use secmesh_tests::kernel::{Kernel, options};
 use crate::addresses::Blocked;
 
 /// What is armed beside the blocklist, for the notes of rows.
-pub const ARMED: &str = "all checks and source limits";
+pub const ARMED: &str = "all checks and limits, no cookies";
+
+/// What the flow switch does, for the notes of rows.
+pub const FLOWS: &str = "the kernel program keeps no flow records yet, so on is as off";
 
 /// Loads the program with room for these lists and with these lists in it.
 pub fn load(lists: &[&Blocked]) -> Result<Kernel> {

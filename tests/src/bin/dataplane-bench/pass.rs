@@ -73,8 +73,9 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
                     .beside("xdp-filter", theirs)
                     .bar(Bar::AtMost(bar))
                     .note(format!(
-                        "armed: {}; a program that only passes takes {least:.0}",
-                        ours::ARMED
+                        "armed: {}; {}; a program that only passes takes {least:.0}",
+                        ours::ARMED,
+                        ours::FLOWS
                     ));
                 rows.push(row);
             }
