@@ -163,7 +163,6 @@ impl Wire {
 
 fn end(interface: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
     tool("ip", &["link", "set", "lo", "up"])?;
-    // One queue, so that one thread receives everything.
     tool("ip", &["link", "set", interface, "up"])?;
     tool("ethtool", &["-K", interface, "gro", "on"])?;
     tool(
