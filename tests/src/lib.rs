@@ -13,6 +13,9 @@ pub mod frames;
 pub mod kernel;
 pub mod sizes;
 pub mod verdicts;
+pub mod livegen;
+pub mod netns;
+pub mod wire;
 
 use std::net::IpAddr;
 use std::process::Output;

@@ -33,10 +33,12 @@ pub struct Machine {
 /// One measured value beside a peer's, both from the same run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
+    /// Which measurement it belongs to; what `--row` takes.
+    pub group: String,
     /// What was measured.
     pub name: String,
-    /// Our value.
-    pub value: f64,
+    /// Our value; none where ours could not be measured, and then the note says why.
+    pub value: Option<f64>,
     /// The unit of both values, such as `ns/packet`.
     pub unit: String,
     /// Whom we compare with; none where no peer does this.
@@ -45,19 +47,95 @@ pub struct Row {
     pub peer_value: Option<f64>,
     /// `value / peer_value`.
     pub ratio: Option<f64>,
+    /// What is asked of the ratio, or of the value where there is no peer.
+    pub bar: Option<Bar>,
+    /// Whether the bar is met; none where there is no bar.
+    pub met: Option<bool>,
+    /// What the reader should know, such as what was not armed.
+    pub note: Option<String>,
+}
+
+/// What is asked of a ratio or a value.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bar {
+    /// It is this or less.
+    AtMost(f64),
+    /// It is this or more.
+    AtLeast(f64),
+}
+
+impl Bar {
+    /// Whether `measured` is good enough; what is no number is not.
+    pub fn is_met_by(self, measured: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => measured <= limit,
+            Self::AtLeast(limit) => measured >= limit,
+        }
+    }
+}
+
+impl std::fmt::Display for Bar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AtMost(limit) => write!(f, "≤ {limit}"),
+            Self::AtLeast(limit) => write!(f, "≥ {limit}"),
+        }
+    }
 }
 
 impl Row {
-    /// A row with the ratio worked out; there is none where the peer's value is zero.
-    pub fn new(name: &str, value: f64, unit: &str, peer: Option<(&str, f64)>) -> Self {
+    /// A row with a value of ours alone.
+    pub fn new(group: &str, name: impl Into<String>, value: f64, unit: &str) -> Self {
         Self {
-            name: name.to_owned(),
-            value,
+            group: group.to_owned(),
+            name: name.into(),
+            value: Some(value),
             unit: unit.to_owned(),
-            peer: peer.map(|(name, _)| name.to_owned()),
-            peer_value: peer.map(|(_, value)| value),
-            ratio: peer.and_then(|(_, theirs)| (theirs != 0.0).then(|| value / theirs)),
+            peer: None,
+            peer_value: None,
+            ratio: None,
+            bar: None,
+            met: None,
+            note: None,
         }
+    }
+
+    /// A row of something that was not measured.
+    pub fn not_measured(group: &str, name: impl Into<String>, unit: &str, why: &str) -> Self {
+        Self {
+            value: None,
+            ..Self::new(group, name, 0.0, unit).note(why)
+        }
+    }
+
+    /// The same beside a peer's value; there is no ratio where that is zero.
+    #[must_use]
+    pub fn beside(mut self, peer: &str, theirs: f64) -> Self {
+        self.peer = Some(peer.to_owned());
+        self.peer_value = Some(theirs);
+        self.ratio = self.value.filter(|_| theirs != 0.0).map(|own| own / theirs);
+        self
+    }
+
+    /// The same with a bar: for the ratio where there is a peer, else for the value.
+    #[must_use]
+    pub fn bar(mut self, bar: Bar) -> Self {
+        let measured = if self.peer.is_some() {
+            self.ratio
+        } else {
+            self.value
+        };
+        self.bar = Some(bar);
+        self.met = Some(measured.is_some_and(|measured| bar.is_met_by(measured)));
+        self
+    }
+
+    /// The same with a remark.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = Some(note.into());
+        self
     }
 }
 
@@ -83,13 +161,23 @@ impl Machine {
 /// The binary of the tests' package that measures the kernel program.
 const DATAPLANE: &str = "dataplane-bench";
 
+/// What to measure of the kernel program.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Groups of rows; none is all.
+    pub rows: Vec<String>,
+    /// Every power of two of the blocklist's sizes, and more turns.
+    pub full: bool,
+}
+
 /// Builds the benchmark of the kernel program, runs it as root, and gives its report.
 ///
 /// The measuring is not done in here, because every `cargo xtask` would then compile what it needs.
+/// The plot of the blocklist's rows goes to `target/bench/blocklist.svg`.
 ///
 /// # Errors
 /// When it cannot be built or run, or prints something else than rows.
-pub fn dataplane() -> anyhow::Result<Report> {
+pub fn dataplane(selection: &Selection) -> anyhow::Result<Report> {
     let mut cargo = sh::cargo();
     cargo.args([
         "build",
@@ -104,7 +192,16 @@ pub fn dataplane() -> anyhow::Result<Report> {
         .into_iter()
         .find(|executable| executable.name == DATAPLANE)
         .with_context(|| format!("cargo built no {DATAPLANE}"))?;
+    let folder = sh::repo_root().join("target/bench");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let mut command = sh::as_root(&binary.file)?;
+    command.arg("--plot").arg(folder.join("blocklist.svg"));
+    if selection.full {
+        command.arg("--full");
+    }
+    for row in &selection.rows {
+        command.args(["--row", row]);
+    }
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -130,22 +227,49 @@ impl Report {
             "{} on {} ({} processors, Linux {})\n",
             self.suite, self.machine.cpu, self.machine.cpus, self.machine.kernel
         );
+        let width = self.rows.iter().map(|row| row.name.chars().count()).max();
+        let width = width.unwrap_or_default();
+        let mut group = "";
         for row in &self.rows {
-            let peer = match (&row.peer, row.peer_value, row.ratio) {
-                (Some(peer), Some(value), Some(ratio)) => {
-                    format!("   {peer} {value:.0} {}   ratio {ratio:.2}", row.unit)
-                }
-                _ => String::new(),
-            };
-            // Writing to a String cannot fail.
-            let _ = writeln!(
+            if row.group != group {
+                group = &row.group;
+                // Writing to a String cannot fail.
+                let _ = writeln!(text, "\n{group}");
+            }
+            let _ = write!(
                 text,
-                "  {:<14} {:>7.0} {}{peer}",
-                row.name, row.value, row.unit
+                "  {:<width$} {:>9} {}",
+                row.name,
+                row.value.map_or_else(|| "-".to_owned(), figure),
+                row.unit
             );
+            if let (Some(peer), Some(theirs)) = (&row.peer, row.peer_value) {
+                let _ = write!(text, "   {peer} {} {}", figure(theirs), row.unit);
+            }
+            if let Some(ratio) = row.ratio {
+                let _ = write!(text, "   ratio {ratio:.2}");
+            }
+            if let (Some(bar), Some(met)) = (row.bar, row.met) {
+                let _ = write!(text, "   bar {bar}: {}", if met { "met" } else { "MISSED" });
+            }
+            if let Some(note) = &row.note {
+                let _ = write!(text, "   ({note})");
+            }
+            text.push('\n');
         }
         text
     }
+}
+
+/// A value with about three digits that mean something.
+fn figure(value: f64) -> String {
+    let decimals = match value.abs() {
+        v if v >= 100.0 => 0,
+        v if v >= 10.0 => 1,
+        v if v >= 1.0 => 2,
+        _ => 4,
+    };
+    format!("{value:.decimals$}")
 }
 
 #[cfg(test)]
@@ -153,23 +277,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ratio_is_ours_over_the_peers() {
-        assert_eq!(
-            Row::new("drop", 30.0, "ns/packet", Some(("xdp-filter", 60.0))).ratio,
-            Some(0.5)
-        );
-        assert_eq!(
-            Row::new("drop", 30.0, "ns/packet", Some(("none", 0.0))).ratio,
-            None
-        );
-        assert_eq!(Row::new("drop", 30.0, "ns/packet", None).peer, None);
+    fn the_ratio_is_ours_over_the_peers_and_the_bar_is_for_it() {
+        let row = |theirs| Row::new("drop", "IPv4", 30.0, "ns/packet").beside("xdp-filter", theirs);
+        assert_eq!(row(60.0).ratio, Some(0.5));
+        assert_eq!(row(60.0).bar(Bar::AtMost(0.5)).met, Some(true));
+        assert_eq!(row(59.0).bar(Bar::AtMost(0.5)).met, Some(false));
+        assert_eq!(row(6.0).bar(Bar::AtLeast(5.0)).met, Some(true));
+        assert_eq!(row(0.0).ratio, None);
+        // A peer that did nothing proves nothing.
+        assert_eq!(row(0.0).bar(Bar::AtLeast(5.0)).met, Some(false));
+    }
+
+    #[test]
+    fn without_a_peer_the_bar_is_for_the_value() {
+        let row = |share| Row::new("syn", "share", share, "share").bar(Bar::AtLeast(0.999));
+        assert_eq!(row(1.0).met, Some(true));
+        assert_eq!(row(0.998).met, Some(false));
+        assert_eq!(row(f64::NAN).met, Some(false));
     }
 
     #[test]
     fn rows_come_back_as_they_were_printed_and_the_table_names_the_peer() {
         let rows = vec![
-            Row::new("drop, IPv4", 30.0, "ns/packet", Some(("xdp-filter", 60.0))),
-            Row::new("alone", 7.0, "ns/packet", None),
+            Row::new("drop", "IPv4", 30.0, "ns/packet")
+                .beside("xdp-filter", 60.0)
+                .bar(Bar::AtMost(0.4)),
+            Row::new("drop", "alone", 7.0, "ns/packet").note("why"),
         ];
         let text = serde_json::to_string(&rows).unwrap();
         assert_eq!(serde_json::from_str::<Vec<Row>>(&text).unwrap(), rows);
@@ -180,9 +313,9 @@ mod tests {
         };
         let table = report.table();
         assert!(
-            table.contains("xdp-filter 60 ns/packet   ratio 0.50"),
+            table.contains("xdp-filter 60.0 ns/packet   ratio 0.50   bar ≤ 0.4: MISSED"),
             "{table}"
         );
-        assert_eq!(table.lines().count(), 3, "{table}");
+        assert!(table.contains("7.00 ns/packet   (why)"), "{table}");
     }
 }

@@ -14,7 +14,7 @@ use xtask::vm::{self, Series};
 
 /// What a developer of secmesh types.
 ///
-/// Exit codes: 0 all well, 1 something failed or a bar was missed, 2 wrong usage.
+/// Exit codes: 0 all well, 1 something failed or an attack missed its bar, 2 wrong usage.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
 struct Cli {
@@ -92,12 +92,18 @@ enum Task {
     },
     /// Measure, beside a peer on the same machine in the same run.
     #[command(
-        after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --json"
+        after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --row flood --row drop\n  cargo xtask bench dataplane --full --json"
     )]
     Bench {
         /// What to measure.
         #[arg(value_enum)]
         suite: Suite,
+        /// Only these groups of rows, such as drop, pass, flood, syn, blocklist.
+        #[arg(long)]
+        row: Vec<String>,
+        /// Every size and more turns; takes some minutes.
+        #[arg(long)]
+        full: bool,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
@@ -106,7 +112,7 @@ enum Task {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Suite {
-    /// The kernel program beside xdp-filter's: ns per packet, passed and dropped.
+    /// The kernel program beside xdp-filter, nftables, ipset and the kernel's own cookies.
     Dataplane,
 }
 
@@ -197,10 +203,15 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             json,
             limit,
         } => other_kernels(&kernel, json, limit),
-        Task::Bench { suite, json } => {
+        Task::Bench {
+            suite,
+            row,
+            full,
+            json,
+        } => {
             setup::ensure(Profile::Bench, false, false)?;
             let report = match suite {
-                Suite::Dataplane => bench::dataplane()?,
+                Suite::Dataplane => bench::dataplane(&bench::Selection { rows: row, full })?,
             };
             if json {
                 println!("{}", serde_json::to_string_pretty(&report)?);
@@ -286,6 +297,7 @@ mod tests {
             "xtask vm --kernel 6.1 --kernel 6.12 --json --limit 60",
             "xtask bench dataplane",
             "xtask bench dataplane --json",
+            "xtask bench dataplane --row flood --row syn --full",
             "xtask lab",
             "xtask lab --nodes 7 --keep",
             "xtask lab attack syn-flood --json",

@@ -86,6 +86,16 @@ const NETWORK_TOOLS: &[Package] = &[
         "the firewall that the benchmarks compare with",
     ),
     package(
+        "ipset",
+        "ipset",
+        "the sets that the benchmarks compare with",
+    ),
+    package(
+        "iptables",
+        "iptables",
+        "asks ipset's sets in the benchmarks",
+    ),
+    package(
         "ethtool",
         "ethtool",
         "offload settings of the lab's interfaces",

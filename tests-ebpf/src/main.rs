@@ -1,0 +1,191 @@
+//! Kernel programs of the tests and benchmarks; never part of what is shipped.
+//!
+//! | program | what it does |
+//! | --- | --- |
+//! | `livegen` | makes each frame anew from a template, with another source, and sends it |
+//! | `walk` | gives each frame another source and hands it on to the program that is measured |
+//! | `bare_drop` | drops: the ceiling of everything that drops |
+//! | `bare_pass` | passes: what a pass cannot be cheaper than |
+//! | `edge` | stands behind the generator: lets in only what is for one address, counts and drops the rest |
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(
+    clippy::inline_always,
+    reason = "what is not inlined becomes a BPF call, and the verifier forgets what it knew of the packet's bounds"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the low bits of a random word are what is wanted, and sums are folded first"
+)]
+#![expect(
+    missing_docs,
+    reason = "the xdp attribute makes a second, undocumented function of each entry point"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the xdp attribute's wrapper hands the context over"
+)]
+
+mod frame;
+mod maps;
+mod random;
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX},
+    macros::xdp,
+    programs::XdpContext,
+};
+
+use crate::{
+    frame::{LENGTH4, LENGTH6, SOURCE4_AT, SOURCE6_AT},
+    maps::State,
+};
+
+/// Makes one frame and sends it; run by `BPF_PROG_TEST_RUN` with live frames, never attached.
+///
+/// The kernel runs it over the same few pages again and again, and what the receiver did to a page is
+/// still in it. So every byte is written anew.
+#[xdp]
+pub fn livegen(ctx: XdpContext) -> u32 {
+    match generate(&ctx) {
+        Some(()) => XDP_TX,
+        None => XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn generate(ctx: &XdpContext) -> Option<()> {
+    let state = maps::state()?;
+    let random = random::next(state);
+    // Read once: the verifier compares what it has in a register, not what it could read again.
+    let start = ctx.data();
+    if maps::IPV6.load() != 0 {
+        if start + LENGTH6 > ctx.data_end() {
+            return None;
+        }
+        let source = source(state, random)?;
+        frame::write6(start, source, random);
+    } else {
+        if start + LENGTH4 > ctx.data_end() {
+            return None;
+        }
+        let [source, ..] = source(state, random)?;
+        frame::write4(start, source, random);
+    }
+    state.frames += 1;
+    Some(())
+}
+
+/// The next source: of the list if there is one, else a random one. Words in the order of the packet.
+#[inline(always)]
+fn source(state: &mut State, random: u64) -> Option<[u32; 4]> {
+    let count = maps::SOURCE_COUNT.load();
+    if count > 0 {
+        return listed(state, count);
+    }
+    Some(if maps::IPV6.load() != 0 {
+        let more = random::next(state);
+        [
+            // 2001:db8::/32, for documentation (RFC 3849).
+            0x2001_0db8_u32.to_be(),
+            random as u32,
+            (random >> 32) as u32,
+            more as u32,
+        ]
+    } else {
+        // A first byte of 11 to 74: unicast, routable, and none that the kernel throws out as a martian.
+        let first = 11 + (random & 0x3f) as u32;
+        [
+            (first << 24 | (random >> 8) as u32 & 0x00ff_ffff).to_be(),
+            0,
+            0,
+            0,
+        ]
+    })
+}
+
+/// The next source of the list.
+///
+/// In order and not by chance: the list is shuffled already, and reading it in order costs the generator
+/// no cache misses of its own.
+#[inline(always)]
+fn listed(state: &mut State, count: u32) -> Option<[u32; 4]> {
+    let mut at = state.position;
+    if at >= count {
+        at = 0;
+    }
+    state.position = at + 1;
+    maps::SOURCES.get(at).copied()
+}
+
+/// Gives the frame the next source of the list and runs the program in [`maps::NEXT`] on it.
+///
+/// Takes frames in many buffers, as the program behind it does: the kernel joins only programs of one
+/// kind by a tail call.
+#[xdp(frags)]
+pub fn walk(ctx: XdpContext) -> u32 {
+    if rewrite(&ctx).is_none() {
+        return XDP_ABORTED;
+    }
+    // SAFETY: the kernel either runs the other program and never comes back, or comes back having done
+    // nothing.
+    unsafe { maps::NEXT.tail_call(&ctx, 0) };
+    XDP_ABORTED
+}
+
+#[inline(always)]
+fn rewrite(ctx: &XdpContext) -> Option<()> {
+    let state = maps::state()?;
+    let source = listed(state, maps::SOURCE_COUNT.load())?;
+    let start = ctx.data();
+    if maps::IPV6.load() != 0 {
+        if start + LENGTH6 > ctx.data_end() {
+            return None;
+        }
+        frame::store_words(start + SOURCE6_AT, source);
+    } else {
+        if start + LENGTH4 > ctx.data_end() {
+            return None;
+        }
+        let [word, ..] = source;
+        frame::store_word(start + SOURCE4_AT, word);
+    }
+    state.frames += 1;
+    Some(())
+}
+
+/// Drops.
+#[xdp(frags)]
+pub fn bare_drop(_ctx: XdpContext) -> u32 {
+    XDP_DROP
+}
+
+/// Passes.
+#[xdp(frags)]
+pub fn bare_pass(_ctx: XdpContext) -> u32 {
+    XDP_PASS
+}
+
+/// Lets in what is for the protected address or is no IP, and drops the rest: the answers that spoofed
+/// sources get must not keep the generator's own network stack busy.
+#[xdp]
+pub fn edge(ctx: XdpContext) -> u32 {
+    if frame::is_for(&ctx, maps::EDGE.load()) {
+        return XDP_PASS;
+    }
+    if let Some(state) = maps::state() {
+        state.strangers += 1;
+    }
+    XDP_DROP
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,149 @@
+//! Our kernel program beside its peers, in one run.
+//!
+//! Prints one JSON array of rows; `cargo xtask bench dataplane` builds, runs and frames it, and
+//! `docs/benchmarks.md` says how to read it. All sides of a row are measured in turns, so that whatever
+//! else the machine does meets all of them; each value is the median over the turns.
+
+mod addresses;
+mod blocklist;
+mod drop;
+mod flood;
+mod ours;
+mod pass;
+mod peers;
+mod plot;
+mod syn;
+mod testrun;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Result, ensure};
+use clap::{Parser, ValueEnum};
+use secmesh_tests::kernel::isolate;
+use xtask::{bench::Row, sh};
+
+/// Measures the kernel program beside its peers; prints rows as JSON.
+#[derive(Parser)]
+struct Arguments {
+    /// Only these rows.
+    #[arg(long, value_enum)]
+    row: Vec<Group>,
+    /// Every size and more turns.
+    #[arg(long, conflicts_with = "smoke")]
+    full: bool,
+    /// Hardly anything: whether each row works, not what it costs.
+    #[arg(long)]
+    smoke: bool,
+    /// Where the plot of the blocklist's rows goes.
+    #[arg(long)]
+    plot: Option<PathBuf>,
+}
+
+/// A group of rows, one file each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// A blocked source's packet.
+    Drop,
+    /// A benign packet with everything armed.
+    Pass,
+    /// A flood from blocked sources over a veth pair.
+    Flood,
+    /// Connections during a SYN flood.
+    Syn,
+    /// Blocklists of many sizes.
+    Blocklist,
+}
+
+/// How much is measured.
+#[derive(Debug, Clone)]
+struct Effort {
+    /// Turns of each side; odd, so that the median is one of them.
+    turns: usize,
+    /// Packets in one turn of a test run.
+    packets: u32,
+    /// Length of one turn of a flood.
+    flood: Duration,
+    /// Length of one turn of a SYN flood with connections.
+    connections: Duration,
+    /// Addresses in the blocklist, of each family.
+    hosts: u32,
+    /// Prefixes in it.
+    prefixes: u32,
+    /// Sizes of the blocklist's rows, as powers of two.
+    sizes: Vec<u32>,
+}
+
+impl Effort {
+    fn of(arguments: &Arguments) -> Self {
+        if arguments.smoke {
+            return Self {
+                turns: 1,
+                packets: 1000,
+                flood: Duration::from_millis(50),
+                connections: Duration::from_millis(300),
+                hosts: 1000,
+                prefixes: 100,
+                sizes: vec![3, 9],
+            };
+        }
+        let quick = Self {
+            turns: 7,
+            packets: 1_000_000,
+            flood: Duration::from_millis(500),
+            connections: Duration::from_secs(4),
+            hosts: 100_000,
+            prefixes: 10_000,
+            sizes: vec![3, 6, 9, 12, 15, 18, 20],
+        };
+        if !arguments.full {
+            return quick;
+        }
+        Self {
+            turns: 15,
+            sizes: (3..=20).collect(),
+            ..quick
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    for program in [
+        "bpftool",
+        "ethtool",
+        "ip",
+        "ipset",
+        "iptables",
+        "nft",
+        "xdp-filter",
+    ] {
+        ensure!(
+            sh::which(program).is_some(),
+            "{program} is not installed; `cargo xtask setup` installs it"
+        );
+    }
+    let effort = Effort::of(&arguments);
+    isolate()?;
+    let mut rows: Vec<Row> = Vec::new();
+    for group in Group::value_variants() {
+        if !arguments.row.is_empty() && !arguments.row.contains(group) {
+            continue;
+        }
+        eprintln!("measuring: {group:?}");
+        rows.extend(match group {
+            Group::Drop => drop::rows(&effort)?,
+            Group::Pass => pass::rows(&effort)?,
+            Group::Flood => flood::rows(&effort)?,
+            Group::Syn => syn::rows(&effort)?,
+            Group::Blocklist => blocklist::rows(&effort, arguments.plot.as_deref())?,
+        });
+    }
+    println!("{}", serde_json::to_string_pretty(&rows)?);
+    Ok(())
+}
+
+/// The middle one.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

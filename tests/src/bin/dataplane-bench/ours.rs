@@ -1,0 +1,122 @@
+//! Our side: the program as an agent loads it, with a blocklist and with everything armed.
+//!
+//! What changes with the data plane's interface is here and nowhere else.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use secmesh::{
+    clock::{Clock as _, SystemClock},
+    dataplane::{Compiled, LoadOptions, Protection, Span},
+    respond::Now,
+};
+use secmesh_common::{
+    config::features,
+    counters::{Counter, Counters},
+    limit::Limit,
+    reason::Reason,
+};
+use secmesh_tests::kernel::{Kernel, options};
+
+use crate::addresses::Blocked;
+
+/// What is armed beside the blocklist, for the notes of rows.
+pub const ARMED: &str = "all checks and limits, no cookies";
+
+/// What the flow switch does, for the notes of rows.
+pub const FLOWS: &str = "the kernel program keeps no flow records yet, so on is as off";
+
+/// Loads the program with room for these lists and with these lists in it.
+pub fn load(lists: &[&Blocked]) -> Result<Kernel> {
+    let most = |of: fn(&Blocked) -> usize| -> Result<u32> {
+        let most = lists.iter().map(|list| of(list)).max().unwrap_or_default();
+        Ok(u32::try_from(most)?.max(16))
+    };
+    let mut kernel = Kernel::load(&LoadOptions {
+        max_list_addresses: most(|list| list.hosts.len())?,
+        max_list_prefixes: most(|list| list.prefixes.len())?,
+        ..options()
+    })?;
+    replace(&mut kernel, &compiled(lists))?;
+    Ok(kernel)
+}
+
+/// The lists as the tables want them.
+pub fn compiled(lists: &[&Blocked]) -> Compiled {
+    let mut all = Compiled::default();
+    for list in lists {
+        for host in &list.hosts {
+            match host {
+                IpAddr::V4(host) => all.hosts4.push(span(u32::from(*host), u32::from(*host))),
+                IpAddr::V6(host) => all.hosts6.push(span(u128::from(*host), u128::from(*host))),
+            }
+        }
+        for prefix in &list.prefixes {
+            match prefix.addr() {
+                IpAddr::V4(first) => {
+                    let free = u32::MAX.checked_shr(prefix.len().into()).unwrap_or(0);
+                    let first = u32::from(first);
+                    all.ranges4.push(span(first, first | free));
+                }
+                IpAddr::V6(first) => {
+                    let free = u128::MAX.checked_shr(prefix.len().into()).unwrap_or(0);
+                    let first = u128::from(first);
+                    all.ranges6.push(span(first, first | free));
+                }
+            }
+        }
+    }
+    all.hosts4.sort_unstable();
+    all.hosts6.sort_unstable();
+    all.ranges4.sort_unstable();
+    all.ranges6.sort_unstable();
+    all
+}
+
+fn span<A>(start: A, end: A) -> Span<A> {
+    Span {
+        start,
+        end,
+        expires_unix_s: u64::MAX,
+        list: 1,
+    }
+}
+
+/// Writes the lists into the kernel in place of what was there.
+pub fn replace(kernel: &mut Kernel, wanted: &Compiled) -> Result<()> {
+    let now = Now {
+        unix_us: SystemClock.unix_us(),
+        mono_ns: SystemClock.mono_ns(),
+    };
+    let generation = kernel.allows.generation();
+    kernel.lists.replace(wanted, generation, now, &mut |_| {})?;
+    Ok(())
+}
+
+/// Arms every check and every limit of a source, so high that a test run's one source never reaches it,
+/// and flow records if so wanted.
+pub fn arm(kernel: &mut Kernel, flows: bool) -> Result<()> {
+    let tick_ns = kernel.dataplane.kernel_config().tick_ns;
+    let high = Limit::per_second(1_000_000_000, 1_000_000_000, tick_ns);
+    let defaults = Protection::default();
+    kernel.dataplane.set_protection(&Protection {
+        checks: Reason::ALL
+            .iter()
+            .fold(0, |mask, reason| mask | reason.bit()),
+        source_limits: defaults.source_limits.map(|_none| high),
+        mesh_limit: high,
+        fragment_limit: high,
+        total_limit: high,
+        stray_limit: high,
+        features: features::SOURCE_LIMITS | if flows { features::FLOWS } else { 0 },
+    })?;
+    Ok(())
+}
+
+/// Packets dropped because of a block or a list.
+pub fn dropped(counters: &Counters) -> u64 {
+    [Counter::DropExact, Counter::DropPrefix, Counter::DropList]
+        .iter()
+        .map(|counter| counters.get(*counter))
+        .sum()
+}

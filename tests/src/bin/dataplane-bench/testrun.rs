@@ -1,0 +1,82 @@
+//! Nanoseconds per packet by `BPF_PROG_TEST_RUN`, the same frame again and again.
+//!
+//! A whole nanosecond is what the kernel tells, so differences of one mean nothing.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use secmesh_tests::kernel::{XDP_DROP, XDP_PASS};
+use xtask::sh;
+
+use crate::{Effort, median};
+
+/// A program and what it must answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Side {
+    /// Its number in the kernel.
+    pub program: u32,
+    /// The action.
+    pub action: u32,
+}
+
+/// The action of a program that blocks the source, or does not.
+pub fn action(blocked: bool) -> u32 {
+    if blocked { XDP_DROP } else { XDP_PASS }
+}
+
+/// The median ns per packet of each side.
+pub fn measure<const N: usize>(
+    effort: &Effort,
+    frame: &[u8],
+    sides: [Side; N],
+) -> Result<[f64; N]> {
+    let mut times: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
+    for turn in 0..=effort.turns {
+        let mut order: Vec<(Side, &mut Vec<f64>)> = sides.into_iter().zip(&mut times).collect();
+        // Who goes first changes, so that nobody always runs on the warmer processor.
+        let first = turn % N.max(1);
+        order.rotate_left(first);
+        for (side, times) in order {
+            let time = run(side, frame, effort.packets)?;
+            // The first turn only warms up.
+            if turn > 0 {
+                times.push(time);
+            }
+        }
+    }
+    Ok(times.map(median))
+}
+
+/// One turn: average ns per packet.
+fn run(side: Side, frame: &[u8], packets: u32) -> Result<f64> {
+    use std::io::Write as _;
+
+    let id = side.program.to_string();
+    let repeat = packets.to_string();
+    let mut command = sh::command("bpftool");
+    command.args([
+        "-j", "prog", "run", "id", &id, "data_in", "-", "repeat", &repeat,
+    ]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut input = child.stdin.take().context("piped above")?;
+    input.write_all(frame)?;
+    drop(input);
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        bail!("bpftool prog run id {id}: {text}");
+    }
+    let shown: serde_json::Value = serde_json::from_str(&text).with_context(|| text.to_string())?;
+    let number = |name| shown.get(name).and_then(serde_json::Value::as_u64);
+    let answer = number("retval").with_context(|| text.to_string())?;
+    ensure!(
+        answer == u64::from(side.action),
+        "program {id} answers {answer} instead of {}",
+        side.action
+    );
+    let time = number("duration").with_context(|| text.to_string())?;
+    Ok(u32::try_from(time)?.into())
+}
