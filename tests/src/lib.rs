@@ -8,6 +8,7 @@
 //! cargo test --package secmesh-tests -- --ignored --test-threads=1
 //! ```
 
+pub mod chaos;
 pub mod fixtures;
 pub mod frames;
 pub mod kernel;

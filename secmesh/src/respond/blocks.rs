@@ -131,6 +131,25 @@ fn kernel_ns(unix_us: u64, now_unix_us: u64, now_ns: u64) -> u64 {
         .saturating_sub(behind.saturating_mul(1000))
 }
 
+/// Longest time left, µs, that an end keeps when the wall clock is set: a day, as long as a block of the mesh
+/// can last, and a minute for its bucket.
+const KEPT_US: u64 = 86_460_000_000;
+
+/// When a decision ends that was to end at `expires`, now that the wall clock was set from `before` to
+/// `after` (all unix µs).
+///
+/// Its time left is what counts, and is kept: neither does a wrong step let an attacker in, nor does it hold
+/// anybody for longer. With more than a day left it is the earlier clock that cannot be trusted (a machine
+/// that boots in 1970 and reads its ledger); then the end is what it says.
+pub fn end_after_step(expires: u64, before: u64, after: u64) -> u64 {
+    match expires.checked_sub(before) {
+        Some(left) if left <= KEPT_US => after.saturating_add(left),
+        Some(_) => expires,
+        // Over already; it must not begin again.
+        None => expires.min(after),
+    }
+}
+
 /// Both clocks, read together.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -256,6 +275,24 @@ impl Blocks {
             }
         }
         done
+    }
+
+    /// The wall clock was set from `before` to `after` (unix µs) in one moment: what was to last ten minutes
+    /// still does. [`Blocks::reconcile`] next.
+    pub fn clock_was_set(&mut self, before: u64, after: u64) {
+        for desired in self.desired.values_mut() {
+            for claim in desired.claims.values_mut() {
+                claim.expires_unix_us = end_after_step(claim.expires_unix_us, before, after);
+            }
+        }
+        self.ends = self
+            .desired
+            .iter()
+            .flat_map(|(prefix, desired)| {
+                let claims = desired.claims.iter();
+                claims.map(|(id, claim)| (claim.expires_unix_us, *prefix, id.clone()))
+            })
+            .collect();
     }
 
     fn write(
@@ -534,6 +571,52 @@ mod tests {
             }
         );
         assert_eq!(kernel.entries.keys().collect::<Vec<_>>(), [&p("192.0.2.1")]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_block_is_the_same_after_the_clock_was_set() {
+        let hour = 3_600_000_000;
+        let (back, forward) = (NOW.unix_us - hour / 4, NOW.unix_us + hour);
+        for after in [back, forward] {
+            let (mut blocks, mut kernel) = (
+                Blocks::default(),
+                Fake {
+                    room: 9,
+                    ..Fake::default()
+                },
+            );
+            let x = p("192.0.2.1");
+            blocks
+                .claim(&mut kernel, NOW, x, "a".into(), claim(1010))
+                .unwrap();
+            let ends = kernel.entries[&x].expires_ns;
+            blocks.clock_was_set(NOW.unix_us, after);
+            let now = Now {
+                unix_us: after,
+                ..NOW
+            };
+            assert!(
+                blocks.tick(&mut kernel, now).is_empty(),
+                "ended by the step"
+            );
+            blocks.reconcile(&mut kernel, now, &BTreeSet::from([x]));
+            assert_eq!(kernel.entries[&x].expires_ns, ends, "to {after}");
+            let over = Now {
+                unix_us: after + 10_000_000,
+                mono_ns: NOW.mono_ns + 10_000_000_000,
+            };
+            assert_eq!(blocks.tick(&mut kernel, over).len(), 1, "to {after}");
+            assert!(kernel.entries.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_end_that_the_earlier_clock_put_far_away_is_what_it_says() {
+        // Booted in 1970, with a ledger of today.
+        let (boot, today) = (10_000_000, 1_700_000_000_000_000);
+        assert_eq!(end_after_step(today + 5, boot, today), today + 5);
+        assert_eq!(end_after_step(90, 100, 500), 90);
+        assert_eq!(end_after_step(90, 100, 50), 50, "over, and stays over");
     }
 
     #[test]
