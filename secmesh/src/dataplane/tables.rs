@@ -63,20 +63,20 @@ pub enum TableError {
     },
 }
 
-fn net4(addr: [u8; 4], len: u8) -> Key<Net4> {
+pub(super) fn net4(addr: [u8; 4], len: u8) -> Key<Net4> {
     Key::new(u32::from(len), Net4 { addr, pad: [0; 4] })
 }
 
-fn net6(addr: [u8; 16], len: u8) -> Key<Net6> {
+pub(super) fn net6(addr: [u8; 16], len: u8) -> Key<Net6> {
     Key::new(u32::from(len), Net6 { addr })
 }
 
-fn net4_prefix(key: &Key<Net4>) -> Option<Prefix> {
+pub(super) fn net4_prefix(key: &Key<Net4>) -> Option<Prefix> {
     let len = u8::try_from(key.prefix_len()).ok()?;
     Prefix::truncating(IpAddr::from(key.data().addr), len).ok()
 }
 
-fn net6_prefix(key: &Key<Net6>) -> Option<Prefix> {
+pub(super) fn net6_prefix(key: &Key<Net6>) -> Option<Prefix> {
     let len = u8::try_from(key.prefix_len()).ok()?;
     Prefix::truncating(IpAddr::from(key.data().addr), len).ok()
 }
