@@ -32,7 +32,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
 }
 
 pub(super) fn run(input: &[u8]) {
-    if let Ok(bytes) = <&[u8; PREFIX_BYTES]>::try_from(input)
+    if let Some(bytes) = input.first_chunk::<PREFIX_BYTES>()
         && let Ok(prefix) = Prefix::from_bytes(bytes)
     {
         assert_eq!(&prefix.to_bytes(), bytes);
