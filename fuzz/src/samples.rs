@@ -103,7 +103,8 @@ fn grant(genesis: &Genesis, ticket: u8) -> Option<SignedGrant> {
             mesh: genesis.mesh_id(),
             ticket: TicketId([ticket; 16]),
             ticket_key: signer(ticket).public(),
-            name_hint: (ticket % 2 == 0)
+            name_hint: ticket
+                .is_multiple_of(2)
                 .then(|| Name::new("hint"))
                 .transpose()
                 .ok()?,
@@ -124,7 +125,12 @@ fn record(genesis: &Genesis, number: u8) -> Option<NodeRecord> {
         mesh: genesis.mesh_id(),
         node: NodeRecord::derive_id(&signer(number).public(), 1),
         name: Name::new(&format!("n{number}")).ok()?,
-        zone: Zone::new(if number % 2 == 0 { "even" } else { "odd" }).ok()?,
+        zone: Zone::new(if number.is_multiple_of(2) {
+            "even"
+        } else {
+            "odd"
+        })
+        .ok()?,
         incarnation: 1,
         vote_key: signer(number).public(),
         ledger_key: signer(number).public(),

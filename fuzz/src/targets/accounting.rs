@@ -155,7 +155,7 @@ pub(super) fn run(input: &[u8]) {
             };
         }
         let seen = account(&mut slot, &step.packet, now_ns, &config);
-        model.see(&step, now_ns, &config, &seen, &slot);
+        model.see(&step, now_ns, &config, seen, &slot);
     }
 }
 
@@ -172,7 +172,7 @@ impl Model {
         step: &Step,
         now_ns: u64,
         config: &Config,
-        seen: &Observed,
+        seen: Observed,
         slot: &SourceSlot,
     ) {
         let packet = &step.packet;
@@ -197,7 +197,7 @@ impl Model {
             assert_eq!(report, expected, "{class:?} {levels:?}");
         };
         if packet.fragment == Fragment::Later {
-            assert_eq!(*seen, Observed::default(), "a fragment has no ports");
+            assert_eq!(seen, Observed::default(), "a fragment has no ports");
             return;
         }
         match packet.proto {
@@ -239,12 +239,12 @@ impl Model {
                     assert!(!seen.contact);
                 }
             }
-            _ => assert_eq!(*seen, Observed::default()),
+            _ => assert_eq!(seen, Observed::default()),
         }
     }
 
     /// A contact is told once in a window, and the first of a window always.
-    fn contact(&mut self, step: &Step, now_ns: u64, config: &Config, seen: &Observed) {
+    fn contact(&mut self, step: &Step, now_ns: u64, config: &Config, seen: Observed) {
         if now_ns - self.contact_start_ns >= config.contact_window_ns {
             self.contact_start_ns = now_ns;
             self.contacts.clear();

@@ -269,7 +269,12 @@ fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
 pub(super) fn frame_seeds() -> Vec<Vec<u8>> {
     let mut all: Vec<Vec<u8>> = (0..8).map(|kind| framed(kind, b"body")).collect();
     all.push([framed(5, b""), framed(6, b""), framed(2, b"next")].concat());
-    all.push((MAX_MESSAGE as u64 as u32 + 2).to_be_bytes().to_vec());
+    all.push(
+        u32::try_from(MAX_MESSAGE + 2)
+            .unwrap_or(u32::MAX)
+            .to_be_bytes()
+            .to_vec(),
+    );
     all.push([framed(2, &[7; 300]), vec![0, 0, 0, 0, 1]].concat());
     all
 }

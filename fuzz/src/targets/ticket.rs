@@ -1,5 +1,6 @@
 //! Tickets.
 
+use secmesh::mesh::admission::SignedGrant;
 use secmesh::mesh::identity::Ticket;
 
 use crate::feed::Feed;
@@ -8,7 +9,7 @@ use crate::samples;
 fn sample() -> Ticket {
     let (genesis, grant) = samples::mesh()
         .map(|mesh| {
-            let grant = mesh.grants.first().map(|grant| grant.to_bytes());
+            let grant = mesh.grants.first().map(SignedGrant::to_bytes);
             (mesh.genesis.to_bytes(), grant.unwrap_or_default())
         })
         .unwrap_or_default();
