@@ -8,13 +8,14 @@
 //! cargo test --package secmesh-tests -- --ignored --test-threads=1
 //! ```
 
+pub mod chaos;
 pub mod fixtures;
 pub mod frames;
 pub mod kernel;
-pub mod sizes;
-pub mod verdicts;
 pub mod livegen;
 pub mod netns;
+pub mod sizes;
+pub mod verdicts;
 pub mod wire;
 
 use std::net::IpAddr;

@@ -3,7 +3,7 @@
 //! What is sent follows from a seed; a failure prints it, and `SECMESH_SEED=<seed>` sends the same again.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::{IpAddr, TcpListener, UdpSocket},
     time::Duration,
 };
@@ -19,12 +19,17 @@ use secmesh_common::{
 };
 use secmesh_tests::{
     fixtures,
-    frames::{IPV4, IPV6, ethernet, hex, icmp, ipv4_from, ipv6_from, protocol, tcp_to, udp_to},
+    frames::{
+        self, Element, IPV4, IPV6, QINQ, QINQ_OLD, VLAN, authentication, ethernet, extension,
+        fragment_header, hex, icmp, ipv4_from, ipv6_from, protocol, tcp_to, udp_to,
+    },
     kernel::{Kernel, MIN_FRAME, XDP_DROP, XDP_PASS, isolated, options, shown},
 };
 
 /// Packets for the comparison of verdicts.
-const PACKETS: usize = 60_000;
+const PACKETS: usize = 100_000;
+/// How many of them each shape must make at least, or the comparison says little about it.
+const OF_EACH_SHAPE: u32 = 2_000;
 /// Packets for the comparison of accounting.
 const ACCOUNTED: usize = 150_000;
 /// Longest frame that is made up from nothing.
@@ -136,6 +141,126 @@ fn made_up(random: &mut Random) -> Vec<u8> {
     frame
 }
 
+/// Headers that may stand between IPv6 and what it carries.
+const EXTENSIONS: [Element; 8] = [
+    (protocol::HOP_BY_HOP, |next| extension(next, 0)),
+    (protocol::ROUTING, |next| extension(next, 2)),
+    (protocol::DESTINATION_OPTIONS, |next| extension(next, 1)),
+    (protocol::AUTH, |next| authentication(next, 4)),
+    (protocol::MOBILITY, |next| extension(next, 0)),
+    (protocol::HIP, |next| extension(next, 4)),
+    (protocol::SHIM6, |next| extension(next, 0)),
+    (protocol::DESTINATION_OPTIONS, |next| extension(next, 31)),
+];
+
+/// What a packet was made of, counted so that each kind is known to have been compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Shape {
+    MadeUp,
+    MutatedFixture,
+    Plain4,
+    Plain6,
+    Vlan,
+    QinQ,
+    TooManyTags,
+    Options4,
+    Extensions6,
+    Fragment,
+    Truncated,
+    TruncatedInItsLengths,
+}
+
+/// What an IP packet carries, of either family's kinds.
+fn carried(random: &mut Random) -> (u8, Vec<u8>) {
+    let (from, to) = (u16::from(random.byte()), u16::from(random.byte()) * 200);
+    let data: Vec<u8> = (0..random.below(40)).map(|_| random.byte()).collect();
+    match random.below(6) {
+        0 | 1 => (
+            protocol::TCP,
+            [tcp_to(from, to, random.byte()), data].concat(),
+        ),
+        2 => (protocol::UDP, udp_to(from, to, &data)),
+        3 => (protocol::ICMP, [icmp(random.byte()), data].concat()),
+        4 => (protocol::ICMPV6, [icmp(random.byte()), data].concat()),
+        _ => (protocol::GRE, data),
+    }
+}
+
+/// A packet put together at random from good parts, some in numbers that are refused, and perhaps cut off.
+fn composed(random: &mut Random) -> (Vec<u8>, Vec<Shape>) {
+    let mut shapes = Vec::new();
+    let (proto, payload) = carried(random);
+    let fragment = random.below(4) == 0;
+    let offset = if random.below(2) == 0 {
+        0
+    } else {
+        u16::from(random.byte())
+    };
+    let (ethertype, packet) = if random.below(2) == 0 {
+        let options: Vec<u8> = (0..random.below(3) * random.below(21))
+            .map(|_| random.byte())
+            .collect();
+        shapes.push(if options.is_empty() {
+            Shape::Plain4
+        } else {
+            Shape::Options4
+        });
+        let field = match (fragment, random.below(2)) {
+            (true, more) => offset | if more == 1 { 0x2000 } else { 0 },
+            (false, _) => 0x4000,
+        };
+        let source = [10, 0, 0, random.byte()];
+        (IPV4, ipv4_from(source, &options, field, proto, &payload))
+    } else {
+        let mut chain: Vec<Element> = (0..random.below(9))
+            .filter_map(|_| random.pick(&EXTENSIONS))
+            .collect();
+        shapes.push(if chain.is_empty() {
+            Shape::Plain6
+        } else {
+            Shape::Extensions6
+        });
+        if fragment {
+            let first: Element = (protocol::FRAGMENT, |next| fragment_header(next, 0, true));
+            let later: Element = (protocol::FRAGMENT, |next| fragment_header(next, 77, false));
+            let at = random.index(chain.len() + 1);
+            chain.insert(at, if offset == 0 { first } else { later });
+        }
+        let (next, bytes) = frames::chain(&chain, proto, &payload);
+        let mut source = [0x20; 16];
+        source[15] = random.byte();
+        (IPV6, ipv6_from(source, next, &bytes))
+    };
+    if fragment {
+        shapes.push(Shape::Fragment);
+    }
+    let tags: Vec<u16> = (0..random.below(4) * random.below(2))
+        .filter_map(|_| random.pick(&[VLAN, QINQ, QINQ_OLD]))
+        .collect();
+    shapes.extend(match tags.len() {
+        0 => None,
+        1 => Some(Shape::Vlan),
+        2 => Some(Shape::QinQ),
+        _ => Some(Shape::TooManyTags),
+    });
+    let frame = ethernet(&tags, ethertype, &packet);
+    let length = MIN_FRAME + random.index(frame.len() - MIN_FRAME);
+    match random.below(4) {
+        0 => {
+            shapes.push(Shape::Truncated);
+            (frame.into_iter().take(length).collect(), shapes)
+        }
+        1 => {
+            shapes.push(Shape::TruncatedInItsLengths);
+            (
+                frames::cut(&frame, length, MIN_FRAME + 4 * tags.len()),
+                shapes,
+            )
+        }
+        _ => (frame, shapes),
+    }
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn verdict_and_reason_are_the_same_for_random_and_mutated_packets() -> Result<()> {
@@ -148,14 +273,24 @@ fn verdict_and_reason_are_the_same_for_random_and_mutated_packets() -> Result<()
         .map(|f| f.frame)
         .filter(|f| f.len() < 400)
         .collect();
-    let mut reasons = std::collections::BTreeMap::new();
+    let mut reasons = BTreeMap::new();
+    let mut shapes = BTreeMap::new();
     for number in 0..PACKETS {
-        let frame = if number % 5 == 0 {
-            made_up(&mut random)
-        } else {
-            let model = models.get(random.index(models.len())).context("a model")?;
-            mutated(&mut random, model)
+        let (frame, made_of) = match number % 8 {
+            0 => (made_up(&mut random), vec![Shape::MadeUp]),
+            1..4 => {
+                let model = models.get(random.index(models.len())).context("a model")?;
+                (mutated(&mut random, model), vec![Shape::MutatedFixture])
+            }
+            4..7 => composed(&mut random),
+            _ => {
+                let (frame, made_of) = composed(&mut random);
+                (mutated(&mut random, &frame), made_of)
+            }
         };
+        for shape in made_of {
+            *shapes.entry(shape).or_insert(0_u32) += 1;
+        }
         let parsed = parse_ethernet(&Captured::whole(&frame));
         let outcome = kernel.run(&frame)?;
         let (action, counter) = match parsed {
@@ -176,7 +311,12 @@ fn verdict_and_reason_are_the_same_for_random_and_mutated_packets() -> Result<()
             shown(&outcome.moved)
         );
     }
-    println!("{PACKETS} packets with seed {seed}: {reasons:?}");
+    println!("{PACKETS} packets with seed {seed}: {reasons:?}; made as {shapes:?}");
+    ensure!(
+        shapes.len() == Shape::TruncatedInItsLengths as usize + 1
+            && shapes.values().all(|count| *count >= OF_EACH_SHAPE),
+        "a shape was hardly tried: {shapes:?}"
+    );
     for counter in [
         Counter::MalformedVlan,
         Counter::MalformedIpv4Header,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::build::{self, BINARY_VARIABLE, Executable, Mode};
+use crate::fuzz;
 use crate::setup::{self, Profile};
 use crate::sh;
 use crate::term::{Style, paint};
@@ -107,6 +108,7 @@ pub fn run(selection: Selection) -> anyhow::Result<()> {
     }
     totals.take(user_tests(), &logs)?;
     if !selection.quick {
+        totals.take(fuzzers()?, &logs)?;
         totals.take_root_tests("packets through the kernel", "kernel", Needs::Kernel, &logs)?;
         if !selection.no_lab {
             totals.take_root_tests("end to end, in the lab", "lab", Needs::Lab, &logs)?;
@@ -227,6 +229,22 @@ fn kernels() -> anyhow::Result<Step> {
         name: "other kernels, under qemu",
         file: "vm",
         commands: vec![command],
+        tests: false,
+    })
+}
+
+/// A bounded run of each fuzz target; what they find is in the log with the command that repeats it.
+fn fuzzers() -> anyhow::Result<Step> {
+    let this = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut fuzz = sh::command(this);
+    fuzz.args(["fuzz", "--time", fuzz::STEP_TIME]);
+    // The engine's own file is linted here: without its C++ part it does not compile.
+    let mut lint = cargo_with(&["clippy", "--package", "secmesh-fuzz", "--all-targets"]);
+    lint.args(["--features", "engine", "--", "-D", "warnings"]);
+    Ok(Step {
+        name: "fuzz targets, 10 s each",
+        file: "fuzz",
+        commands: vec![lint, fuzz],
         tests: false,
     })
 }

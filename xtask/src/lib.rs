@@ -7,6 +7,7 @@ pub mod bench;
 pub mod build;
 pub mod check;
 pub mod clock;
+pub mod fuzz;
 pub mod lab;
 pub mod run;
 pub mod setup;

@@ -1,5 +1,6 @@
 //! `cargo xtask`: what a developer of secmesh types.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use xtask::bench;
 use xtask::build::{self, Mode};
 use xtask::check::{self, Selection};
+use xtask::fuzz;
 use xtask::lab::{attack, command, generators::Kind, net::MAX_NODES};
 use xtask::run;
 use xtask::setup::{self, Profile};
@@ -66,6 +68,34 @@ enum Task {
         /// Also what takes minutes: the kernel programs on other kernels, as `cargo xtask vm` does.
         #[arg(long, conflicts_with = "quick")]
         full: bool,
+    },
+    /// Fuzz what reads bytes from elsewhere, guided by coverage, for a bounded time.
+    ///
+    /// Exit code 1 if an input failed; it is kept below fuzz/artifacts, and the command that repeats it is
+    /// printed.
+    #[command(
+        after_help = "Examples:\n  cargo xtask fuzz --list\n  cargo xtask fuzz --time 10s\n  cargo xtask fuzz packet ticket --time 5m\n  cargo xtask fuzz packet --input fuzz/artifacts/packet/crash-0123"
+    )]
+    Fuzz {
+        /// Which targets [default: all].
+        targets: Vec<String>,
+        /// How long each runs.
+        #[arg(long, default_value = "60s", value_parser = fuzz::duration)]
+        time: Duration,
+        /// Send this file through the target, once, instead.
+        #[arg(
+            long,
+            value_name = "FILE",
+            requires = "targets",
+            conflicts_with = "time"
+        )]
+        input: Option<PathBuf>,
+        /// Only say which targets there are and what each checks.
+        #[arg(long, conflicts_with_all = ["targets", "time", "input"])]
+        list: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Run a mesh with an attacker and a client in network namespaces, until Ctrl-C.
     #[command(
@@ -198,6 +228,21 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             no_lab,
             full,
         }),
+        Task::Fuzz {
+            targets,
+            time,
+            input,
+            list,
+            json,
+        } => fuzz::command(
+            &fuzz::Options {
+                targets,
+                time,
+                input,
+            },
+            list,
+            json,
+        ),
         Task::Vm {
             kernel,
             json,
@@ -298,6 +343,10 @@ mod tests {
             "xtask bench dataplane",
             "xtask bench dataplane --json",
             "xtask bench dataplane --row flood --row syn --full",
+            "xtask fuzz",
+            "xtask fuzz --list --json",
+            "xtask fuzz packet ticket --time 5m",
+            "xtask fuzz packet --input file",
             "xtask lab",
             "xtask lab --nodes 7 --keep",
             "xtask lab attack syn-flood --json",
@@ -309,6 +358,8 @@ mod tests {
             "xtask test --quick --full",
             "xtask vm --kernel 5.10",
             "xtask vm --limit 1",
+            "xtask fuzz --time never",
+            "xtask fuzz --input file",
             "xtask lab --nodes 0",
             "xtask lab --nodes 17",
             "xtask lab attack flood",

@@ -25,6 +25,8 @@ pub enum Profile {
     Bench,
     /// Boot other kernels.
     Vm,
+    /// Run the fuzzers.
+    Fuzz,
     /// All of it.
     All,
 }
@@ -43,7 +45,11 @@ impl Profile {
     }
 
     fn runs_bpf(self) -> bool {
-        !matches!(self, Self::Build | Self::Vm)
+        !matches!(self, Self::Build | Self::Vm | Self::Fuzz)
+    }
+
+    fn fuzzes(self) -> bool {
+        matches!(self, Self::Fuzz | Self::Test | Self::All)
     }
 }
 
@@ -59,6 +65,12 @@ const fn package(program: &'static str, name: &'static str, why: &'static str) -
 }
 
 const COMPILER: Package = package("cc", "gcc", "links Rust programs");
+
+const CXX_COMPILER: Package = package(
+    "c++",
+    "g++",
+    "compiles libFuzzer, the engine of the fuzzers",
+);
 
 const NETWORK_TOOLS: &[Package] = &[
     package(
@@ -221,6 +233,13 @@ fn find_missing(profile: Profile) -> Vec<Missing> {
         Remedy::Debian(COMPILER.name),
         COMPILER.why,
     );
+    if profile.fuzzes() {
+        need(
+            sh::which(CXX_COMPILER.program).is_some(),
+            Remedy::Debian(CXX_COMPILER.name),
+            CXX_COMPILER.why,
+        );
+    }
     need(
         version_of("bpf-linker").is_some_and(|version| version.starts_with("0.10.")),
         Remedy::CargoInstall {

@@ -411,7 +411,7 @@ impl Agent {
     }
 
     /// Kernel entries end on the monotonic clock, decisions on the wall clock: when that is set, the
-    /// entries are written again.
+    /// decisions' ends move with it, and the entries are looked through.
     fn notice_clock_step(&mut self, now: Now) {
         let origin = now.unix_us.saturating_sub(now.mono_ns / 1000);
         if origin.abs_diff(self.clock_origin_us) < CLOCK_STEP_US {
@@ -421,9 +421,12 @@ impl Agent {
         warn!(
             by_seconds = origin.abs_diff(self.clock_origin_us) / 1_000_000,
             forward = origin > self.clock_origin_us,
-            "the wall clock was set; writing the ends of all blocks again"
+            "the wall clock was set; every block keeps the time that it has left"
         );
+        let before = self.clock_origin_us.saturating_add(now.mono_ns / 1000);
         self.clock_origin_us = origin;
+        self.blocks.clock_was_set(before, now.unix_us);
+        self.book.clock_was_set(before, now.unix_us);
         let done = self.reconcile(now);
         self.reconciler.add(done);
         if let Some(lists) = &self.lists {

@@ -56,7 +56,7 @@ impl EventReader {
 }
 
 /// The event in a ring record; `None` for one of another size, which another schema's program left.
-fn decode(record: &[u8]) -> Option<Event> {
+pub(super) fn decode(record: &[u8]) -> Option<Event> {
     if record.len() != size_of::<Event>() {
         return None;
     }

@@ -10,6 +10,8 @@ mod counters;
 mod cuckoo;
 mod error;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guard;
 mod listing;
 mod lists;

@@ -63,11 +63,11 @@ pub enum TableError {
     },
 }
 
-fn net4(addr: [u8; 4], len: u8) -> Key<Net4> {
+pub(super) fn net4(addr: [u8; 4], len: u8) -> Key<Net4> {
     Key::new(u32::from(len), Net4 { addr, pad: [0; 4] })
 }
 
-fn net6(addr: [u8; 16], len: u8) -> Key<Net6> {
+pub(super) fn net6(addr: [u8; 16], len: u8) -> Key<Net6> {
     Key::new(u32::from(len), Net6 { addr })
 }
 

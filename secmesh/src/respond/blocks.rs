@@ -176,6 +176,25 @@ fn kernel_ns(unix_us: u64, now_unix_us: u64, now_ns: u64) -> u64 {
         .saturating_sub(behind.saturating_mul(1000))
 }
 
+/// Longest time left, µs, that an end keeps when the wall clock is set: a day, as long as a block of the mesh
+/// can last, and a minute for its bucket.
+const KEPT_US: u64 = 86_460_000_000;
+
+/// When a decision ends that was to end at `expires`, now that the wall clock was set from `before` to
+/// `after` (all unix µs).
+///
+/// Its time left is what counts, and is kept: neither does a wrong step let an attacker in, nor does it hold
+/// anybody for longer. With more than a day left it is the earlier clock that cannot be trusted (a machine
+/// that boots in 1970 and reads its ledger); then the end is what it says.
+pub fn end_after_step(expires: u64, before: u64, after: u64) -> u64 {
+    match expires.checked_sub(before) {
+        Some(left) if left <= KEPT_US => after.saturating_add(left),
+        Some(_) => expires,
+        // Over already; it must not begin again.
+        None => expires.min(after),
+    }
+}
+
 /// Both clocks, read together.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -363,6 +382,24 @@ impl Blocks {
         entry.rule == speaker.rule
             && entry.flags == flags_of(speaker.origin)
             && entry.expires_ns.abs_diff(ends) <= MAX_DRIFT_NS
+    }
+
+    /// The wall clock was set from `before` to `after` (unix µs) in one moment: what was to last ten minutes
+    /// still does. [`Blocks::reconcile`] next.
+    pub fn clock_was_set(&mut self, before: u64, after: u64) {
+        for desired in self.desired.values_mut() {
+            for claim in desired.claims.values_mut() {
+                claim.expires_unix_us = end_after_step(claim.expires_unix_us, before, after);
+            }
+        }
+        self.ends = self
+            .desired
+            .iter()
+            .flat_map(|(prefix, desired)| {
+                let claims = desired.claims.iter();
+                claims.map(|(id, claim)| (claim.expires_unix_us, *prefix, id.clone()))
+            })
+            .collect();
     }
 
     fn write(

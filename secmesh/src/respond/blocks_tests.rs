@@ -233,3 +233,49 @@ fn a_clock_that_was_set_back_does_not_shorten_kernel_time() {
     );
     assert_eq!(kernel_ns(0, NOW.unix_us, NOW.mono_ns), 0);
 }
+
+#[test]
+fn what_is_left_of_a_block_is_the_same_after_the_clock_was_set() {
+    let hour = 3_600_000_000;
+    let (back, forward) = (NOW.unix_us - hour / 4, NOW.unix_us + hour);
+    for after in [back, forward] {
+        let (mut blocks, mut kernel) = (
+            Blocks::default(),
+            Fake {
+                room: 9,
+                ..Fake::default()
+            },
+        );
+        let x = p("192.0.2.1");
+        blocks
+            .claim(&mut kernel, NOW, x, "a".into(), claim(1010))
+            .unwrap();
+        let ends = kernel.entries[&x].expires_ns;
+        blocks.clock_was_set(NOW.unix_us, after);
+        let now = Now {
+            unix_us: after,
+            ..NOW
+        };
+        assert!(
+            blocks.tick(&mut kernel, now).is_empty(),
+            "ended by the step"
+        );
+        blocks.reconcile(&mut kernel, now, &BTreeSet::from([x]));
+        assert_eq!(kernel.entries[&x].expires_ns, ends, "to {after}");
+        let over = Now {
+            unix_us: after + 10_000_000,
+            mono_ns: NOW.mono_ns + 10_000_000_000,
+        };
+        assert_eq!(blocks.tick(&mut kernel, over).len(), 1, "to {after}");
+        assert!(kernel.entries.is_empty());
+    }
+}
+
+#[test]
+fn an_end_that_the_earlier_clock_put_far_away_is_what_it_says() {
+    // Booted in 1970, with a ledger of today.
+    let (boot, today) = (10_000_000, 1_700_000_000_000_000);
+    assert_eq!(end_after_step(today + 5, boot, today), today + 5);
+    assert_eq!(end_after_step(90, 100, 500), 90);
+    assert_eq!(end_after_step(90, 100, 50), 50, "over, and stays over");
+}

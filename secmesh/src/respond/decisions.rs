@@ -10,6 +10,8 @@ use crate::{
     mesh::vote::AttackClass,
 };
 
+use super::blocks::end_after_step;
+
 /// Decisions that are over and still shown.
 const MAX_ENDED: usize = 10_000;
 
@@ -113,6 +115,21 @@ impl Book {
         self.ended.push_back(id.to_owned());
         self.forget();
         true
+    }
+
+    /// The wall clock was set from `before` to `after` (unix µs): active decisions keep what they have left,
+    /// see [`super::blocks::end_after_step`].
+    pub fn clock_was_set(&mut self, before: u64, after: u64) {
+        let active: Vec<Entry> = self
+            .entries
+            .values()
+            .filter(|e| e.state == DecisionState::Active)
+            .cloned()
+            .collect();
+        for mut entry in active {
+            entry.expires_unix_us = end_after_step(entry.expires_unix_us, before, after);
+            self.put(entry);
+        }
     }
 
     /// All decisions, newest first.

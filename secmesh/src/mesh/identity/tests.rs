@@ -176,6 +176,25 @@ fn a_ticket_is_read_back() {
     assert!(!format!("{:?}", ticket()).contains("seed"));
 }
 
+/// Found by the fuzzer: where base64 ends on a whole group, a character behind it went unnoticed.
+#[test]
+fn a_character_behind_a_whole_ticket_is_noticed_whatever_its_length() {
+    for length in 0..3 {
+        let short = Ticket {
+            genesis: vec![1; length],
+            ..ticket()
+        };
+        for more in ["A", "AA", "AAA", "AAAA"] {
+            let text = short.encode().unwrap() + more;
+            assert_eq!(
+                Ticket::decode(&text),
+                Err(TicketError::TooLong),
+                "{length} {more}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_bad_ticket_says_what_is_wrong() {
     let text = ticket().encode().unwrap();

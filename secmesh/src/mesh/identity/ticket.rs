@@ -144,11 +144,11 @@ impl Ticket {
             return Err(TicketError::TooLong);
         }
         // A length that no base64 has means that characters are missing; others come out in `split`.
-        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|e| match e {
-            base64::DecodeError::InvalidLength(_) => TicketError::Truncated,
-            _ => TicketError::Checksum,
-        });
-        Self::parse(split(&bytes.or_else(|e| cut_short(encoded, e))?)?)
+        let bytes = match URL_SAFE_NO_PAD.decode(encoded) {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(what_is_wrong(encoded, &error)),
+        };
+        Self::parse(split(&bytes)?)
     }
 
     fn parse(body: &[u8]) -> Result<Self, TicketError> {
@@ -184,11 +184,19 @@ impl Ticket {
     }
 }
 
-/// A cut can fall so that the last character has bits left over; the bytes before it still say how
-/// long the ticket should be.
-fn cut_short(encoded: &str, error: TicketError) -> Result<Vec<u8>, TicketError> {
+/// Why characters that are no base64 are no ticket either. A cut can fall so that the last character has
+/// bits left over; the bytes before it still say how long the ticket should be.
+fn what_is_wrong(encoded: &str, error: &base64::DecodeError) -> TicketError {
     let whole = encoded.get(..encoded.len() / 4 * 4).unwrap_or_default();
-    URL_SAFE_NO_PAD.decode(whole).map_err(|_| error)
+    match (URL_SAFE_NO_PAD.decode(whole), error) {
+        (Ok(bytes), _) => match split(&bytes) {
+            // All of a ticket, and a character more.
+            Ok(_) => TicketError::TooLong,
+            Err(why) => why,
+        },
+        (Err(_), base64::DecodeError::InvalidLength(_)) => TicketError::Truncated,
+        (Err(_), _) => TicketError::Checksum,
+    }
 }
 
 /// Checks version, length and checksum, and returns what is between.

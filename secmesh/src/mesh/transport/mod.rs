@@ -11,6 +11,8 @@
 mod counters;
 mod dial;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod join;
 mod limit;
 mod listen;

@@ -1,0 +1,313 @@
+//! What nodes send each other and keep: decoding, one encoding each, no forgery.
+
+use std::fmt::Debug;
+
+use secmesh::mesh::admission::{AdmittedRecord, SignedGrant};
+use secmesh::mesh::cert::{Certificate, MAX_CERT_VOTES};
+use secmesh::mesh::decision::{SignedRelease, Warrant};
+use secmesh::mesh::genesis::{MAX_BLOCK_TTL_S, SignedGenesis};
+use secmesh::mesh::join::JoinReply;
+use secmesh::mesh::message::{EquivocationProof, Message, pack};
+use secmesh::mesh::transport::MAX_MESSAGE;
+use secmesh::mesh::transport::fuzzing::{Read, read_and_write};
+use secmesh::mesh::vote::Ballot;
+
+use crate::feed::Feed;
+use crate::samples::{Mesh, mesh};
+
+/// Decodes; what decodes has these bytes as its only encoding.
+fn canonical<T: PartialEq + Debug, E>(
+    bytes: &[u8],
+    decode: impl Fn(&[u8]) -> Result<T, E>,
+    encode: impl Fn(&T) -> Vec<u8>,
+) -> Option<T> {
+    let value = decode(bytes).ok()?;
+    let again = encode(&value);
+    assert_eq!(again, bytes, "two encodings of {value:?}");
+    assert_eq!(decode(&again).ok().as_ref(), Some(&value));
+    Some(value)
+}
+
+fn seeds(of: impl FnOnce(&Mesh) -> Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    mesh().map(of).unwrap_or_default()
+}
+
+pub(super) fn message_seeds() -> Vec<Vec<u8>> {
+    seeds(|mesh| {
+        let mut all: Vec<Message> = mesh
+            .ballots
+            .iter()
+            .map(|ballot| Message::Vote(Box::new(*ballot)))
+            .collect();
+        all.push(Message::Certificate(Box::new(mesh.certificate.clone())));
+        all.extend(
+            mesh.members
+                .iter()
+                .cloned()
+                .map(|m| Message::Admission(Box::new(m))),
+        );
+        all.extend(
+            mesh.grants
+                .iter()
+                .cloned()
+                .map(|g| Message::Grant(Box::new(g))),
+        );
+        all.push(Message::Release(Box::new(mesh.release)));
+        if let Some(ballot) = mesh.ballots.first() {
+            let mut other = ballot.signed;
+            other.vote.sequence += 1;
+            all.extend(
+                EquivocationProof::new(ballot.signed, other)
+                    .map(|proof| Message::Equivocation(Box::new(proof))),
+            );
+        }
+        let mut bytes: Vec<Vec<u8>> = all.iter().map(Message::to_bytes).collect();
+        bytes.extend(pack(bytes.clone()));
+        bytes
+    })
+}
+
+pub(super) fn message(input: &[u8]) {
+    let Some(message) = canonical(input, Message::from_bytes, Message::to_bytes) else {
+        return;
+    };
+    assert!(input.len() <= MAX_MESSAGE);
+    match message {
+        Message::Batch(parts) => {
+            // Packed again, everything is still there, in order.
+            let again: Vec<Vec<u8>> = pack(parts.clone())
+                .iter()
+                .filter_map(|bytes| match Message::from_bytes(bytes) {
+                    Ok(Message::Batch(parts)) => Some(parts),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            assert_eq!(again, parts, "packing lost a part");
+        }
+        Message::Equivocation(proof) => {
+            let (first, second) = proof.votes();
+            assert_ne!(first.vote, second.vote, "no contradiction");
+            assert_eq!(first.vote.voter, second.vote.voter);
+            assert_eq!(first.vote.incident, second.vote.incident);
+            if let Some(mesh) = mesh() {
+                assert!(proof.verify(&mesh.roster).is_err(), "nobody here lied");
+            }
+        }
+        _ => {}
+    }
+}
+
+pub(super) fn vote_seeds() -> Vec<Vec<u8>> {
+    seeds(|mesh| {
+        let mut all: Vec<Vec<u8>> = mesh.ballots.iter().map(Ballot::to_bytes).collect();
+        all.push(mesh.release.to_bytes());
+        all
+    })
+}
+
+pub(super) fn vote(input: &[u8]) {
+    let Some(mesh) = mesh() else { return };
+    if let Some(ballot) = canonical(input, Ballot::from_bytes, Ballot::to_bytes) {
+        let vote = &ballot.signed.vote;
+        assert_eq!(vote.action_hash, ballot.action.hash());
+        let verifies = mesh
+            .roster
+            .get(&vote.voter)
+            .is_some_and(|member| ballot.signed.verify(&member.record.vote_key).is_ok());
+        assert!(
+            !verifies || mesh.ballots.contains(&ballot),
+            "forged: {ballot:?}"
+        );
+    }
+    if let Some(release) = canonical(input, SignedRelease::from_bytes, SignedRelease::to_bytes) {
+        let verifies = release.verify(&mesh.genesis.genesis).is_ok();
+        assert!(!verifies || release == mesh.release, "forged: {release:?}");
+    }
+}
+
+pub(super) fn certificate_seeds() -> Vec<Vec<u8>> {
+    seeds(|mesh| {
+        let certificate = mesh.certificate.clone();
+        let mut fewer = certificate.clone();
+        fewer.votes.truncate(1);
+        let mut unsorted = certificate.clone();
+        unsorted.votes.reverse();
+        let mut twice = certificate.clone();
+        twice
+            .votes
+            .extend(certificate.votes.iter().take(1).copied());
+        vec![
+            certificate.to_bytes(),
+            fewer.to_bytes(),
+            unsorted.to_bytes(),
+            twice.to_bytes(),
+            Warrant::Votes(certificate).to_bytes(),
+            Warrant::Operator(mesh.release).to_bytes(),
+        ]
+    })
+}
+
+pub(super) fn certificate(input: &[u8]) {
+    let Some(mesh) = mesh() else { return };
+    if let Some(certificate) = canonical(input, Certificate::from_bytes, Certificate::to_bytes) {
+        judge(mesh, &certificate);
+    }
+    if let Some(warrant) = canonical(input, Warrant::from_bytes, Warrant::to_bytes) {
+        match &warrant {
+            Warrant::Votes(certificate) => {
+                judge(mesh, certificate);
+                assert_eq!(warrant.decision(), certificate.decision());
+            }
+            Warrant::Operator(release) => {
+                let verifies = release.verify(&mesh.genesis.genesis).is_ok();
+                assert!(!verifies || *release == mesh.release, "forged: {release:?}");
+            }
+        }
+    }
+}
+
+fn judge(mesh: &Mesh, certificate: &Certificate) {
+    assert!(certificate.votes.len() <= MAX_CERT_VOTES);
+    if !mesh.accepts(certificate) {
+        return;
+    }
+    // Of what was signed, any selection with enough votes proves the same decision, and nothing else.
+    assert_eq!(certificate.decision(), mesh.certificate.decision());
+    assert!(
+        certificate
+            .votes
+            .iter()
+            .all(|vote| mesh.certificate.votes.contains(vote)),
+        "a vote that nobody signed: {certificate:?}"
+    );
+    let mut voters: Vec<_> = certificate.votes.iter().map(|vote| vote.voter).collect();
+    voters.dedup();
+    assert_eq!(
+        voters.len(),
+        certificate.votes.len(),
+        "a vote counted twice"
+    );
+    assert!(voters.len() >= 2, "one node decided for four");
+}
+
+pub(super) fn join_seeds() -> Vec<Vec<u8>> {
+    seeds(|mesh| {
+        let mut all: Vec<Vec<u8>> = mesh.members.iter().map(AdmittedRecord::to_bytes).collect();
+        all.extend(mesh.grants.iter().map(SignedGrant::to_bytes));
+        for members in [Vec::new(), mesh.members.clone()] {
+            all.push(JoinReply::Accepted { members }.to_bytes());
+        }
+        let reason = "the ticket was used already — ask for another".to_owned();
+        all.push(JoinReply::Refused { reason }.to_bytes());
+        all
+    })
+}
+
+pub(super) fn join(input: &[u8]) {
+    let Some(mesh) = mesh() else { return };
+    if let Some(JoinReply::Accepted { members }) =
+        canonical(input, JoinReply::from_bytes, JoinReply::to_bytes)
+    {
+        for member in &members {
+            admitted(mesh, member);
+        }
+    }
+    if let Some(record) = canonical(input, AdmittedRecord::from_bytes, AdmittedRecord::to_bytes) {
+        admitted(mesh, &record);
+    }
+    if let Some(grant) = canonical(input, SignedGrant::from_bytes, SignedGrant::to_bytes) {
+        let verifies = grant.verify(&mesh.genesis.genesis).is_ok();
+        assert!(
+            !verifies || mesh.grants.contains(&grant),
+            "forged: {grant:?}"
+        );
+    }
+}
+
+fn admitted(mesh: &Mesh, record: &AdmittedRecord) {
+    let verifies = record.verify(&mesh.genesis.genesis).is_ok();
+    assert!(
+        !verifies || mesh.members.contains(record),
+        "forged: {record:?}"
+    );
+}
+
+pub(super) fn genesis_seeds() -> Vec<Vec<u8>> {
+    seeds(|mesh| vec![mesh.genesis.to_bytes()])
+}
+
+pub(super) fn genesis(input: &[u8]) {
+    let read = canonical(input, SignedGenesis::from_bytes, SignedGenesis::to_bytes);
+    let (Some(mesh), Some(read)) = (mesh(), read) else {
+        return;
+    };
+    let params = &read.genesis.params;
+    assert!(
+        (1..=MAX_BLOCK_TTL_S).contains(&params.block_ttl_s),
+        "{params:?}"
+    );
+    let ours = read.genesis.operator_key == mesh.genesis.genesis.operator_key;
+    let verifies = read.verify().is_ok();
+    assert!(
+        !verifies || !ours || read == mesh.genesis,
+        "forged: {read:?}"
+    );
+    assert_eq!(
+        read.genesis.mesh_id() == mesh.genesis.genesis.mesh_id(),
+        read.genesis == mesh.genesis.genesis,
+        "two meshes with one id"
+    );
+}
+
+/// A frame by hand: length, kind, body.
+fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 1).unwrap_or(u32::MAX);
+    [length.to_be_bytes().as_slice(), &[kind], body].concat()
+}
+
+pub(super) fn frame_seeds() -> Vec<Vec<u8>> {
+    let mut all: Vec<Vec<u8>> = (0..8).map(|kind| framed(kind, b"body")).collect();
+    all.push([framed(5, b""), framed(6, b""), framed(2, b"next")].concat());
+    all.push(
+        u32::try_from(MAX_MESSAGE + 2)
+            .unwrap_or(u32::MAX)
+            .to_be_bytes()
+            .to_vec(),
+    );
+    all.push([framed(2, &[7; 300]), vec![0, 0, 0, 0, 1]].concat());
+    all
+}
+
+/// Reads the same frames as this loop does, which knows nothing of the reader.
+pub(super) fn frame(input: &[u8]) {
+    let mut stream = input;
+    let mut feed = Feed::new(input);
+    // As many as an input can hold would be slow, and say nothing that the first do not.
+    for _ in 0..16 {
+        let before = stream.len();
+        let (read, written) = read_and_write(&mut stream);
+        let length = u32::from_be_bytes(feed.array()) as usize;
+        let expected = if before < 4 {
+            Read::Ended
+        } else if length > MAX_MESSAGE + 1 {
+            Read::Oversized
+        } else if length == 0 {
+            Read::Bad
+        } else if before < 5 {
+            Read::Ended
+        } else {
+            match (feed.u8(), length - 1) {
+                (1..=6, body) if before < 5 + body => Read::Ended,
+                (kind @ 1..=6, body) => Read::Frame(kind, feed.bytes(body).to_vec()),
+                _ => Read::Bad,
+            }
+        };
+        assert_eq!(read, expected);
+        let Read::Frame(kind, body) = read else {
+            return;
+        };
+        assert_eq!(written, framed(kind, &body));
+        assert_eq!(before - stream.len(), written.len());
+    }
+}
