@@ -12,7 +12,7 @@ use secmesh_common::{
 use secmesh_tests::{
     fixtures,
     frames::{IPV4, SOURCE4, cut, ethernet, ipv4, ipv4_from, protocol, tcp, udp},
-    kernel::{Kernel, MIN_FRAME, XDP_DROP, XDP_PASS, options, shown},
+    kernel::{Kernel, LONG_NS, MIN_FRAME, XDP_DROP, XDP_PASS, options, shown},
     verdicts::{Blocked, block, block_until, compare, every_fixture, kernel_with, now_ns, prefix},
 };
 

@@ -42,7 +42,16 @@ pub struct BlockMap {
     value_size: usize,
     hits_at: usize,
     first_hit_at: usize,
+    /// The map of sources that are being dropped now, with counts that the block map has not got yet.
+    hot: Option<OwnedFd>,
 }
+
+/// Slots of the map of hot sources, their size, and where in them the address, its family and the packets
+/// are (`HotSource` in secmesh-common/src/list.rs).
+const HOT_SLOTS: u32 = 1 << 12;
+const HOT_SIZE: usize = 64;
+const HOT_HITS_AT: usize = 24;
+const HOT_FAMILY_AT: usize = 60;
 
 #[derive(Debug, Deserialize)]
 struct MapInfo {
@@ -137,32 +146,36 @@ impl BlockMap {
         hits_at: usize,
         first_hit_at: usize,
     ) -> anyhow::Result<Self> {
-        let name = CString::new(path.as_os_str().as_bytes()).context("a path with a zero byte")?;
-        let argument = ObjGet {
-            pathname: name.as_ptr().addr() as u64,
-            bpf_fd: 0,
-            file_flags: 0,
-        };
-        // SAFETY: the argument and the path it points to live through the call, and its size is given.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_OBJ_GET,
-                &raw const argument,
-                size_of::<ObjGet>(),
-            )
-        };
-        let fd = nix::errno::Errno::result(fd)
-            .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
-        let fd = i32::try_from(fd).context("descriptor out of range")?;
-        // SAFETY: the kernel just gave us this descriptor and nobody else has it.
-        let map = unsafe { OwnedFd::from_raw_fd(fd) };
+        let hot = path.with_file_name("HOT");
         Ok(Self {
-            map,
+            map: open_pinned(path)?,
             value_size,
             hits_at,
             first_hit_at,
+            hot: hot.exists().then(|| open_pinned(&hot)).transpose()?,
         })
+    }
+
+    /// Packets of `address` that were dropped and are not in its block yet: up to the last tenth of a second
+    /// of a flood.
+    fn pending(&self, address: IpAddr) -> anyhow::Result<u64> {
+        let Some(hot) = &self.hot else {
+            return Ok(0);
+        };
+        let (mut wanted, family) = match address {
+            IpAddr::V4(address) => (address.octets().to_vec(), 4),
+            IpAddr::V6(address) => (address.octets().to_vec(), 6),
+        };
+        wanted.resize(16, 0);
+        for slot in 0..HOT_SLOTS {
+            let Some(value) = look_up(hot, &slot.to_ne_bytes(), HOT_SIZE)? else {
+                continue;
+            };
+            if value.starts_with(&wanted) && value.get(HOT_FAMILY_AT) == Some(&family) {
+                return u64_at(&value, HOT_HITS_AT);
+            }
+        }
+        Ok(0)
     }
 
     /// The block of `address`, if there is one.
@@ -174,32 +187,65 @@ impl BlockMap {
             IpAddr::V4(address) => address.octets().to_vec(),
             IpAddr::V6(address) => address.octets().to_vec(),
         };
-        // Some bytes more than the value, for a kernel that rounds up.
-        let mut value = vec![0_u8; self.value_size + 8];
-        let argument = LookupElem {
-            map_fd: u32::try_from(self.map.as_raw_fd()).context("descriptor out of range")?,
-            padding: 0,
-            key: key.as_ptr().addr() as u64,
-            value: value.as_mut_ptr().addr() as u64,
-            flags: 0,
+        let Some(value) = look_up(&self.map, &key, self.value_size)? else {
+            return Ok(None);
         };
-        // SAFETY: key and value live through the call and are at least as long as the map's.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_MAP_LOOKUP_ELEM,
-                &raw const argument,
-                size_of::<LookupElem>(),
-            )
-        };
-        match nix::errno::Errno::result(result) {
-            Ok(_) => Ok(Some(Block {
-                hits: u64_at(&value, self.hits_at)?,
-                first_hit_ns: u64_at(&value, self.first_hit_at)?,
-            })),
-            Err(nix::errno::Errno::ENOENT) => Ok(None),
-            Err(error) => Err(error).context("cannot look a block up in the kernel's map"),
-        }
+        let hits = u64_at(&value, self.hits_at)?;
+        let pending = if hits > 0 { self.pending(address)? } else { 0 };
+        Ok(Some(Block {
+            hits: hits + pending,
+            first_hit_ns: u64_at(&value, self.first_hit_at)?,
+        }))
+    }
+}
+
+fn open_pinned(path: &Path) -> anyhow::Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes()).context("a path with a zero byte")?;
+    let argument = ObjGet {
+        pathname: name.as_ptr().addr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    // SAFETY: the argument and the path it points to live through the call, and its size is given.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET,
+            &raw const argument,
+            size_of::<ObjGet>(),
+        )
+    };
+    let fd = nix::errno::Errno::result(fd)
+        .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+    let fd = i32::try_from(fd).context("descriptor out of range")?;
+    // SAFETY: the kernel just gave us this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The value of a key, if the map has it.
+fn look_up(map: &OwnedFd, key: &[u8], value_size: usize) -> anyhow::Result<Option<Vec<u8>>> {
+    // Some bytes more than the value, for a kernel that rounds up.
+    let mut value = vec![0_u8; value_size + 8];
+    let argument = LookupElem {
+        map_fd: u32::try_from(map.as_raw_fd()).context("descriptor out of range")?,
+        padding: 0,
+        key: key.as_ptr().addr() as u64,
+        value: value.as_mut_ptr().addr() as u64,
+        flags: 0,
+    };
+    // SAFETY: key and value live through the call and are at least as long as the map's.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_LOOKUP_ELEM,
+            &raw const argument,
+            size_of::<LookupElem>(),
+        )
+    };
+    match nix::errno::Errno::result(result) {
+        Ok(_) => Ok(Some(value)),
+        Err(nix::errno::Errno::ENOENT) => Ok(None),
+        Err(error) => Err(error).context("cannot look a block up in the kernel's map"),
     }
 }
 
