@@ -11,6 +11,7 @@ use secmesh_common::{
     account::{SLOTS, SourceSlot},
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
     config::Config,
+    cookie::{LISTENERS, Listener, Scratch, VERIFIED, Verified},
     counters::{Counters, EventBudget},
     event::Event,
     list::{
@@ -95,6 +96,23 @@ pub static PORT: Array<PortPolicy, PORTS> = Array::new();
 /// Limits of ports.
 #[btf_map]
 pub static PORT_LIMIT: Array<SharedLimit, PORT_LIMITS> = Array::new();
+
+/// Destinations of connection attempts, and which of them are flooded.
+#[btf_map]
+pub static COOKIE_LISTENER: Array<Listener, LISTENERS> = Array::new();
+
+/// When any listener last gave a cookie: its `marked_ns`. One entry, so that segments of established
+/// connections need not look further.
+#[btf_map]
+pub static COOKIE_FLOOD: Array<Listener, 1> = Array::new();
+
+/// Sources that returned a good cookie.
+#[btf_map]
+pub static COOKIE_VERIFIED: Array<Verified, VERIFIED> = Array::new();
+
+/// What the cookie helpers read; one entry per CPU.
+#[btf_map]
+pub static COOKIE_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// Limits of the host: all packets, fragments; see `SHARED_TOTAL` and `SHARED_FRAGMENTS`.
 #[btf_map]
