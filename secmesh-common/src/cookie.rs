@@ -20,6 +20,8 @@ use crate::{
 pub const LISTENERS: usize = 4096;
 /// Verified sources that are remembered: entries of the verified map, a power of two.
 pub const VERIFIED: usize = 1 << 16;
+/// Addresses of this host that are known: entries of the address map.
+pub const MAX_ADDRESSES: usize = 4096;
 
 /// How often, at most, a calm listener's socket is asked for a cookie, ns.
 pub const PROBE_CALM_NS: u64 = 10_000_000;
@@ -124,6 +126,15 @@ pub fn listener_tag(dst: &Words, family: Family, port: u16, ifindex: u32, seed: 
     // Hashed in turn and not only added, so that no address makes up for a port.
     let place = hash_address(&[u32::from(port), ifindex, 0, 0], Family::V4, seed);
     hash_address(dst, family, place) | (1 << 63)
+}
+
+/// The address map's key for an address of a packet.
+#[inline(always)]
+pub const fn address_key(words: &Words, family: Family) -> Words {
+    match family {
+        Family::V6 => *words,
+        Family::V4 | Family::Other => [0, 0, word([0, 0, 0xff, 0xff]), words[0]],
+    }
 }
 
 /// A source that returned a good cookie.
@@ -323,10 +334,7 @@ impl SynAck {
     pub const fn words6(&self) -> [u32; WORDS6] {
         let tcp = self.tcp();
         let (from, to) = (&self.server, &self.client);
-        let mut total = sum(
-            sum(0, (TCP_LEN as u32).to_be()),
-            word([0, 0, 0, PROTO_TCP]),
-        );
+        let mut total = sum(sum(0, (TCP_LEN as u32).to_be()), word([0, 0, 0, PROTO_TCP]));
         let mut n = 0;
         while n < 4 {
             total = sum(sum(total, from[n]), to[n]);
@@ -533,6 +541,14 @@ mod tests {
         assert!(!entry.admits(tag, now));
         assert!(entry.admits(tag, now + VERIFIED_NS - 1));
         assert!(!entry.admits(tag, now + VERIFIED_NS));
+    }
+
+    #[test]
+    fn the_key_of_an_ipv4_address_is_the_mapped_one() {
+        let words = [word([192, 0, 2, 1]), 0, 0, 0];
+        let mapped = std::net::Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped();
+        assert_eq!(bytes(address_key(&words, Family::V4)), mapped.octets());
+        assert_eq!(address_key(&[1, 2, 3, 4], Family::V6), [1, 2, 3, 4]);
     }
 
     #[test]

@@ -22,10 +22,11 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use secmesh_common::{
+    block::Addr6,
     config::{Config, MODE_ENFORCE, features},
     cookie::{
-        LISTENERS, Listener, Scratch, SynAck, VERIFIED, Verified, WORDS4, announced_mss, announced_window,
-        is_attempt, is_return, listener_tag, verified_tag,
+        LISTENERS, Listener, Scratch, SynAck, VERIFIED, Verified, WORDS4, address_key,
+        announced_mss, announced_window, is_attempt, is_return, listener_tag, verified_tag,
     },
     counters::{Counter, Counters},
     packet::{Bytes as _, Family, Fragment, PROTO_TCP, Packet},
@@ -37,7 +38,10 @@ use crate::{
     clock::now_ns,
     count::bump,
     frame::Frame,
-    maps::{CONFIG, COOKIE_FLOOD, COOKIE_LISTENER, COOKIE_SCRATCH, COOKIE_VERIFIED, PORT},
+    maps::{
+        CONFIG, COOKIE_ADDRESS, COOKIE_FLOOD, COOKIE_LISTENER, COOKIE_SCRATCH, COOKIE_VERIFIED,
+        PORT,
+    },
 };
 
 /// Nothing to say about the packet.
@@ -251,6 +255,12 @@ fn socket(ctx: &XdpContext, packet: &Packet) -> *mut bpf_sock {
 
 #[inline(always)]
 fn ask(ctx: &XdpContext, packet: &Packet, scratch: &mut Scratch) -> Answer {
+    let addr = Addr6 {
+        addr: block::bytes16(&address_key(&packet.dst, packet.family)),
+    };
+    if COOKIE_ADDRESS.get_ptr(addr).is_none() {
+        return Answer::Nobody;
+    }
     let found = socket(ctx, packet);
     if found.is_null() {
         return Answer::Nobody;
@@ -386,13 +396,7 @@ fn make(packet: &Packet, scratch: &mut Scratch) -> Option<u32> {
 
 /// Turns the frame into the SYN-ACK that answers it; `false` if the kernel does not let us.
 #[inline(always)]
-fn answer(
-    ctx: &XdpContext,
-    packet: &Packet,
-    cookie: u32,
-    ack: u32,
-    scratch: &mut Scratch,
-) -> bool {
+fn answer(ctx: &XdpContext, packet: &Packet, cookie: u32, ack: u32, scratch: &mut Scratch) -> bool {
     let mut mtu = 0;
     // SAFETY: interface 0 is the one that the packet came in on; the helper writes its MTU (Linux 5.12).
     let _fits = unsafe { bpf_check_mtu(ctx.as_ptr(), 0, &raw mut mtu, 0, 0) };

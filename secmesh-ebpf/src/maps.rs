@@ -11,7 +11,7 @@ use secmesh_common::{
     account::{SLOTS, SourceSlot},
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
     config::Config,
-    cookie::{LISTENERS, Listener, Scratch, VERIFIED, Verified},
+    cookie::{LISTENERS, Listener, MAX_ADDRESSES, Scratch, VERIFIED, Verified},
     counters::{Counters, EventBudget},
     event::Event,
     list::{
@@ -109,6 +109,11 @@ pub static COOKIE_FLOOD: Array<Listener, 1> = Array::new();
 /// Sources that returned a good cookie.
 #[btf_map]
 pub static COOKIE_VERIFIED: Array<Verified, VERIFIED> = Array::new();
+
+/// Addresses of this host, IPv4 ones mapped (RFC 4291 section 2.5.5.2). A listener on every address is found
+/// for every address, so the socket lookup alone would answer for other machines too.
+#[btf_map]
+pub static COOKIE_ADDRESS: HashMap<Addr6, u32, MAX_ADDRESSES> = HashMap::new();
 
 /// What the cookie helpers read; one entry per CPU.
 #[btf_map]

@@ -106,6 +106,7 @@ impl Agent {
                 not_enforced,
             },
             watched: self.watched.len(),
+            cookies: self.cookies_view(),
             counters: self.kernel_counters(),
             controller: self.controller_counters(),
             ledger: LedgerView {
@@ -389,6 +390,7 @@ impl Agent {
     fn set_mode(&mut self, mode: Mode) -> Answer {
         let before = self.dataplane.mode();
         self.dataplane.set_mode(mode).map_err(|e| e.to_string())?;
+        self.refresh_cookies(true);
         self.record(&Record::Mode {
             mode: mode.to_string(),
             by: "operator".to_owned(),

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::{
     AgentError, Options,
+    cookies::Cookies,
     core::{Agent, Streams, Tally},
     recover,
 };
@@ -159,6 +160,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         last_discovery_us: started_unix_us,
         silenced: false,
         ring_failed: None,
+        cookies: Cookies::default(),
         streams: None,
         options,
         clock,
@@ -183,6 +185,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         agent.drive(Input::OpenGrant(Box::new(grant))).await;
     }
     agent.apply_membership();
+    agent.refresh_cookies(true);
     agent.attach()?;
     agent.listen(kernel.events, peers).await?;
     agent.announce();

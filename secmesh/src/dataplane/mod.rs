@@ -6,6 +6,7 @@
 mod attach;
 mod cell;
 mod clock;
+mod cookies;
 mod counters;
 mod cuckoo;
 mod error;
@@ -13,6 +14,7 @@ mod events;
 mod guard;
 mod lists;
 mod preflight;
+pub mod syncookies;
 mod tables;
 
 use std::path::{Path, PathBuf};
@@ -24,7 +26,8 @@ use tracing::warn;
 use secmesh_common::{
     SCHEMA,
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
-    config::{Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR},
+    config::{Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR, features::COOKIES},
+    cookie::{Listener, Verified},
     counters::Counters,
     limit::{Limit, SourceLimit},
     list::{BUCKET4, BUCKET6, HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6},
@@ -40,8 +43,8 @@ pub use self::{
     preflight::{check_system, mount_hint},
     tables::{AllowTable, BlockTable, TableError, WatchTable},
 };
-use self::{cell::ConfigCell, guard::Guard, lists::ListMaps};
-pub use crate::config::Mode;
+use self::{cell::ConfigCell, cookies::CookieMaps, guard::Guard, lists::ListMaps};
+pub use crate::config::{CookieMode, Mode};
 use crate::{addr::Prefix, config};
 
 /// The kernel programs, built by the build script.
@@ -71,6 +74,10 @@ const PINNED_MAPS: &[(&str, usize, usize)] = &[
     ("INDEX", size_of::<u32>(), size_of::<u32>()),
     ("PORT", size_of::<u32>(), size_of::<PortPolicy>()),
     ("PORT_LIMIT", size_of::<u32>(), size_of::<SharedLimit>()),
+    ("COOKIE_ADDRESS", size_of::<Addr6>(), size_of::<u32>()),
+    ("COOKIE_LISTENER", size_of::<u32>(), size_of::<Listener>()),
+    ("COOKIE_FLOOD", size_of::<u32>(), size_of::<Listener>()),
+    ("COOKIE_VERIFIED", size_of::<u32>(), size_of::<Verified>()),
     ("CONFIG", size_of::<u32>(), size_of::<KernelConfig>()),
     ("COUNTERS", size_of::<u32>(), size_of::<Counters>()),
     ("EVENTS", 0, 0),
@@ -139,6 +146,7 @@ pub struct Dataplane {
     ebpf: Ebpf,
     config: ConfigCell,
     guard: Guard,
+    cookies: CookieMaps,
     attached: Vec<AttachedInterface>,
     pin_dir: Option<PathBuf>,
     /// Whether pinned maps of an earlier agent were taken over.
@@ -215,7 +223,8 @@ impl Dataplane {
             c.event_budget = (options.event_budget / 10).max(1);
             c.event_tick_ns = EVENT_TICK_NS;
             c.checks = protection.checks;
-            c.features = protection.features;
+            // Whether cookies are on is not the protection's to say.
+            c.features = protection.features | (c.features & COOKIES);
             c.source_limits = protection.source_limits;
             c.mesh_limit = protection.mesh_limit;
             c.fragment_limit = protection.fragment_limit;
@@ -228,10 +237,12 @@ impl Dataplane {
             config.clone(),
             !ours,
         );
+        let cookies = CookieMaps::open(&mut ebpf, resumed)?;
         Ok(Self {
             ebpf,
             config,
             guard,
+            cookies,
             attached: Vec::new(),
             pin_dir: pins,
             resumed,
@@ -251,7 +262,8 @@ impl Dataplane {
     pub fn set_protection(&mut self, protection: &Protection) -> Result<(), DataplaneError> {
         self.config.update(|c| {
             c.checks = protection.checks;
-            c.features = protection.features;
+            // Whether cookies are on is not the protection's to say.
+            c.features = protection.features | (c.features & COOKIES);
             c.source_limits = protection.source_limits;
             c.mesh_limit = protection.mesh_limit;
             c.fragment_limit = protection.fragment_limit;
