@@ -10,8 +10,11 @@ use tracing::{info, warn};
 use super::core::Agent;
 use crate::{
     api::types::{CookieView, CookiesView},
-    config::{CookieMode, Mode},
-    dataplane::syncookies::{self, Restored},
+    config::{CookieMode, CookiesConfig, Mode},
+    dataplane::{
+        AttachMode, driver_of,
+        syncookies::{self, Restored},
+    },
     sense::{
         listeners,
         netinfo::{LiveSystem, SystemView as _},
@@ -106,6 +109,15 @@ impl Agent {
     }
 
     fn apply_cookies(&mut self) -> Result<Option<String>, String> {
+        if let Some(interface) = self.cannot_send_back() {
+            restore_syncookies(&self.state);
+            self.dataplane
+                .set_cookie_ports(&[])
+                .map_err(|e| e.to_string())?;
+            return Ok(Some(format!(
+                "no connection attempt is answered with a cookie: {interface} is a veth in driver mode, and what is sent back there arrives only if its other end runs an XDP program; set attach = \"generic\" in [dataplane] (after `secmesh detach`), or veth = true in [cookies]"
+            )));
+        }
         let config = &self.options.config.cookies;
         let listening = listeners::tcp_ports()
             .map_err(|e| format!("the ports that are listened on are not known: {e}"))?;
@@ -146,6 +158,20 @@ impl Agent {
                 format!("{left_out} addresses of this host do not fit; attempts to them are not answered with cookies")
             })
         }))
+    }
+
+    /// An interface whose answers might never leave (`veth_xdp_flush` in drivers/net/veth.c).
+    fn cannot_send_back(&self) -> Option<String> {
+        let config = &self.options.config.cookies;
+        if config.veth || *config == CookiesConfig::off() {
+            return None;
+        }
+        self.dataplane
+            .attached()
+            .iter()
+            .filter(|interface| interface.attach_mode == AttachMode::Driver)
+            .find(|interface| driver_of(&interface.name).is_ok_and(|driver| driver == "veth"))
+            .map(|interface| interface.name.clone())
     }
 
     pub(super) fn cookies_view(&self) -> CookiesView {

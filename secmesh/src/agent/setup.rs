@@ -185,8 +185,8 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         agent.drive(Input::OpenGrant(Box::new(grant))).await;
     }
     agent.apply_membership();
-    agent.refresh_cookies(true);
     agent.attach()?;
+    agent.refresh_cookies(true);
     agent.listen(kernel.events, peers).await?;
     agent.announce();
     Ok(agent)

@@ -22,9 +22,19 @@ pub struct CookiesConfig {
     pub always: Vec<u32>,
     /// Ports whose attempts are never answered; at most [`MAX_COOKIE_PORTS`].
     pub off: Vec<u32>,
+    /// Whether the other ends of veth interfaces run an XDP program. Default: no.
+    pub veth: bool,
 }
 
 impl CookiesConfig {
+    /// No cookies at all.
+    pub fn off() -> Self {
+        Self {
+            mode: CookieMode::Off,
+            ..Self::default()
+        }
+    }
+
     /// The mode of each port, given the ports that this host listens on. Ports that are named here need no
     /// listener; ports without cookies are left out.
     pub fn ports(&self, listening: impl IntoIterator<Item = u16>) -> BTreeMap<u16, CookieMode> {
@@ -52,6 +62,7 @@ impl CookiesConfig {
         check.ports("always", &self.always, &self.auto, MAX_COOKIE_PORTS);
         let named = [self.auto.as_slice(), &self.always].concat();
         check.ports("off", &self.off, &named, MAX_COOKIE_PORTS);
+        check.flag("veth");
     }
 }
 

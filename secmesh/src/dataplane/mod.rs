@@ -9,6 +9,7 @@ mod clock;
 mod cookies;
 mod counters;
 mod cuckoo;
+mod driver;
 mod error;
 mod events;
 mod guard;
@@ -37,6 +38,7 @@ use secmesh_common::{
 pub use self::{
     attach::{AttachMode, AttachedInterface},
     counters::CounterReader,
+    driver::driver_of,
     error::DataplaneError,
     events::{EventReader, KernelLog},
     lists::{Compiled, ListTables, Replaced, Span},
