@@ -9,6 +9,10 @@
     clippy::indexing_slicing,
     reason = "constant or masked indices; `get` would add branches that can never be taken"
 )]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "header lengths and values that were compared with the bound before; a checked conversion is not const"
+)]
 
 use crate::{
     account::hash_address,
@@ -47,7 +51,7 @@ pub const WORDS4: usize = (20 + TCP_LEN) / 4;
 pub const WORDS6: usize = (40 + TCP_LEN) / 4;
 
 /// Whether a segment asks for a connection. What has FIN or RST beside it the kernel drops itself
-/// (`tcp_rcv_state_process` in net/ipv4/tcp_input.c).
+/// (`tcp_rcv_state_process` in `net/ipv4/tcp_input.c`).
 #[inline(always)]
 pub const fn is_attempt(flags: u8) -> bool {
     use tcp_flags::{ACK, FIN, RST, SYN};
@@ -239,6 +243,21 @@ pub struct SynAck {
     pub window: u16,
 }
 
+/// The first three words of an Ethernet frame, with its two addresses changed over.
+#[inline(always)]
+pub const fn turned_link(words: &[u32; 3]) -> [u32; 3] {
+    let (one, two, three) = (
+        words[0].to_ne_bytes(),
+        words[1].to_ne_bytes(),
+        words[2].to_ne_bytes(),
+    );
+    [
+        word([two[2], two[3], three[0], three[1]]),
+        word([three[2], three[3], one[0], one[1]]),
+        word([one[2], one[3], two[0], two[1]]),
+    ]
+}
+
 /// A word of these bytes, in the order in which they go on the wire.
 #[inline(always)]
 const fn word(bytes: [u8; 4]) -> u32 {
@@ -389,7 +408,7 @@ mod tests {
 
     use super::*;
 
-    fn bytes<const N: usize>(words: [u32; N]) -> Vec<u8> {
+    fn wire<const N: usize>(words: [u32; N]) -> Vec<u8> {
         words.iter().flat_map(|w| w.to_ne_bytes()).collect()
     }
 
@@ -419,7 +438,7 @@ mod tests {
     proptest! {
         #[test]
         fn an_ipv4_answer_is_what_an_independent_library_makes_of_the_same_fields(of in syn_acks()) {
-            let bytes = bytes(of.words4());
+            let bytes = wire(of.words4());
             let ip = Ipv4HeaderSlice::from_slice(&bytes).unwrap();
             let header = ip.to_header();
             prop_assert_eq!(ip.header_checksum(), header.calc_header_checksum());
@@ -434,12 +453,12 @@ mod tests {
 
         #[test]
         fn an_ipv6_answer_is_what_an_independent_library_makes_of_the_same_fields(of in syn_acks()) {
-            let bytes = bytes(of.words6());
+            let bytes = wire(of.words6());
             let ip = Ipv6HeaderSlice::from_slice(&bytes).unwrap();
             prop_assert_eq!(ip.payload_length() as usize, bytes.len() - 40);
             prop_assert_eq!((ip.hop_limit(), ip.next_header().0), (64, 6));
-            prop_assert_eq!(Vec::from(ip.source()), super::tests::bytes(of.server));
-            prop_assert_eq!(Vec::from(ip.destination()), super::tests::bytes(of.client));
+            prop_assert_eq!(Vec::from(ip.source()), wire(of.server));
+            prop_assert_eq!(Vec::from(ip.destination()), wire(of.client));
             let tcp = TcpHeaderSlice::from_slice(&bytes[40..]).unwrap();
             prop_assert_eq!(tcp.calc_checksum_ipv6(&ip, &[]).unwrap(), tcp.checksum());
             check_tcp(&tcp, &of);
@@ -468,7 +487,7 @@ mod tests {
                 mss: u16::MAX,
                 window: u16::MAX,
             };
-            let bytes = bytes(of.words6());
+            let bytes = wire(of.words6());
             let ip = Ipv6HeaderSlice::from_slice(&bytes).unwrap();
             let tcp = TcpHeaderSlice::from_slice(&bytes[40..]).unwrap();
             assert_eq!(tcp.calc_checksum_ipv6(&ip, &[]).unwrap(), tcp.checksum());
@@ -547,8 +566,20 @@ mod tests {
     fn the_key_of_an_ipv4_address_is_the_mapped_one() {
         let words = [word([192, 0, 2, 1]), 0, 0, 0];
         let mapped = std::net::Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped();
-        assert_eq!(bytes(address_key(&words, Family::V4)), mapped.octets());
+        assert_eq!(wire(address_key(&words, Family::V4)), mapped.octets());
         assert_eq!(address_key(&[1, 2, 3, 4], Family::V6), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn link_addresses_change_over() {
+        let words = [
+            word([1, 2, 3, 4]),
+            word([5, 6, 7, 8]),
+            word([9, 10, 11, 12]),
+        ];
+        let turned = wire(turned_link(&words));
+        assert_eq!(turned, [7, 8, 9, 10, 11, 12, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(turned_link(&turned_link(&words)), words);
     }
 
     #[test]

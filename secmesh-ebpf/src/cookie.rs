@@ -26,7 +26,8 @@ use secmesh_common::{
     config::{Config, MODE_ENFORCE, features},
     cookie::{
         LISTENERS, Listener, Scratch, SynAck, VERIFIED, Verified, WORDS4, address_key,
-        announced_mss, announced_window, is_attempt, is_return, listener_tag, verified_tag,
+        announced_mss, announced_window, is_attempt, is_return, listener_tag, turned_link,
+        verified_tag,
     },
     counters::{Counter, Counters},
     packet::{Bytes as _, Family, Fragment, PROTO_TCP, Packet},
@@ -279,7 +280,7 @@ fn ask(ctx: &XdpContext, packet: &Packet, scratch: &mut Scratch) -> Answer {
                 if cookie < 0 {
                     Answer::Calm
                 } else {
-                    Answer::Cookie(cookie as u32)
+                    Answer::Cookie(cookie.cast_unsigned() as u32)
                 }
             }
             None => Answer::Calm,
@@ -391,7 +392,7 @@ fn make(packet: &Packet, scratch: &mut Scratch) -> Option<u32> {
         // SAFETY: as above.
         unsafe { bpf_tcp_raw_gen_syncookie_ipv6(ip.cast(), tcp, tcp_len) }
     };
-    (cookie >= 0).then_some(cookie as u32)
+    (cookie >= 0).then_some(cookie.cast_unsigned() as u32)
 }
 
 /// Turns the frame into the SYN-ACK that answers it; `false` if the kernel does not let us.
@@ -414,15 +415,7 @@ fn answer(ctx: &XdpContext, packet: &Packet, cookie: u32, ack: u32, scratch: &mu
     let Some(link) = Frame::new(ctx).load_words::<3>(0) else {
         return false;
     };
-    // Both addresses, six bytes each, changed over.
-    let [a, b, c, d] = link[0].to_ne_bytes();
-    let [e, f, g, h] = link[1].to_ne_bytes();
-    let [i, j, k, l] = link[2].to_ne_bytes();
-    let mut link = [
-        u32::from_ne_bytes([g, h, i, j]),
-        u32::from_ne_bytes([k, l, a, b]),
-        u32::from_ne_bytes([c, d, e, f]),
-    ];
+    let mut link = turned_link(&link);
     let l3 = u32::from(packet.l3) & 0x3f;
     // SAFETY: the helper only reads the context it is given.
     let before = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;

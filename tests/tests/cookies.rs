@@ -30,6 +30,7 @@ use secmesh::{
     dataplane::{Dataplane, LoadOptions, Mode},
 };
 use secmesh_tests::{
+    frames,
     kernel::{self, tool},
     options, words_of,
 };
@@ -49,7 +50,7 @@ const MAY_FAIL: u64 = 1;
 /// Made-up attempts a second, about, of each of the two senders; they also end by themselves.
 const BURST: u32 = 32;
 const PAUSE: Duration = Duration::from_micros(500);
-const LONGEST_FLOOD: Duration = Duration::from_secs(60);
+const LONGEST_FLOOD: Duration = Duration::from_mins(1);
 
 /// Runs a program in a named network.
 fn inside(namespace: &str, command: &[&str]) -> Result<String> {
@@ -196,7 +197,7 @@ impl Scene {
     fn start(attach: &'static str, extra_config: &str) -> Result<Self> {
         let mut wanted = options()?.nodes(1);
         wanted.attach = attach;
-        wanted.extra_config = extra_config.to_owned();
+        extra_config.clone_into(&mut wanted.extra_config);
         let lab = Lab::start(wanted)?;
         let id = lab.state().id.clone();
         let name = |role: &str| net::namespace(&id, role);
@@ -348,52 +349,28 @@ fn flood(stop: &AtomicBool, sent: &AtomicU64, targets: &[IpAddr], seed: u64) -> 
 
 /// A SYN from anywhere, with a right checksum: calm listeners check it.
 fn attempt(target: IpAddr, random: u64) -> Vec<u8> {
-    let [a, b, c, d, e, f, g, h] = random.to_be_bytes();
-    let mut tcp = vec![
-        e | 4,
-        f,
-        0,
-        0,
-        a,
-        b,
-        c,
-        d,
-        0,
-        0,
-        0,
-        0,
-        0x60,
-        2,
-        0x20,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ];
-    tcp[2..4].copy_from_slice(&echo::PORT.to_be_bytes());
-    tcp.extend_from_slice(&[2, 4, 5, 0xb4]);
+    let bytes = random.to_be_bytes();
+    let [first, second, third, fourth, high, low, ..] = bytes;
     let (mut packet, from, to) = match target {
         IpAddr::V4(to) => {
             // Never the lab's own addresses, loopback or multicast.
-            let from = vec![11 + g % 100, b, c, d];
-            let header = vec![0x45, 0, 0, 44, g, h, 0, 0, 64, 6, 0, 0];
+            let from = vec![11 + first % 100, second, third, fourth];
+            let header = vec![0x45, 0, 0, 44, high, low, 0, 0, 64, 6, 0, 0];
             (header, from, to.octets().to_vec())
         }
         IpAddr::V6(to) => {
-            let from = vec![0x20, 1, 0xd, 0xb8, a, b, c, d, e, f, g, h, a, c, e, g];
+            let from = [&[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0], &bytes[..]].concat();
             let header = vec![0x60, 0, 0, 0, 0, 24, 6, 64];
             (header, from, to.octets().to_vec())
         }
     };
-    let pseudo = [&from[..], &to, &[0, 0, 0, 24, 0, 0, 0, 6], &tcp].concat();
-    let mut sum = 0u32;
-    for pair in pseudo.chunks(2) {
-        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let sum = !u16::try_from(sum).unwrap_or(u16::MAX);
-    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    let mut tcp = frames::tcp_to(u16::from_be_bytes([high | 4, low]), echo::PORT, 2);
+    tcp = frames::patched(tcp, 4, &[third, fourth, first, second]);
+    tcp = frames::patched(tcp, 12, &[0x60]);
+    tcp.extend_from_slice(&[2, 4, 5, 0xb4]);
+    let pseudo = [0, 0, 0, 24, 0, 0, 0, 6];
+    let sum = frames::checksum(&[&from, &to, &pseudo, &tcp]);
+    tcp = frames::patched(tcp, 16, &sum.to_be_bytes());
     packet.extend_from_slice(&from);
     packet.extend_from_slice(&to);
     packet.extend_from_slice(&tcp);
@@ -532,7 +509,7 @@ fn expect_switch(lab: &Lab, when: &str, value: u8) -> Result<()> {
 #[ignore = "needs root: cargo xtask test runs it"]
 fn the_systems_switch_is_set_while_armed_and_put_back_also_after_a_crash() -> Result<()> {
     let mut wanted = options()?.nodes(1);
-    wanted.extra_config = "[cookies]\nalways = [7007]\nveth = true\n".to_owned();
+    "[cookies]\nalways = [7007]\nveth = true\n".clone_into(&mut wanted.extra_config);
     let mut lab = Lab::start(wanted)?;
     expect_switch(&lab, "armed", 2)?;
     lab.agent(1)?.must(&["mode", "monitor"])?;

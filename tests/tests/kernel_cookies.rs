@@ -16,8 +16,8 @@ use secmesh_common::{
 use secmesh_tests::{
     frames::{
         DESTINATION_PORT, DESTINATION4, DESTINATION6, IPV4, IPV6, QINQ, SOURCE_PORT, SOURCE4,
-        SOURCE6, VLAN, ethernet, extension, fragment_header, hex, ipv4, ipv4_from, ipv6, patched,
-        protocol as proto, tcp_to,
+        SOURCE6, VLAN, checksum, ethernet, extension, fragment_header, hex, ipv4, ipv4_from, ipv6,
+        patched, protocol as proto, tcp_to,
     },
     kernel::{Kernel, Outcome, XDP_DROP, XDP_PASS, XDP_TX, isolated, options, shown, tool},
 };
@@ -71,18 +71,6 @@ fn segment(seq: u32, ack: u32, flags: u8, options: &[u8], data: &[u8]) -> Vec<u8
 
 fn syn(options: &[u8], data: &[u8]) -> Vec<u8> {
     segment(CLIENT_SEQ, 0, SYN, options, data)
-}
-
-/// RFC 1071, straightforward: sixteen-bit words one by one, carries added at once.
-fn checksum(parts: &[&[u8]]) -> u16 {
-    let bytes = parts.concat();
-    let mut sum = 0u32;
-    for pair in bytes.chunks(2) {
-        let word = u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
-        sum += u32::from(word);
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap_or(u16::MAX)
 }
 
 /// The only SYN-ACK that answers the fixtures' SYN with this cookie, from the link header on.

@@ -100,9 +100,10 @@ impl Agent {
             Err(error) => Some(error),
         };
         if trouble != self.cookies.trouble {
-            match &trouble {
-                Some(trouble) => warn!(%trouble, "SYN cookies"),
-                None => info!("SYN cookies are as configured again"),
+            if let Some(trouble) = &trouble {
+                warn!(%trouble, "SYN cookies");
+            } else {
+                info!("SYN cookies are as configured again");
             }
             self.cookies.trouble = trouble;
         }

@@ -11,7 +11,7 @@ use std::{
 const TABLES: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
 /// Most bytes of a table that are read: some 100,000 listeners.
 const MAX_TABLE: u64 = 16 << 20;
-/// `TCP_LISTEN` as the tables print it (include/net/tcp_states.h).
+/// `TCP_LISTEN` as the tables print it (`include/net/tcp_states.h`).
 const LISTEN: &str = "0A";
 
 /// The ports that have a listener on an address other than loopback.
@@ -32,7 +32,7 @@ pub fn tcp_ports() -> io::Result<BTreeSet<u16>> {
 }
 
 /// Reads a table up to its first socket that does not listen: the kernel prints the listeners first
-/// (`tcp_get_idx` in net/ipv4/tcp_ipv4.c), and of the others there may be a million.
+/// (`tcp_get_idx` in `net/ipv4/tcp_ipv4.c`), and of the others there may be a million.
 fn listening(table: impl BufRead, ports: &mut BTreeSet<u16>) -> io::Result<()> {
     for line in table.lines().skip(1) {
         let line = line?;
