@@ -583,3 +583,27 @@ fn a_listener_that_opens_later_gets_cookies_and_one_on_loopback_does_not() -> Re
     wait_for(false)?.context("the closed port still has cookies")?;
     expect_switch(&lab, "auto needs no change", 1)
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_veth_that_would_keep_the_answers_has_no_cookies_and_status_says_why() -> Result<()> {
+    let mut wanted = options()?.nodes(1);
+    "[cookies]\nmode = \"always\"\n".clone_into(&mut wanted.extra_config);
+    let lab = Lab::start(wanted)?;
+    let output = lab.agent(1)?.output(&["status", "--json"])?;
+    let status: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(
+        status.pointer("/cookies/total").and_then(Value::as_u64) == Some(0),
+        "{status}"
+    );
+    let trouble = status.pointer("/cookies/trouble").and_then(Value::as_str);
+    ensure!(
+        trouble.is_some_and(|why| why.contains("eth0 is a veth in driver mode")),
+        "{trouble:?}"
+    );
+    expect_switch(&lab, "without cookies", 1)?;
+    let service = SocketAddr::new("10.77.0.1".parse()?, echo::PORT);
+    ns::within(&net::namespace(&lab.state().id, "client"), move || {
+        ask(service)
+    })
+}

@@ -11,9 +11,9 @@ use crate::state::read_capped;
 /// `BPF_FS_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// `bpf_xdp_get_buff_len` and fragments in XDP came with 5.18.
-const KERNEL_FLOOR: (u32, u32) = (5, 18);
-const KERNEL_FLOOR_TEXT: &str = "5.18";
+/// The helpers for SYN cookies without a socket came with 6.0 (`bpf_tcp_raw_gen_syncookie_ipv4`).
+const KERNEL_FLOOR: (u32, u32) = (6, 0);
+const KERNEL_FLOOR_TEXT: &str = "6.0";
 
 /// `CAP_NET_ADMIN` (include/uapi/linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
