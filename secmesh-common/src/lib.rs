@@ -12,6 +12,7 @@
 pub mod account;
 pub mod block;
 pub mod config;
+pub mod cookie;
 pub mod counters;
 pub mod event;
 pub mod limit;

@@ -429,7 +429,8 @@ fn parse_ipv4_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Ma
     }
     parse_transport(
         bytes,
-        usize::from(packet.l4),
+        // At most 64 + 60 already; see `parse_ipv6_payload`.
+        usize::from(packet.l4 & 0x7f),
         packet.l3_rest as usize,
         packet,
     )
@@ -463,7 +464,9 @@ fn parse_ipv6<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
 fn parse_ipv6_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
     let payload_len = packet.l3_rest as usize;
     let mut next = packet.proto;
-    let mut at = usize::from(packet.l3) + Ipv6Hdr::LEN;
+    // Below 64 already (see the callers of `parse_network`); the mask says so to the verifier too, which
+    // forgets it when the field has been to the stack and back.
+    let mut at = usize::from(packet.l3 & 0x3f) + Ipv6Hdr::LEN;
     let end = at + payload_len;
     // A payload length of zero is a jumbogram (RFC 2675); its real length is in an option we skip.
     let jumbo = payload_len == 0;

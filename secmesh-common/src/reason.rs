@@ -96,7 +96,8 @@ reasons! {
     TotalLimit = 21, "total_limit", DropTotalLimit, WouldDropTotalLimit;
     /// More new connections to the mesh port than one source may make.
     MeshLimit = 22, "mesh_limit", DropMeshLimit, WouldDropMeshLimit;
-    /// An acknowledgement that carries no cookie of ours, while cookies are in use.
+    /// To a flooded listener: an acknowledgement that carries no cookie of ours, or a fragmented attempt, which
+    /// could not carry one.
     BadCookie = 23, "bad_cookie", DropBadCookie, WouldDropBadCookie;
 }
 

@@ -21,6 +21,7 @@
 
 mod block;
 mod clock;
+mod cookie;
 mod count;
 mod frame;
 mod list;
@@ -28,7 +29,7 @@ mod maps;
 mod observe;
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     macros::xdp,
     programs::XdpContext,
 };
@@ -94,6 +95,25 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
             return XDP_PASS;
         }
         return deny(reason, config, counters);
+    }
+    // After the accounting: what a limit drops is not answered, so nobody has us send more than that limit
+    // to an address that is not his, and the detectors see what is answered.
+    if cookie::concerns(packet, config) {
+        match cookie::secmesh_cookie(ctx.ctx, packet) {
+            cookie::ANSWERED => return XDP_TX,
+            cookie::ALLOWED => {
+                bump(counters, Counter::PassAllowlistOther);
+                return XDP_PASS;
+            }
+            cookie::BAD => {
+                if block::allowed(packet) {
+                    bump(counters, Counter::PassAllowlistOther);
+                    return XDP_PASS;
+                }
+                return deny(Reason::BadCookie, config, counters);
+            }
+            _ => {}
+        }
     }
     bump(counters, Counter::Pass);
     XDP_PASS

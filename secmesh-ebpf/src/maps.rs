@@ -11,6 +11,7 @@ use secmesh_common::{
     account::{SLOTS, SourceSlot},
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
     config::Config,
+    cookie::{LISTENERS, Listener, MAX_ADDRESSES, Scratch, VERIFIED, Verified},
     counters::{Counters, EventBudget},
     event::Event,
     list::{
@@ -95,6 +96,28 @@ pub static PORT: Array<PortPolicy, PORTS> = Array::new();
 /// Limits of ports.
 #[btf_map]
 pub static PORT_LIMIT: Array<SharedLimit, PORT_LIMITS> = Array::new();
+
+/// Destinations of connection attempts, and which of them are flooded.
+#[btf_map]
+pub static COOKIE_LISTENER: Array<Listener, LISTENERS> = Array::new();
+
+/// When any listener last gave a cookie: its `marked_ns`. One entry, so that segments of established
+/// connections need not look further.
+#[btf_map]
+pub static COOKIE_FLOOD: Array<Listener, 1> = Array::new();
+
+/// Sources that returned a good cookie.
+#[btf_map]
+pub static COOKIE_VERIFIED: Array<Verified, VERIFIED> = Array::new();
+
+/// Addresses of this host, IPv4 ones mapped (RFC 4291 section 2.5.5.2). A listener on every address is found
+/// for every address, so the socket lookup alone would answer for other machines too.
+#[btf_map]
+pub static COOKIE_ADDRESS: HashMap<Addr6, u32, MAX_ADDRESSES> = HashMap::new();
+
+/// What the cookie helpers read; one entry per CPU.
+#[btf_map]
+pub static COOKIE_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// Limits of the host: all packets, fragments; see `SHARED_TOTAL` and `SHARED_FRAGMENTS`.
 #[btf_map]

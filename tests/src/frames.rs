@@ -176,6 +176,20 @@ pub fn tcp_to(source: u16, destination: u16, flags: u8) -> Vec<u8> {
     segment
 }
 
+/// The checksum of RFC 1071 over all parts, straightforward: sixteen-bit words one by one, carries added at
+/// once. Parts but the last have an even length.
+pub fn checksum(parts: &[&[u8]]) -> u16 {
+    let bytes = parts.concat();
+    let mut sum = 0u32;
+    for pair in bytes.chunks(2) {
+        let mut pair = pair.iter().copied();
+        let (first, second) = (pair.next().unwrap_or(0), pair.next().unwrap_or(0));
+        sum += u32::from(u16::from_be_bytes([first, second]));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap_or(u16::MAX)
+}
+
 /// A UDP datagram.
 pub fn udp(data: &[u8]) -> Vec<u8> {
     udp_to(SOURCE_PORT, DESTINATION_PORT, data)

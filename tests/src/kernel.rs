@@ -22,6 +22,8 @@ use xtask::sh;
 pub const XDP_DROP: u32 = 1;
 /// `XDP_PASS`.
 pub const XDP_PASS: u32 = 2;
+/// `XDP_TX`.
+pub const XDP_TX: u32 = 3;
 
 /// Shorter frames are refused by `BPF_PROG_TEST_RUN` itself (`ETH_HLEN`).
 pub const MIN_FRAME: usize = 14;

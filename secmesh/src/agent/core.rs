@@ -16,7 +16,11 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    AgentError, Options, escalation::Escalation, interfaces::Interfaces, reconcile::Reconciler,
+    AgentError, Options,
+    cookies::{Cookies, restore_syncookies},
+    escalation::Escalation,
+    interfaces::Interfaces,
+    reconcile::Reconciler,
 };
 use crate::{
     addr::Prefix,
@@ -146,6 +150,7 @@ pub(super) struct Agent {
     /// Where each peer was really met; only that is allowlisted, not what a peer says of itself.
     pub proven: BTreeMap<NodeId, IpAddr>,
     pub refusal_log: RateLimitedLog<(NodeId, &'static str)>,
+    pub cookies: Cookies,
     pub streams: Option<Streams>,
     pub _lock: AgentLock,
 }
@@ -244,6 +249,8 @@ impl Agent {
             let dir = self.options.config.dataplane.pin_dir.clone();
             drop(self.dataplane);
             let pins = crate::dataplane::detach_all(&dir)?;
+            // After the program is gone: no cookie is out that nobody takes back.
+            restore_syncookies(&self.state);
             info!(pins, "detached: nothing is filtered any more");
         } else {
             info!(
@@ -407,6 +414,7 @@ impl Agent {
         if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {
             self.discover_allowlist(false);
         }
+        self.refresh_cookies(false);
         self.drive(Input::Tick).await;
     }
 

@@ -4,6 +4,7 @@
 //! writes the maps, the book of decisions or the engine, so there is one order of events and no lock.
 
 mod block;
+mod cookies;
 mod core;
 mod effects;
 mod escalation;

@@ -109,6 +109,7 @@ impl Agent {
             return;
         }
         self.forget_trial();
+        self.refresh_cookies(true);
         warn!(why, "back to monitor mode: nothing is dropped any more");
         self.record(&Record::Mode {
             mode: Mode::Monitor.to_string(),
@@ -180,6 +181,7 @@ impl Agent {
                 self.forget_trial();
             }
         }
+        self.refresh_cookies(true);
         self.record(&Record::Mode {
             mode: mode.to_string(),
             by: match confirm_s {

@@ -121,6 +121,7 @@ impl Agent {
             },
             lists: self.list_totals(),
             watched: self.watched.len(),
+            cookies: self.cookies_view(),
             counters: self.kernel_counters(),
             controller: self.controller_counters(),
             ledger: LedgerView {

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::{
     AgentError, Options,
+    cookies::Cookies,
     core::{Agent, Streams, Tally},
     escalation::Escalation,
     interfaces::Interfaces,
@@ -175,6 +176,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         last_discovery_us: started_unix_us,
         silenced: false,
         ring_failed: None,
+        cookies: Cookies::default(),
         streams: None,
         options,
         clock,
@@ -203,6 +205,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     agent.apply_membership();
     agent.start_lists(kernel.lists).await?;
     agent.attach()?;
+    agent.refresh_cookies(true);
     agent.listen(kernel.events, peers).await?;
     agent.announce();
     Ok(agent)

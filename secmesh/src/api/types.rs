@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     addr::Prefix,
     api::lists::{ListCover, ListTotals},
-    dataplane::{AttachedInterface, Mode},
+    dataplane::{AttachedInterface, CookieMode, Mode},
     detect::Alert,
     mesh::vote::AttackClass,
     respond::lists::ListName,
@@ -175,6 +175,9 @@ pub struct Status {
     pub lists: ListTotals,
     /// Sources that peers reported and this node watches.
     pub watched: usize,
+    /// SYN cookies.
+    #[serde(default)]
+    pub cookies: CookiesView,
     /// The kernel's packet counters by name.
     pub counters: BTreeMap<String, u64>,
     /// The controller's counters by name: refused messages by reason, bounded queues, detectors.
@@ -201,6 +204,30 @@ pub struct WaitingInterface {
 pub struct PendingConfirm {
     /// Whole seconds that are left.
     pub seconds_left: u64,
+}
+
+/// SYN cookies of this host's listeners.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CookiesView {
+    /// Ports that have them (at most 1024).
+    pub ports: Vec<CookieView>,
+    /// Number of ports that have them.
+    pub total: usize,
+    /// `net.ipv4.tcp_syncookies`; none if it cannot be read.
+    pub syncookies: Option<u8>,
+    /// What keeps them from being as configured.
+    pub trouble: Option<String>,
+}
+
+/// A port with SYN cookies.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CookieView {
+    /// The port.
+    pub port: u16,
+    /// `auto` or `always`.
+    pub mode: CookieMode,
+    /// Whether a listener there overflowed within the last seconds, so that attempts are answered.
+    pub flooded: bool,
 }
 
 /// Who a node is.

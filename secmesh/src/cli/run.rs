@@ -1,6 +1,7 @@
 //! `run` and `detach`.
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use serde_json::json;
 use tokio::runtime::Builder;
@@ -10,7 +11,11 @@ use super::output::Out;
 use super::time::count;
 use super::{CliError, Context};
 use crate::agent::{self, Options};
-use crate::dataplane;
+use crate::dataplane::{
+    self,
+    syncookies::{self, Restored},
+};
+use crate::state::{StateDir, StateError};
 
 /// Threads of the agent's runtime: one for the loop that owns the state, one for everything else.
 const WORKERS: usize = 2;
@@ -37,6 +42,15 @@ pub fn run(context: &Context, args: RunArgs) -> Result<(), CliError> {
     Ok(runtime.block_on(agent::run(options))?)
 }
 
+/// Puts the system's switch back; without a state directory nothing was changed.
+fn restore_syncookies(state_dir: &Path) -> Result<Restored, CliError> {
+    let state = match StateDir::open(state_dir) {
+        Err(StateError::Missing(_)) => return Ok(Restored::Untouched),
+        opened => opened.map_err(|e| CliError::Failed(e.to_string()))?,
+    };
+    syncookies::restore(&state).map_err(|e| CliError::Failed(e.to_string()))
+}
+
 /// `secmesh detach`
 pub fn detach(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
     let socket = context.socket()?;
@@ -48,8 +62,25 @@ pub fn detach(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
     }
     let dir = &context.config()?.dataplane.pin_dir;
     let removed = dataplane::detach_all(dir)?;
+    let restored = restore_syncookies(&context.state_dir()?)?;
     if out.json {
-        return out.json(&json!({"pin_dir": dir, "removed": removed}));
+        let value = match restored {
+            Restored::Back(value) => Some(value),
+            _ => None,
+        };
+        return out.json(&json!({"pin_dir": dir, "removed": removed, "syncookies": value}));
+    }
+    match restored {
+        Restored::Untouched => {}
+        Restored::Back(value) => {
+            out.text(&format!("net.ipv4.tcp_syncookies is {value} again.\n"))?;
+        }
+        Restored::Foreign(value) => out.text(&format!(
+            "net.ipv4.tcp_syncookies stays {value}: somebody else changed it after secmesh did.\n"
+        ))?,
+        Restored::Elsewhere => out.text(
+            "secmesh changed net.ipv4.tcp_syncookies in another network namespace; run `secmesh detach` there to put it back.\n",
+        )?,
     }
     out.text(&match removed {
         0 => format!("There was nothing of secmesh in {}.\n", dir.display()),

@@ -9,7 +9,7 @@ use super::output::{Paint, Style, clean};
 use super::table::{Table, plain, styled};
 use super::time::{count, grouped, span};
 use crate::api::types::{Peer, Status, WaitingInterface};
-use crate::dataplane::{AttachMode, Mode};
+use crate::dataplane::{AttachMode, CookieMode, Mode};
 
 /// Blocks listed as not enforced; the rest is counted.
 const MAX_LISTED: usize = 10;
@@ -77,6 +77,9 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
             "watched",
             format!("{} that peers reported", count(status.watched, "source")),
         );
+    }
+    if status.cookies.total > 0 {
+        line("cookies", cookies(status, paint));
     }
     line("ledger", ledger(status, paint));
     out.push_str(&table.render(paint));
@@ -203,6 +206,30 @@ fn lists(status: &Status, paint: Paint) -> String {
     }
 }
 
+fn cookies(status: &Status, paint: Paint) -> String {
+    let cookies = &status.cookies;
+    let of = |mode| cookies.ports.iter().filter(|p| p.mode == mode).count();
+    let mut text = count(cookies.total, "port");
+    let always = of(CookieMode::Always);
+    if always > 0 {
+        let _ = write!(text, ", {always} of them always");
+    }
+    let flooded: Vec<String> = cookies
+        .ports
+        .iter()
+        .filter(|p| p.flooded)
+        .take(MAX_LISTED)
+        .map(|p| p.port.to_string())
+        .collect();
+    if flooded.is_empty() {
+        text.push_str("; none is flooded");
+    } else {
+        let now = format!("flooded now: {}", flooded.join(", "));
+        let _ = write!(text, "; {}", paint.apply(Style::Warning, &now));
+    }
+    text
+}
+
 fn ledger(status: &Status, paint: Paint) -> String {
     let ledger = &status.ledger;
     let state = clean(&ledger.state);
@@ -262,6 +289,9 @@ fn warnings(status: &Status) -> Vec<String> {
             "{} cannot be read and is not enforced; `secmesh decisions lists` says why",
             count(status.lists.damaged, "list")
         ));
+    }
+    if let Some(trouble) = &status.cookies.trouble {
+        warnings.push(clean(trouble));
     }
     if status.ledger.dropped > 0 {
         warnings.push(format!(
@@ -441,6 +471,23 @@ packets
             "{text}"
         );
         assert!(text.contains("1 list cannot be read"), "{text}");
+    }
+
+    #[test]
+    fn cookies_are_one_line_and_what_keeps_them_back_a_warning() {
+        let mut fixture = fixture();
+        fixture.cookies = serde_json::from_value(json!({
+            "ports": [{"port": 22, "mode": "auto", "flooded": false},
+                      {"port": 443, "mode": "always", "flooded": true}],
+            "total": 2, "syncookies": 2, "trouble": "somebody set it"
+        }))
+        .unwrap();
+        let text = status(&fixture, false, Paint(false));
+        assert!(
+            text.contains("cookies     2 ports, 1 of them always; flooded now: 443\n"),
+            "{text}"
+        );
+        assert!(text.contains("warning: somebody set it\n"), "{text}");
     }
 
     #[test]

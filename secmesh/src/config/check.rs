@@ -169,6 +169,19 @@ impl Checker {
         self.list(key, expects, prefixes.len(), max);
     }
 
+    /// Ports, none of which is in `before` (another field's).
+    pub(super) fn ports(&mut self, key: &str, ports: &[u32], before: &[u32], max: usize) {
+        let expects = format!("a list of at most {max} ports from 1 to 65535, like [443]");
+        for (item, port) in ports.iter().enumerate() {
+            if !(1..=65_535).contains(port) {
+                self.item(key, item, "is no port", "a port is from 1 to 65535");
+            } else if before.contains(port) || ports.iter().take(item).any(|other| other == port) {
+                self.item(key, item, "is there twice", "remove one of them");
+            }
+        }
+        self.list(key, expects, ports.len(), max);
+    }
+
     /// A number that must not be above another one.
     pub(super) fn not_above(&mut self, (key, value): (&str, u32), (limit_key, limit): (&str, u32)) {
         if value > limit {

@@ -7,6 +7,7 @@
 //! the commented example in `docs/secmesh.example.toml` share.
 
 mod check;
+mod cookies;
 mod detect;
 mod document;
 mod error;
@@ -25,10 +26,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::Prefix;
 use check::Checker;
+pub use cookies::{CookiesConfig, MAX_COOKIE_PORTS};
 pub use detect::{DetectConfig, FloodConfig, ScanConfig};
 use document::Document;
 pub use error::{ConfigError, Problem};
-pub use values::{AttachMode, KernelLog, Mode};
+pub use values::{AttachMode, CookieMode, KernelLog, Mode};
 
 /// Largest configuration file accepted, in bytes.
 pub const MAX_FILE: u64 = 1024 * 1024;
@@ -57,6 +59,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// The kernel program.
     pub dataplane: DataplaneConfig,
+    /// SYN cookies for this host's listeners.
+    pub cookies: CookiesConfig,
     /// The connection to the other nodes.
     pub mesh: MeshConfig,
     /// What is never blocked.
@@ -317,6 +321,7 @@ impl Config {
         let mut check = Checker::default();
         check.section("node", |check| self.node.check(check));
         check.section("dataplane", |check| self.dataplane.check(check));
+        check.section("cookies", |check| self.cookies.check(check));
         check.section("mesh", |check| self.mesh.check(check));
         check.section("allow", |check| self.allow.check(check));
         check.section("detect", |check| self.detect.check(check));

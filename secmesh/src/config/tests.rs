@@ -161,7 +161,7 @@ secmesh.toml:3:1: dataplane.max_block: there is no such key
 secmesh.toml:2:1: node.mode: there is no such key
   2 | mode = \"enforce\"
     | ^^^^
-  remedy: `mode` belongs in [dataplane]
+  remedy: `mode` belongs in [cookies] or [dataplane]
 secmesh.toml:3:2: detekt: there is no such key
   3 | [detekt]
     |  ^^^^^^

@@ -44,6 +44,20 @@ words! {
 }
 
 words! {
+    /// When connection attempts to a port are answered with SYN cookies.
+    #[derive(Default)]
+    CookieMode {
+        /// Never.
+        Off = "off",
+        /// While the listener overflows.
+        #[default]
+        Auto = "auto",
+        /// Always.
+        Always = "always",
+    }
+}
+
+words! {
     /// How the kernel program is attached to an interface.
     AttachMode {
         /// In the driver where it can, else in the generic path.

@@ -6,8 +6,10 @@
 mod attach;
 mod cell;
 mod clock;
+mod cookies;
 mod counters;
 mod cuckoo;
+mod driver;
 mod error;
 mod events;
 #[cfg(feature = "fuzzing")]
@@ -17,6 +19,7 @@ mod listing;
 mod lists;
 mod netlink;
 mod preflight;
+pub mod syncookies;
 mod tables;
 mod verify;
 
@@ -29,7 +32,8 @@ use tracing::warn;
 use secmesh_common::{
     SCHEMA,
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
-    config::{Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR},
+    config::{Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR, features::COOKIES},
+    cookie::{Listener, Verified},
     counters::Counters,
     limit::{Limit, SourceLimit},
     list::{BUCKET4, BUCKET6, HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6},
@@ -39,6 +43,7 @@ use secmesh_common::{
 pub use self::{
     attach::{AttachMode, AttachedInterface},
     counters::CounterReader,
+    driver::driver_of,
     error::DataplaneError,
     events::{EventReader, KernelLog},
     listing::{BlockLister, Page},
@@ -47,8 +52,8 @@ pub use self::{
     tables::{AllowTable, BlockTable, TableError, WatchTable},
     verify::{Accepted, ProgramReport, try_programs},
 };
-use self::{cell::ConfigCell, guard::Guard, lists::ListMaps};
-pub use crate::config::Mode;
+use self::{cell::ConfigCell, cookies::CookieMaps, guard::Guard, lists::ListMaps};
+pub use crate::config::{CookieMode, Mode};
 use crate::{addr::Prefix, config};
 
 /// The kernel programs, built by the build script.
@@ -78,6 +83,10 @@ const PINNED_MAPS: &[(&str, usize, usize)] = &[
     ("INDEX", size_of::<u32>(), size_of::<u32>()),
     ("PORT", size_of::<u32>(), size_of::<PortPolicy>()),
     ("PORT_LIMIT", size_of::<u32>(), size_of::<SharedLimit>()),
+    ("COOKIE_ADDRESS", size_of::<Addr6>(), size_of::<u32>()),
+    ("COOKIE_LISTENER", size_of::<u32>(), size_of::<Listener>()),
+    ("COOKIE_FLOOD", size_of::<u32>(), size_of::<Listener>()),
+    ("COOKIE_VERIFIED", size_of::<u32>(), size_of::<Verified>()),
     ("CONFIG", size_of::<u32>(), size_of::<KernelConfig>()),
     ("COUNTERS", size_of::<u32>(), size_of::<Counters>()),
     ("EVENTS", 0, 0),
@@ -146,6 +155,7 @@ pub struct Dataplane {
     ebpf: Ebpf,
     config: ConfigCell,
     guard: Guard,
+    cookies: CookieMaps,
     attached: Vec<AttachedInterface>,
     pin_dir: Option<PathBuf>,
     lister: BlockLister,
@@ -229,7 +239,8 @@ impl Dataplane {
             c.event_budget = (options.event_budget / 10).max(1);
             c.event_tick_ns = EVENT_TICK_NS;
             c.checks = protection.checks;
-            c.features = protection.features;
+            // Whether cookies are on is not the protection's to say.
+            c.features = protection.features | (c.features & COOKIES);
             c.source_limits = protection.source_limits;
             c.mesh_limit = protection.mesh_limit;
             c.fragment_limit = protection.fragment_limit;
@@ -242,10 +253,12 @@ impl Dataplane {
             config.clone(),
             !ours,
         );
+        let cookies = CookieMaps::open(&mut ebpf, resumed)?;
         Ok(Self {
             ebpf,
             config,
             guard,
+            cookies,
             attached: Vec::new(),
             pin_dir: pins,
             lister: BlockLister::default(),
@@ -266,7 +279,8 @@ impl Dataplane {
     pub fn set_protection(&mut self, protection: &Protection) -> Result<(), DataplaneError> {
         self.config.update(|c| {
             c.checks = protection.checks;
-            c.features = protection.features;
+            // Whether cookies are on is not the protection's to say.
+            c.features = protection.features | (c.features & COOKIES);
             c.source_limits = protection.source_limits;
             c.mesh_limit = protection.mesh_limit;
             c.fragment_limit = protection.fragment_limit;

@@ -1,5 +1,6 @@
 //! What happened: kernel events, captures and the system's own configuration, in one vocabulary.
 
 pub mod capture;
+pub mod listeners;
 pub mod netinfo;
 pub mod observation;

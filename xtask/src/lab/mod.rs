@@ -57,6 +57,8 @@ pub struct Options {
     pub binary: PathBuf,
     /// `monitor` or `enforce`.
     pub mode: &'static str,
+    /// `auto`, `driver` or `generic`.
+    pub attach: &'static str,
     /// More lines for each node's `secmesh.toml`, whole tables.
     pub extra_config: String,
     /// Whether other processes may find and attack it.
@@ -73,6 +75,7 @@ impl Options {
             agents: true,
             binary,
             mode: "enforce",
+            attach: "auto",
             extra_config: String::new(),
             open: false,
             keep_files: false,
@@ -167,12 +170,13 @@ impl Lab {
     fn config_of(&self, node: &Node) -> String {
         format!(
             "[node]\nstate_dir = {}\nsocket = {}\n\n\
-             [dataplane]\ninterfaces = [\"{}\"]\nmode = \"{}\"\npin_dir = {}\n\n\
+             [dataplane]\ninterfaces = [\"{}\"]\nmode = \"{}\"\nattach = \"{}\"\npin_dir = {}\n\n\
              [mesh]\nlisten = \"[::]:{MESH_PORT}\"\nadvertise = \"{}\"\n\n{}",
             toml_string(&node.state_dir),
             toml_string(&node.socket),
             net::INTERFACE,
             self.options.mode,
+            self.options.attach,
             toml_string(&node.pin_dir),
             mesh_address(node),
             self.options.extra_config
