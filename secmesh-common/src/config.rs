@@ -117,6 +117,10 @@ pub struct Config {
     pub total_limit: crate::limit::Limit,
     /// TCP segments that are no connection attempt, of one source, beyond which their sockets are looked up.
     pub stray_limit: crate::limit::Limit,
+    /// Times of the flow table, units of [`crate::flow::UNIT_SHIFT`]: silence after which a flow is over.
+    pub flow_idle: u32,
+    /// Age at which a flow is recorded and begun anew, units.
+    pub flow_active: u32,
 }
 
 /// Bits of [`Config::features`].
@@ -155,7 +159,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 10 * 16,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 10 * 16 + 2 * 4,
     "layout"
 );
 

@@ -22,10 +22,12 @@
 mod block;
 mod clock;
 mod count;
+mod flow;
 mod frame;
 mod list;
 mod maps;
 mod observe;
+mod process;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS},
@@ -81,6 +83,7 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
             if let Err(malformed) = parse_payload(&Frame::new(ctx), packet) {
                 return refuse(ctx, malformed, config, counters);
             }
+            flow::incoming(ctx, packet, config);
             bump(counters, Counter::PassAllowlist);
             return XDP_PASS;
         }
@@ -90,11 +93,13 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
     }
     if let Some(reason) = Reason::from_u8(observe::secmesh_observe(ctx.ctx, packet)) {
         if block::allowed(packet) {
+            flow::incoming(ctx, packet, config);
             bump(counters, Counter::PassAllowlistOther);
             return XDP_PASS;
         }
         return deny(reason, config, counters);
     }
+    flow::incoming(ctx, packet, config);
     bump(counters, Counter::Pass);
     XDP_PASS
 }

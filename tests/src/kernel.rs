@@ -9,7 +9,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use secmesh::dataplane::{
-    AllowTable, BlockTable, CounterReader, Dataplane, EventReader, Levels, ListTables, LoadOptions,
+    AllowTable, BlockTable, CounterReader, Dataplane, EventReader, FlowOptions, Levels, ListTables, LoadOptions,
     Mode, Protection, WatchTable,
 };
 use secmesh_common::{
@@ -69,6 +69,7 @@ pub fn options() -> LoadOptions {
         max_list_addresses: 4096,
         max_list_prefixes: 1024,
         protection: Protection::default(),
+        flows: FlowOptions::default(),
         event_budget: 20_000,
         log_level: 0,
         seed: 0x005e_ed0f_7e57,

@@ -19,9 +19,9 @@ use super::{
 use crate::{
     api::server::Server,
     clock::{Clock, SystemClock},
-    config::KernelLog,
+    config::{FlowsConfig, KernelLog},
     dataplane::{
-        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, LoadOptions, Mode,
+        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, FlowOptions, LoadOptions, Mode,
         Protection, WatchTable,
     },
     detect::{Detectors, kernel_levels},
@@ -250,6 +250,7 @@ fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
         max_list_addresses: config.max_list_addresses,
         max_list_prefixes: config.max_list_prefixes,
         protection: Protection::default(),
+        flows: flow_options(&options.config.flows),
         event_budget: config.event_budget,
         log_level: match config.kernel_log {
             KernelLog::Off => 0,
@@ -263,6 +264,18 @@ fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
         mode: options.mode.unwrap_or(config.mode),
         levels: kernel_levels(&options.config.detect),
     })
+}
+
+fn flow_options(config: &FlowsConfig) -> FlowOptions {
+    FlowOptions {
+        slots: if config.enabled {
+            config.table_size
+        } else {
+            0
+        },
+        idle: config.idle_timeout,
+        active: config.active_timeout,
+    }
 }
 
 impl Agent {

@@ -10,6 +10,7 @@ mod check;
 mod detect;
 mod document;
 mod error;
+mod flows;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -27,6 +28,7 @@ use check::Checker;
 pub use detect::{DetectConfig, FloodConfig, ScanConfig};
 use document::Document;
 pub use error::{ConfigError, Problem};
+pub use flows::{FlowsConfig, HostConfig};
 pub use values::{AttachMode, KernelLog, Mode};
 
 /// Largest configuration file accepted, in bytes.
@@ -54,6 +56,10 @@ pub struct Config {
     pub detect: DetectConfig,
     /// What this node does about it.
     pub respond: RespondConfig,
+    /// Flow records.
+    pub flows: FlowsConfig,
+    /// What is watched of this host beside its traffic.
+    pub host: HostConfig,
 }
 
 /// `[node]`
@@ -285,6 +291,8 @@ impl Config {
         check.section("allow", |check| self.allow.check(check));
         check.section("detect", |check| self.detect.check(check));
         check.section("respond", |check| self.respond.check(check));
+        check.section("flows", |check| self.flows.check(check));
+        check.section("host", |check| self.host.check(check));
         check
     }
 }

@@ -142,7 +142,7 @@ fn permitted(policy: config::AttachMode) -> &'static [AttachMode] {
     }
 }
 
-fn unpin(path: &Path) -> Result<(), DataplaneError> {
+pub(super) fn unpin(path: &Path) -> Result<(), DataplaneError> {
     std::fs::remove_file(path).map_err(|source| DataplaneError::PinDir {
         dir: path.to_path_buf(),
         source,
@@ -228,7 +228,7 @@ fn io_error(error: &ProgramError) -> Option<&io::Error> {
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(e) = source {
@@ -242,10 +242,21 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// bpffs allows no dots in names, interfaces do.
 fn pin_path(dir: &Path, interface: &str, mode: AttachMode) -> PathBuf {
+    link_path(dir, mode.name(), interface)
+}
+
+/// bpffs allows no dots in names, interfaces do.
+pub(super) fn link_path(dir: &Path, kind: &str, interface: &str) -> PathBuf {
     let name = interface.replace('%', "%25").replace('.', "%2e");
-    dir.join(format!("link-{}-{name}", mode.name()))
+    dir.join(format!("link-{kind}-{name}"))
+}
+
+/// The interface that a link's pin belongs to.
+pub(super) fn interface_of(pin: &Path) -> Option<String> {
+    let name = pin.file_name()?.to_str()?.strip_prefix("link-")?;
+    let (_, interface) = name.split_once('-')?;
+    Some(interface.replace("%2e", ".").replace("%25", "%"))
 }
 
 /// Removes every pin in `dir` and the directory; links first, so that no packet meets half a policy.
@@ -264,6 +275,7 @@ pub(super) fn remove_pins(dir: &Path) -> Result<usize, DataplaneError> {
         !p.file_name()
             .is_some_and(|n| n.to_string_lossy().starts_with("link-"))
     });
+    super::flows::remove_filters(&paths);
     for path in &paths {
         std::fs::remove_file(path).map_err(failed)?;
     }
@@ -279,6 +291,8 @@ mod tests {
     fn interface_names_with_dots_get_pin_names_without() {
         let path = pin_path(Path::new("/x"), "eth0.100", AttachMode::Generic);
         assert_eq!(path, Path::new("/x/link-generic-eth0%2e100"));
+        assert_eq!(interface_of(&path).as_deref(), Some("eth0.100"));
+        assert_eq!(interface_of(Path::new("/x/CONFIG")), None);
         assert_ne!(
             pin_path(Path::new("/x"), "a%2eb", AttachMode::Driver),
             pin_path(Path::new("/x"), "a.b", AttachMode::Driver)

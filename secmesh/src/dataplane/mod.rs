@@ -10,9 +10,13 @@ mod counters;
 mod cuckoo;
 mod error;
 mod events;
+mod flows;
 mod guard;
+mod kernel_types;
 mod lists;
 mod preflight;
+mod processes;
+mod ring;
 mod tables;
 
 use std::path::{Path, PathBuf};
@@ -24,7 +28,7 @@ use tracing::warn;
 use secmesh_common::{
     SCHEMA,
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
-    config::{Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR},
+    config::{Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR, features::FLOWS},
     counters::Counters,
     limit::{Limit, SourceLimit},
     list::{BUCKET4, BUCKET6, HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6},
@@ -36,11 +40,14 @@ pub use self::{
     counters::CounterReader,
     error::DataplaneError,
     events::{EventReader, KernelLog},
+    flows::{Egress, FlowInterface, FlowOptions, Swept},
+    kernel_types::KernelTypesError,
     lists::{Compiled, ListTables, Replaced, Span},
     preflight::{check_system, mount_hint},
+    ring::RingReader,
     tables::{AllowTable, BlockTable, TableError, WatchTable},
 };
-use self::{cell::ConfigCell, guard::Guard, lists::ListMaps};
+use self::{cell::ConfigCell, guard::Guard, lists::ListMaps, processes::ProcessOffsets};
 pub use crate::config::Mode;
 use crate::{addr::Prefix, config};
 
@@ -104,6 +111,8 @@ pub struct LoadOptions {
     pub max_list_prefixes: u32,
     /// What is dropped besides blocks.
     pub protection: Protection,
+    /// The flow table.
+    pub flows: FlowOptions,
 }
 
 /// What is dropped besides blocks: checks and limits.
@@ -121,7 +130,8 @@ pub struct Protection {
     pub total_limit: Limit,
     /// TCP segments of one source that are no connection attempt, beyond which their sockets are looked up.
     pub stray_limit: Limit,
-    /// Bits of [`secmesh_common::config::features`].
+    /// Bits of [`secmesh_common::config::features`]; the one of flows follows from
+    /// [`LoadOptions::flows`] and is not looked at here.
     pub features: u32,
 }
 
@@ -140,6 +150,12 @@ pub struct Dataplane {
     config: ConfigCell,
     guard: Guard,
     attached: Vec<AttachedInterface>,
+    flows: FlowOptions,
+    flow_interfaces: Vec<FlowInterface>,
+    /// Slot that the next sweep begins at.
+    sweep_from: u32,
+    /// Why nothing can be said of processes.
+    no_offsets: Option<String>,
     pin_dir: Option<PathBuf>,
     /// Whether pinned maps of an earlier agent were taken over.
     pub resumed: bool,
@@ -158,10 +174,17 @@ impl Dataplane {
             None => None,
         };
         let resumed = pins.as_ref().is_some_and(|dir| dir.join("CONFIG").exists());
+        let offsets = ProcessOffsets::of_running_kernel();
+        let (flow_slots, flow_mask) = (options.flows.entries(), options.flows.entries() - 1);
         let mut loader = EbpfLoader::new();
+        if let Ok(offsets) = &offsets {
+            offsets.set(&mut loader);
+        }
         loader
             .override_global("HASH_SEED", &options.seed, true)
             .override_global(aya_log::LEVEL, &options.log_level, true)
+            .override_global("FLOW_MASK", &flow_mask, true)
+            .map_max_entries("FLOW", flow_slots)
             .map_max_entries("BLOCK4", options.max_blocks)
             .map_max_entries("BLOCK6", options.max_blocks)
             .map_max_entries("PREFIX4", options.max_prefixes)
@@ -182,6 +205,9 @@ impl Dataplane {
         program(&mut ebpf)?
             .load()
             .map_err(DataplaneError::Verifier)?;
+        if options.flows.enabled() {
+            flows::load(&mut ebpf)?;
+        }
         let config = take(&mut ebpf, "CONFIG")?
             .try_into()
             .map_err(DataplaneError::Map)?;
@@ -215,7 +241,9 @@ impl Dataplane {
             c.event_budget = (options.event_budget / 10).max(1);
             c.event_tick_ns = EVENT_TICK_NS;
             c.checks = protection.checks;
-            c.features = protection.features;
+            c.features = with_flows(protection.features, &options.flows);
+            c.flow_idle = flows::units(options.flows.idle);
+            c.flow_active = flows::units(options.flows.active);
             c.source_limits = protection.source_limits;
             c.mesh_limit = protection.mesh_limit;
             c.fragment_limit = protection.fragment_limit;
@@ -233,6 +261,10 @@ impl Dataplane {
             config,
             guard,
             attached: Vec::new(),
+            flows: options.flows,
+            flow_interfaces: Vec::new(),
+            sweep_from: 0,
+            no_offsets: offsets.err().map(|e| e.to_string()),
             pin_dir: pins,
             resumed,
         })
@@ -249,9 +281,10 @@ impl Dataplane {
     ///
     /// The kernel's refusal of the map write.
     pub fn set_protection(&mut self, protection: &Protection) -> Result<(), DataplaneError> {
+        let features = with_flows(protection.features, &self.flows);
         self.config.update(|c| {
             c.checks = protection.checks;
-            c.features = protection.features;
+            c.features = features;
             c.source_limits = protection.source_limits;
             c.mesh_limit = protection.mesh_limit;
             c.fragment_limit = protection.fragment_limit;
@@ -421,6 +454,7 @@ impl Dataplane {
             pin_dir.as_deref(),
         )?;
         self.attached.push(attached.clone());
+        self.attach_egress(interface);
         Ok(attached)
     }
 
@@ -460,6 +494,14 @@ impl Dataplane {
 /// If a pin cannot be removed.
 pub fn detach_all(pin_dir: &Path) -> Result<usize, DataplaneError> {
     attach::remove_pins(pin_dir)
+}
+
+fn with_flows(features: u32, flows: &FlowOptions) -> u32 {
+    if flows.enabled() {
+        features | FLOWS
+    } else {
+        features & !FLOWS
+    }
 }
 
 /// Whether a prefix belongs in the exact maps.
