@@ -27,6 +27,10 @@ pub const ACTIVITY_GAP: u32 = (5_000_000_000_u64 >> UNIT_SHIFT) as u32;
 pub const CLOSING_GAP: u32 = (1_000_000_000_u64 >> UNIT_SHIFT) as u32;
 /// A flow that busier ones push out is recorded if it had more packets than this.
 pub const EVICTED_PACKETS: u32 = 3;
+/// So many times between packets of a flow are measured to the microsecond; after them, times are those of the
+/// cheap clock, a timer tick (1 to 10 ms) fine, and count for longest gaps, silences and ends only. Reading the
+/// fine clock costs a fourth of a whole packet, and what tells flows apart is in their beginning.
+pub const FINE_GAPS: u16 = 63;
 /// Scores stop here, so that a long-lived busy flow can still be displaced.
 const MAX_SCORE: u32 = 4096;
 /// No stranger takes a slot of this resistance.
@@ -100,7 +104,7 @@ pub struct Way {
     pub payload: u64,
     /// Sum of the squares of each packet's payload.
     pub payload_sq: u64,
-    /// Sum of the squares of the times between its packets.
+    /// Sum of the squares of the times between its packets that were measured finely.
     pub gap_sq: u64,
     /// When its first packet came, since the flow's beginning.
     pub first: u32,
@@ -114,9 +118,13 @@ pub struct Way {
     pub acks: u32,
     /// TCP segments with PSH.
     pub pushes: u32,
-    /// Shortest time between two packets.
+    /// Times between its packets that were measured finely.
+    pub gaps: u32,
+    /// Their sum.
+    pub gap_sum: u32,
+    /// Shortest of them.
     pub gap_min: u32,
-    /// Longest time between two packets.
+    /// Longest time between two packets, finely measured or not.
     pub gap_max: u32,
     /// Shortest frame, bytes.
     pub len_min: u16,
@@ -150,7 +158,7 @@ pub struct FlowSlot {
     pub initiator: u64,
     /// When its first packet came, `CLOCK_MONOTONIC` ns.
     pub first_ns: u64,
-    /// Sum of the squares of the times between packets of either side.
+    /// Sum of the squares of the times between packets of either side that were measured finely.
     pub gap_sq: u64,
     /// Sum of the squares of the silences longer than [`ACTIVITY_GAP`].
     pub idle_sq: u64,
@@ -164,9 +172,11 @@ pub struct FlowSlot {
     pub ways: [Way; 2],
     /// When its last packet came, since the first.
     pub last: u32,
-    /// Shortest time between two packets of either side.
+    /// Sum of the times between packets of either side that were measured finely.
+    pub gap_sum: u32,
+    /// Shortest of them.
     pub gap_min: u32,
-    /// Longest time between two packets of either side.
+    /// Longest time between two packets of either side, finely measured or not.
     pub gap_max: u32,
     /// When the current active period began, since the first packet.
     pub active_start: u32,
@@ -192,6 +202,8 @@ pub struct FlowSlot {
     pub dport: u16,
     /// Silences.
     pub idles: u16,
+    /// Times between packets of either side that were measured finely, at most [`FINE_GAPS`].
+    pub gaps: u16,
     /// Transport protocol number.
     pub proto: u8,
     /// 4 or 6.
@@ -203,12 +215,12 @@ pub struct FlowSlot {
     /// VLAN tags that its first packet carried.
     pub vlan_tags: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 7],
 }
 
-const _: () = assert!(size_of::<Way>() == 80, "layout");
+const _: () = assert!(size_of::<Way>() == 88, "layout");
 const _: () = assert!(
-    size_of::<FlowSlot>() == 6 * 8 + 2 * 16 + 2 * 80 + 12 * 4 + 3 * 2 + 5 + 5,
+    size_of::<FlowSlot>() == 6 * 8 + 2 * 16 + 2 * 88 + 13 * 4 + 4 * 2 + 5 + 7,
     "no padding"
 );
 
@@ -226,7 +238,7 @@ pub struct FlowExport {
     pub pad: u32,
 }
 
-const _: () = assert!(size_of::<FlowExport>() == 320, "layout");
+const _: () = assert!(size_of::<FlowExport>() == 344, "layout");
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), only integers, no padding (size asserted above), every bit pattern is valid.
@@ -488,6 +500,12 @@ impl FlowSlot {
         (silent > limits.idle).then_some(FlowEnd::Idle)
     }
 
+    /// Whether the time of the flow's next packet is to be read from the fine clock.
+    #[inline(always)]
+    pub fn is_fine(&self) -> bool {
+        self.gaps < FINE_GAPS
+    }
+
     /// Which side sent a packet: an index of [`FlowSlot::ways`].
     #[inline(always)]
     pub fn way(&self, place: &FlowPlace) -> usize {
@@ -498,8 +516,10 @@ impl FlowSlot {
     #[inline(always)]
     pub fn count(&mut self, way: usize, packet: &Packet, arrival: &Arrival) -> Option<FlowEnd> {
         use tcp_flags::{ACK, FIN, PSH, RST, SYN, URG};
-        let now = self.age(arrival.now_ns);
-        self.count_time(now);
+        let fine = self.is_fine();
+        // The cheap clock is behind the fine one by up to a tick.
+        let now = self.age(arrival.now_ns).max(self.last);
+        self.count_time(now, fine);
         if self.score < MAX_SCORE {
             self.score += 1;
         }
@@ -509,12 +529,16 @@ impl FlowSlot {
             side.window = arrival.window;
         } else {
             let gap = now.saturating_sub(side.last);
-            side.gap_sq = side.gap_sq.wrapping_add(square(gap));
             if gap > side.gap_max {
                 side.gap_max = gap;
             }
-            if gap < side.gap_min || side.packets == 1 {
-                side.gap_min = gap;
+            if fine {
+                if gap < side.gap_min || side.gaps == 0 {
+                    side.gap_min = gap;
+                }
+                side.gaps += 1;
+                side.gap_sum = side.gap_sum.wrapping_add(gap);
+                side.gap_sq = side.gap_sq.wrapping_add(square(gap));
             }
         }
         side.last = now;
@@ -538,18 +562,18 @@ impl FlowSlot {
 
     /// The times of both sides together.
     #[inline(always)]
-    fn count_time(&mut self, now: u32) {
-        let before = self.packets();
-        if before == 0 {
-            return;
-        }
+    fn count_time(&mut self, now: u32, fine: bool) {
         let gap = now.saturating_sub(self.last);
-        self.gap_sq = self.gap_sq.wrapping_add(square(gap));
         if gap > self.gap_max {
             self.gap_max = gap;
         }
-        if gap < self.gap_min || before == 1 {
-            self.gap_min = gap;
+        if fine && self.packets() != 0 {
+            if gap < self.gap_min || self.gaps == 0 {
+                self.gap_min = gap;
+            }
+            self.gaps += 1;
+            self.gap_sum = self.gap_sum.wrapping_add(gap);
+            self.gap_sq = self.gap_sq.wrapping_add(square(gap));
         }
         if gap > ACTIVITY_GAP {
             let active = self.last.saturating_sub(self.active_start);

@@ -25,6 +25,7 @@ use secmesh_common::{
 };
 
 use crate::{
+    clock::now_ns,
     count::{bump, counters},
     frame::{Frame, load_word},
     maps::{CONFIG, FLOW, FLOW_MASK, FLOWS, HASH_SEED},
@@ -79,11 +80,8 @@ pub extern "C" fn secmesh_flow(
     }
     // SAFETY: callers pass a packet on their stack, all of it written; the verifier checks that.
     let packet = unsafe { &*packet };
-    // A tick of the cheap clock is four milliseconds; times between packets are a hundredth of that.
-    // SAFETY: no arguments, no effects.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let arrival = Arrival {
-        now_ns,
+    let mut arrival = Arrival {
+        now_ns: now_ns(config),
         ifindex,
         outgoing: (outgoing & 1) as u8,
         tcp_len: 0,
@@ -92,22 +90,33 @@ pub extern "C" fn secmesh_flow(
         segment_size: segments as u32,
     }
     .with_tcp(tcp_word.to_ne_bytes());
-    record(packet, &arrival, config, counters);
+    record(packet, &mut arrival, config, counters);
     0
 }
 
+/// `CLOCK_MONOTONIC` to the nanosecond, at the price of a call.
 #[inline(always)]
-fn record(packet: &Packet, arrival: &Arrival, config: &Config, counters: &mut Counters) {
+fn fine_now_ns() -> u64 {
+    // SAFETY: no arguments, no effects.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+fn record(packet: &Packet, arrival: &mut Arrival, config: &Config, counters: &mut Counters) {
     let place = flow_place(packet, arrival.ifindex, HASH_SEED.load(), FLOW_MASK.load());
     let limits = limits(config);
     let Some((slot, fresh)) = claim(&place, arrival.now_ns, &limits, counters) else {
         bump(counters, Counter::FlowContended);
         return;
     };
+    let coarse_ns = arrival.now_ns;
+    if fresh || slot.is_fine() {
+        arrival.now_ns = fine_now_ns();
+    }
     if fresh {
         begin(slot, &place, packet, arrival, counters);
     } else {
-        match slot.next_step(packet, arrival.now_ns, &limits) {
+        match slot.next_step(packet, coarse_ns, &limits) {
             Step::Count => {}
             Step::Late => return,
             step => {
@@ -118,6 +127,7 @@ fn record(packet: &Packet, arrival: &Arrival, config: &Config, counters: &mut Co
                 if let Step::Record(end) = step {
                     export(slot, place.tag, arrival.now_ns, end, counters);
                 }
+                arrival.now_ns = fine_now_ns();
                 begin(slot, &place, packet, arrival, counters);
             }
         }
@@ -446,8 +456,7 @@ pub extern "C" fn secmesh_sweep_slot(index: u32) -> u8 {
     if tag == 0 || tag == LOCKED {
         return 0;
     }
-    // SAFETY: no arguments, no effects.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now_ns = fine_now_ns();
     let Some(end) = slot.due(now_ns, &limits(config)) else {
         return SWEEP_USED;
     };

@@ -12,7 +12,7 @@ use super::{check::Checker, values};
 pub struct FlowsConfig {
     /// Whether flows are recorded. Default: yes.
     pub enabled: bool,
-    /// Flows that the kernel can follow at once, rounded up to a power of two, 304 bytes each: 1024 to
+    /// Flows that the kernel can follow at once, rounded up to a power of two, 328 bytes each: 1024 to
     /// 1048576. Default 32768.
     #[serde(deserialize_with = "values::count")]
     pub table_size: u32,

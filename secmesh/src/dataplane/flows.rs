@@ -32,7 +32,7 @@ const ETHERNET_LINKS: [&str; 2] = ["1", "772"];
 /// The flow table's size and times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FlowOptions {
-    /// Flows that fit, rounded up to a power of two; 304 bytes each. 0 keeps no flows.
+    /// Flows that fit, rounded up to a power of two; 328 bytes each. 0 keeps no flows.
     pub slots: u32,
     /// Silence after which a flow is over.
     pub idle: Duration,

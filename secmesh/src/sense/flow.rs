@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, net::IpAddr};
 
 use secmesh_common::{
-    flow::{FlowEnd, FlowExport, FlowSlot, UNIT_SHIFT, Way, hash_endpoint},
+    flow::{FINE_GAPS, FlowEnd, FlowExport, FlowSlot, UNIT_SHIFT, Way, hash_endpoint},
     packet::{Family, Words},
 };
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,8 @@ use super::observation::address_of;
 
 /// Flow records that are remembered for operators.
 pub const MAX_RECENT: usize = 4096;
+
+const _: () = assert!(FINE_GAPS == 63, "the number in the documentation of `FlowSide`");
 
 /// Why a flow was recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +71,11 @@ pub struct Durations {
     pub squares_us2: u64,
 }
 
-/// What one side of a flow sent. Resolution of times: 1.024 µs.
+/// What one side of a flow sent.
+///
+/// Times are 1.024 µs fine for the flow's first 64 packets of both sides together, then a timer
+/// tick (1 to 10 ms). [`Durations`] of gaps are those of the fine part, but for the longest, which is that of
+/// the whole flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FlowSide {
     /// Packets; segments of one that the card cuts count each.
@@ -231,10 +237,10 @@ fn side(way: &Way) -> FlowSide {
         first_us: micros(way.first),
         last_us: micros(way.last),
         gaps: Durations {
-            count: way.packets.saturating_sub(1),
+            count: way.gaps,
             min_us: micros(way.gap_min),
             max_us: micros(way.gap_max),
-            sum_us: micros(way.last.saturating_sub(way.first)),
+            sum_us: micros(way.gap_sum),
             squares_us2: micros2(way.gap_sq),
         },
         window: way.window,
@@ -291,13 +297,10 @@ impl FlowRecord {
             forward: side(forward),
             backward: side(backward),
             gaps: Durations {
-                count: forward
-                    .packets
-                    .saturating_add(backward.packets)
-                    .saturating_sub(1),
+                count: u32::from(slot.gaps),
                 min_us: micros(slot.gap_min),
                 max_us: micros(slot.gap_max),
-                sum_us: duration_us,
+                sum_us: micros(slot.gap_sum),
                 squares_us2: micros2(slot.gap_sq),
             },
             active: active(slot),
