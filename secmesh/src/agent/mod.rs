@@ -10,6 +10,7 @@ mod membership;
 mod recover;
 mod requests;
 mod setup;
+mod watch;
 
 use std::{net::SocketAddr, path::PathBuf};
 

@@ -58,6 +58,8 @@ impl Agent {
             Request::Alerts { limit } => {
                 to_value(&self.alerts.iter().rev().take(limit).collect::<Vec<_>>())
             }
+            Request::Flows { from, limit } => to_value(&self.list_flows(from, limit)),
+            Request::Processes { from, limit } => to_value(&self.list_processes(from, limit)),
             Request::Decisions { all, subject } => to_value(&self.decisions(all, subject)),
             Request::Explain { subject } => to_value(&self.explain(subject)),
             Request::Block {
@@ -99,6 +101,8 @@ impl Agent {
             mesh_id: genesis.mesh_id().to_string(),
             mode: self.dataplane.mode(),
             interfaces: self.dataplane.attached().to_vec(),
+            flows: self.flows_view(),
+            no_processes: self.watch.no_processes.clone(),
             quorum: serde_json::to_value(self.engine.quorum()).unwrap_or_default(),
             blocks: BlockTotals {
                 desired,
@@ -147,6 +151,10 @@ impl Agent {
             ("votes_not_sent", tally.votes_not_sent),
             ("watch_full", tally.watch_full),
             ("clock_steps", tally.clock_steps),
+            ("flow_records", self.watch.flows.next()),
+            ("flow_records_mixed", self.watch.flows_mixed),
+            ("process_records", self.watch.processes.next()),
+            ("records_unknown", self.watch.unknown),
         ];
         let transport = self.transport.counters();
         let refusals = self.engine.refusals();

@@ -15,6 +15,7 @@ use super::{
     AgentError, Options,
     core::{Agent, Streams, Tally},
     recover,
+    watch::{WatchStreams, Watched},
 };
 use crate::{
     api::server::Server,
@@ -58,10 +59,12 @@ struct Kernel {
     watches: WatchTable,
     counters: CounterReader,
     events: EventReader,
+    watch: (Watched, WatchStreams),
 }
 
 fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
-    let mut dataplane = Dataplane::load(&load_options(options)?)?;
+    let loading = load_options(options)?;
+    let mut dataplane = Dataplane::load(&loading)?;
     if let Some(mode) = options.mode {
         dataplane.set_mode(mode)?;
     } else if dataplane.mode() != options.config.dataplane.mode {
@@ -78,7 +81,9 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
             }
         });
     }
+    let processes = options.config.host.processes;
     Ok(Kernel {
+        watch: Watched::open(&mut dataplane, processes, loading.seed)?,
         table: dataplane.take_blocks()?,
         allows: dataplane.take_allows()?,
         watches: dataplane.take_watches()?,
@@ -132,6 +137,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         store.members.iter().cloned(),
     );
     let kernel = load_kernel(&options)?;
+    let (watch, watch_streams) = kernel.watch;
     let allowed = Arc::new(AllowedPeers::new());
     let (transport, peers) = Transport::start(TransportConfig {
         listen: options.listen.unwrap_or(options.config.mesh.listen),
@@ -152,6 +158,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         blocks: Blocks::default(),
         book: Book::default(),
         tally: Tally::default(),
+        watch,
         ssh_at_start: Vec::new(),
         proven: BTreeMap::new(),
         refusal_log: RateLimitedLog::new(Arc::clone(&clock), REFUSAL_LOG, REFUSAL_KEYS),
@@ -184,7 +191,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     }
     agent.apply_membership();
     agent.attach()?;
-    agent.listen(kernel.events, peers).await?;
+    agent.listen(kernel.events, watch_streams, peers).await?;
     agent.announce();
     Ok(agent)
 }
@@ -194,6 +201,7 @@ impl Agent {
     async fn listen(
         &mut self,
         events: EventReader,
+        watch: WatchStreams,
         peers: mpsc::Receiver<TransportEvent>,
     ) -> Result<(), AgentError> {
         let server =
@@ -211,6 +219,7 @@ impl Agent {
         };
         self.streams = Some(Streams {
             events,
+            watch,
             peers,
             calls,
             interrupt: signal(SignalKind::interrupt()).map_err(signal_error)?,

@@ -168,11 +168,20 @@ pub trait FlowSink {
 }
 
 /// The newest flow records, numbered, for operators.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Recent<T> {
     records: VecDeque<T>,
     /// Number of the next record.
     next: u64,
+}
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self {
+            records: VecDeque::new(),
+            next: 0,
+        }
+    }
 }
 
 impl<T: Clone> Recent<T> {
@@ -188,6 +197,12 @@ impl<T: Clone> Recent<T> {
     /// Number of the record that comes next; numbers begin with 0 and have no gaps.
     pub const fn next(&self) -> u64 {
         self.next
+    }
+
+    /// Number of the first record that is held, of those from `from` on.
+    pub fn first_from(&self, from: u64) -> u64 {
+        let held = u64::try_from(self.records.len()).unwrap_or(u64::MAX);
+        from.clamp(self.next.saturating_sub(held), self.next)
     }
 
     /// At most `limit` records, oldest first: the newest ones, or those from number `from` on.
