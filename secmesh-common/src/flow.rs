@@ -450,10 +450,11 @@ impl FlowSlot {
         self.score
     }
 
-    /// As what the flow has to be recorded when a stranger takes its place; `None` if it need not be.
+    /// As what the flow of `holder` (the tag before the slot was locked) has to be recorded when a stranger
+    /// takes its place; `None` if it need not be.
     #[inline(always)]
-    pub fn displaced(&self, now_ns: u64, limits: &FlowLimits) -> Option<FlowEnd> {
-        if self.tag == 0 || self.state == state::ENDED {
+    pub fn displaced(&self, holder: u64, now_ns: u64, limits: &FlowLimits) -> Option<FlowEnd> {
+        if holder == 0 || self.state == state::ENDED {
             return None;
         }
         if self.age(now_ns).saturating_sub(self.last) > limits.idle {

@@ -190,7 +190,7 @@ fn claim(
     if !lock(weaker, holder) {
         return None;
     }
-    if let Some(end) = weaker.displaced(now_ns, limits) {
+    if let Some(end) = weaker.displaced(holder, now_ns, limits) {
         export(weaker, holder, now_ns, end, counters);
     }
     Some((weaker, true))

@@ -243,7 +243,7 @@ fn the_kernel_records_what_the_same_code_records_of_the_same_packets() -> Result
     seen.sort_by_key(|(slot, _)| slot.tag);
     wanted.sort_by_key(|(slot, _)| slot.tag);
     println!("{} packets, {} flows", frames.len(), wanted.len());
-    ensure!(wanted.len() > 60, "{} flows", wanted.len());
+    ensure!(wanted.len() > 50, "{} flows", wanted.len());
     ensure!(seen.len() == wanted.len(), "{} of {}", seen.len(), wanted.len());
     for (seen, wanted) in seen.iter().zip(&wanted) {
         ensure!(seen == wanted, "\n{seen:?}\n{wanted:?}");
@@ -379,8 +379,12 @@ fn a_full_ring_is_counted_and_the_sweep_goes_on_where_it_stopped() -> Result<()>
     let counters = flows.kernel.counters()?;
     println!("{first:?} {second:?}, {read} read; {}", shown(&counters));
     ensure!(!second.ring_full, "{second:?}");
-    ensure!(read as u64 == counters.flow_started, "{read} read");
-    ensure!(counters.flow_exported == counters.flow_started);
+    ensure!(read as u64 == counters.flow_exported, "{read} read");
+    let third = flows.kernel.dataplane.sweep_flows(slices)?;
+    ensure!((third.recorded, third.used) == (0, 0), "left over: {third:?}");
+    // Only what strangers pushed out, of one packet each, has no record.
+    let pushed_out = counters.flow_started - counters.flow_exported;
+    ensure!(pushed_out < counters.flow_contended / 2, "{pushed_out} pushed out");
     // Ends that are told in passing have nowhere to wait.
     for n in 0..9000_u32 {
         let [_, _, b, c] = n.to_be_bytes();
@@ -412,13 +416,27 @@ impl Drop for Network {
     }
 }
 
-fn counter_of(interface: &str, name: &str) -> Result<u64> {
-    let text = tool("ip", &["-j", "-s", "link", "show", "dev", interface])?;
-    let shown: serde_json::Value = serde_json::from_str(&text)?;
-    shown
-        .pointer(&format!("/0/stats64/{name}"))
-        .and_then(serde_json::Value::as_u64)
-        .with_context(|| format!("{name}: {text}"))
+/// Packets and bytes from far to near and back, as both ends counted them.
+///
+/// Towards an end with an XDP program, a pair counts where the program gets the packet, which is behind the
+/// Ethernet header (`veth_get_stats64` and `veth_xdp_rcv_one` in drivers/net/veth.c).
+fn wire(netns: &str) -> Result<[u64; 4]> {
+    let far = tool("ip", &["-n", netns, "-j", "-s", "link", "show", "dev", "fl1"])?;
+    let near = tool("ip", &["-j", "-s", "link", "show", "dev", "fl0"])?;
+    let sent = |text: &str, what: &str| {
+        let shown: serde_json::Value = serde_json::from_str(text)?;
+        shown
+            .pointer(&format!("/0/stats64/tx/{what}"))
+            .and_then(serde_json::Value::as_u64)
+            .with_context(|| format!("{what}: {text}"))
+    };
+    let packets = sent(&far, "packets")?;
+    Ok([
+        packets,
+        sent(&far, "bytes")? + 14 * packets,
+        sent(&near, "packets")?,
+        sent(&near, "bytes")?,
+    ])
 }
 
 const BODY: usize = 300_000;
@@ -452,13 +470,11 @@ fn a_real_transfer_is_recorded_to_the_byte_in_both_directions() -> Result<()> {
             ..with_flows(Duration::from_secs(2))
         };
         let mut flows = Flows::load(&loading)?;
-        flows.kernel.dataplane.attach("fl0", Wanted::Auto)?;
+        flows.kernel.dataplane.attach("fl0", Wanted::Driver)?;
         let seen = flows.kernel.dataplane.flow_interfaces().to_vec();
         println!("{seen:?}");
         ensure!(seen.iter().all(|i| i.egress == Egress::Tcx), "{seen:?}");
-        let before = ["rx/packets", "rx/bytes", "tx/packets", "tx/bytes"]
-            .map(|what| counter_of("fl0", what));
-        let before: Vec<u64> = before.into_iter().collect::<Result<_>>()?;
+        let before = wire(&name)?;
         let listener = TcpListener::bind("192.0.2.1:8080")?;
         let client = in_network(name.clone(), || {
             let mut stream = TcpStream::connect("192.0.2.1:8080")?;
@@ -475,9 +491,7 @@ fn a_real_transfer_is_recorded_to_the_byte_in_both_directions() -> Result<()> {
         let answer = client.join().map_err(|_| anyhow::anyhow!("the client"))??;
         ensure!(answer == BODY, "{answer} bytes came");
         std::thread::sleep(Duration::from_millis(1500));
-        let now = ["rx/packets", "rx/bytes", "tx/packets", "tx/bytes"]
-            .map(|what| counter_of("fl0", what));
-        let now: Vec<u64> = now.into_iter().collect::<Result<_>>()?;
+        let now = wire(&name)?;
         let moved: Vec<u64> = now.iter().zip(&before).map(|(n, b)| n - b).collect();
         flows.sweep()?;
         let records = flows.records()?;
