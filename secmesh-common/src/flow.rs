@@ -9,7 +9,8 @@
 //! to changes only by compare-and-exchange of its tag, so a record never mixes two flows.
 #![expect(
     clippy::indexing_slicing,
-    reason = "directions are masked to 0 and 1; `get` would add branches to the hot path that can never be taken"
+    clippy::cast_possible_truncation,
+    reason = "directions are masked to 0 and 1, halves of hashes are meant, and other values are compared first; `get` and `try_from` would add branches to the hot path that can never be taken"
 )]
 
 use crate::{
@@ -429,7 +430,11 @@ impl FlowSlot {
     pub fn age(&self, now_ns: u64) -> u32 {
         // Another CPU may have begun it a moment after this one read the clock.
         let age = now_ns.saturating_sub(self.first_ns) >> UNIT_SHIFT;
-        if age > 0xffff_ffff { u32::MAX } else { age as u32 }
+        if age > 0xffff_ffff {
+            u32::MAX
+        } else {
+            age as u32
+        }
     }
 
     /// How hard the slot is to take at `now_ns`: 0 is free to take, [`FIRM`] cannot be taken.

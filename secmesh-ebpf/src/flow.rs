@@ -179,7 +179,11 @@ fn claim(
         first.resistance(now_ns, limits),
         second.resistance(now_ns, limits),
     );
-    let (weaker, resistance) = if one <= two { (first, one) } else { (second, two) };
+    let (weaker, resistance) = if one <= two {
+        (first, one)
+    } else {
+        (second, two)
+    };
     if resistance != 0 {
         if resistance != FIRM {
             weaker.score = resistance - 1;
@@ -234,13 +238,7 @@ fn unlock(slot: &mut FlowSlot, tag: u64) {
 
 /// Records a locked slot's flow; `false` if the ring was full.
 #[inline(always)]
-fn export(
-    slot: &FlowSlot,
-    tag: u64,
-    now_ns: u64,
-    end: FlowEnd,
-    counters: &mut Counters,
-) -> bool {
+fn export(slot: &FlowSlot, tag: u64, now_ns: u64, end: FlowEnd, counters: &mut Counters) -> bool {
     if !reserve_and_write(slot, tag, now_ns, end) {
         bump(counters, Counter::FlowRingFull);
         return false;
@@ -284,8 +282,7 @@ pub fn secmesh_egress(ctx: TcContext) -> i32 {
     }
     let skb = ctx.skb.skb;
     // SAFETY: fields of the context, which the kernel makes loads of (Linux 5.1 and 5.7).
-    let (ifindex, count, size) =
-        unsafe { ((*skb).ifindex, (*skb).gso_segs, (*skb).gso_size) };
+    let (ifindex, count, size) = unsafe { ((*skb).ifindex, (*skb).gso_segs, (*skb).gso_size) };
     let segments = (u64::from(count) << 32) | u64::from(size);
     let _counted: u8 = secmesh_flow(&raw const packet, word, ifindex, segments, 1);
     NEXT

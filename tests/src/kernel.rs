@@ -9,8 +9,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use secmesh::dataplane::{
-    AllowTable, BlockTable, CounterReader, Dataplane, EventReader, FlowOptions, Levels, ListTables, LoadOptions,
-    Mode, Protection, WatchTable,
+    AllowTable, BlockTable, CounterReader, Dataplane, EventReader, FlowOptions, Levels, ListTables,
+    LoadOptions, Mode, Protection, WatchTable,
 };
 use secmesh_common::{
     config::RateLevels,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use nix::sched::{CloneFlags, setns};
 use secmesh::{
     addr::Prefix,
@@ -21,9 +21,7 @@ use secmesh::{
 use secmesh_common::{
     block::origin,
     counters::Counter,
-    flow::{
-        Arrival, FlowEnd, FlowExport, FlowLimits, FlowSlot, LOCKED, Step, flow_place, state,
-    },
+    flow::{Arrival, FlowEnd, FlowExport, FlowLimits, FlowSlot, LOCKED, Step, flow_place, state},
     packet::{Captured, Family, Fragment, PROTO_TCP, parse_ethernet},
 };
 use secmesh_tests::{
@@ -233,7 +231,10 @@ fn the_kernel_records_what_the_same_code_records_of_the_same_packets() -> Result
         .iter()
         .map(|e| (timeless(e.slot), e.end))
         .collect();
-    let live = oracle.flows.into_values().filter(|s| s.state != state::ENDED);
+    let live = oracle
+        .flows
+        .into_values()
+        .filter(|s| s.state != state::ENDED);
     let mut wanted: Vec<(FlowSlot, u32)> = oracle
         .ended
         .into_iter()
@@ -244,7 +245,12 @@ fn the_kernel_records_what_the_same_code_records_of_the_same_packets() -> Result
     wanted.sort_by_key(|(slot, _)| slot.tag);
     println!("{} packets, {} flows", frames.len(), wanted.len());
     ensure!(wanted.len() > 50, "{} flows", wanted.len());
-    ensure!(seen.len() == wanted.len(), "{} of {}", seen.len(), wanted.len());
+    ensure!(
+        seen.len() == wanted.len(),
+        "{} of {}",
+        seen.len(),
+        wanted.len()
+    );
     for (seen, wanted) in seen.iter().zip(&wanted) {
         ensure!(seen == wanted, "\n{seen:?}\n{wanted:?}");
     }
@@ -259,7 +265,12 @@ fn both_directions_of_any_header_shape_are_one_flow() -> Result<()> {
     let answer = udp_to(53, 5000, &[7; 400]);
     let swapped = |packet: Vec<u8>, at: usize, length: usize| {
         let source: Vec<u8> = packet.iter().skip(at).take(length).copied().collect();
-        let target: Vec<u8> = packet.iter().skip(at + length).take(length).copied().collect();
+        let target: Vec<u8> = packet
+            .iter()
+            .skip(at + length)
+            .take(length)
+            .copied()
+            .collect();
         patched(patched(packet, at, &target), at + length, &source)
     };
     let mut shapes = Vec::new();
@@ -307,7 +318,10 @@ fn both_directions_of_any_header_shape_are_one_flow() -> Result<()> {
 fn what_is_dropped_is_in_no_flow() -> Result<()> {
     let mut flows = Flows::load(&with_flows(Duration::from_millis(100)))?;
     let prefix: Prefix = "198.51.100.7".parse()?;
-    flows.kernel.blocks.put(&prefix, u64::MAX, 1, origin::MESH)?;
+    flows
+        .kernel
+        .blocks
+        .put(&prefix, u64::MAX, 1, origin::MESH)?;
     for _ in 0..10 {
         let outcome = flows.kernel.run(&tcp4(CLIENT, 1, 80, SYN, &[]))?;
         ensure!(outcome.action == XDP_DROP, "{}", shown(&outcome.moved));
@@ -335,7 +349,11 @@ fn a_spoofed_flood_neither_grows_the_table_nor_pushes_connections_out() -> Resul
     }
     let counters = flows.kernel.counters()?;
     println!("after the flood: {}", shown(&counters));
-    ensure!(counters.flow_contended > u64::from(SLOTS), "{}", shown(&counters));
+    ensure!(
+        counters.flow_contended > u64::from(SLOTS),
+        "{}",
+        shown(&counters)
+    );
     ensure!(flows.exports().is_empty(), "the flood filled the ring");
     for port in connections.clone() {
         flows.kernel.run(&tcp4(CLIENT, port, 80, FIN_ACK, &[]))?;
@@ -348,9 +366,16 @@ fn a_spoofed_flood_neither_grows_the_table_nor_pushes_connections_out() -> Resul
         .filter(|r| r.end == EndReason::Fin)
         .filter(|r| (r.forward.packets, r.backward.packets) == (4, 2))
         .count();
-    println!("{whole} of {} connections recorded whole", connections.len());
+    println!(
+        "{whole} of {} connections recorded whole",
+        connections.len()
+    );
     // Some had both places taken by other connections from the beginning; strangers must not cost any.
-    ensure!(whole >= connections.len() - 2, "{whole} of {}", connections.len());
+    ensure!(
+        whole >= connections.len() - 2,
+        "{whole} of {}",
+        connections.len()
+    );
     Ok(())
 }
 
@@ -381,10 +406,16 @@ fn a_full_ring_is_counted_and_the_sweep_goes_on_where_it_stopped() -> Result<()>
     ensure!(!second.ring_full, "{second:?}");
     ensure!(read as u64 == counters.flow_exported, "{read} read");
     let third = flows.kernel.dataplane.sweep_flows(slices)?;
-    ensure!((third.recorded, third.used) == (0, 0), "left over: {third:?}");
+    ensure!(
+        (third.recorded, third.used) == (0, 0),
+        "left over: {third:?}"
+    );
     // Only what strangers pushed out, of one packet each, has no record.
     let pushed_out = counters.flow_started - counters.flow_exported;
-    ensure!(pushed_out < counters.flow_contended / 2, "{pushed_out} pushed out");
+    ensure!(
+        pushed_out < counters.flow_contended / 2,
+        "{pushed_out} pushed out"
+    );
     // Ends that are told in passing have nowhere to wait.
     for n in 0..9000_u32 {
         let [_, _, b, c] = n.to_be_bytes();
@@ -421,7 +452,10 @@ impl Drop for Network {
 /// Towards an end with an XDP program, a pair counts where the program gets the packet, which is behind the
 /// Ethernet header (`veth_get_stats64` and `veth_xdp_rcv_one` in drivers/net/veth.c).
 fn wire(netns: &str) -> Result<[u64; 4]> {
-    let far = tool("ip", &["-n", netns, "-j", "-s", "link", "show", "dev", "fl1"])?;
+    let far = tool(
+        "ip",
+        &["-n", netns, "-j", "-s", "link", "show", "dev", "fl1"],
+    )?;
     let near = tool("ip", &["-j", "-s", "link", "show", "dev", "fl0"])?;
     let sent = |text: &str, what: &str| {
         let shown: serde_json::Value = serde_json::from_str(text)?;
@@ -439,6 +473,12 @@ fn wire(netns: &str) -> Result<[u64; 4]> {
     ])
 }
 
+/// Programs that see what leaves.
+fn counting(interface: &str) -> Result<usize> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Egress)?;
+    Ok(programs.len())
+}
+
 const BODY: usize = 300_000;
 
 #[test]
@@ -448,7 +488,10 @@ fn a_real_transfer_is_recorded_to_the_byte_in_both_directions() -> Result<()> {
     isolated(move || {
         let network = Network(name.clone());
         tool("ip", &["netns", "add", &name])?;
-        tool("ip", &["link", "add", "fl0", "type", "veth", "peer", "name", "fl1"])?;
+        tool(
+            "ip",
+            &["link", "add", "fl0", "type", "veth", "peer", "name", "fl1"],
+        )?;
         tool("ip", &["link", "set", "fl1", "netns", &name])?;
         // No neighbour or router questions: the interface's counters are to be those of the flow.
         let quiet = |netns: Option<&str>, dev: &str, addr: &str, mac: &str, other: (&str, &str)| {
@@ -503,15 +546,23 @@ fn a_real_transfer_is_recorded_to_the_byte_in_both_directions() -> Result<()> {
         println!("interface: {moved:?}\nflow: {flow:#?}");
         ensure!(records.len() == 1, "{records:#?}");
         ensure!(flow.end == EndReason::Fin && !flow.outgoing, "{flow:#?}");
-        ensure!(f.payload_bytes == 100 && b.payload_bytes == BODY as u64, "{flow:#?}");
-        ensure!((f.syn, b.syn, f.fin, b.fin) == (1, 1, 1, 1), "{flow:#?}");
-        let is = [
-            u64::from(f.packets),
-            f.bytes,
-            u64::from(b.packets),
-            b.bytes,
-        ];
-        ensure!(moved == is, "the interface counted {moved:?}, the flow {is:?}");
+        // A busy machine sends some of it twice.
+        let sent_once = f.payload_bytes >= 100 && b.payload_bytes >= BODY as u64;
+        ensure!(sent_once && b.payload_first == 1448, "{flow:#?}");
+        ensure!(
+            f.header_bytes + b.header_bytes + f.payload_bytes + b.payload_bytes
+                == f.bytes + b.bytes
+        );
+        let flags = [f.syn, b.syn, f.fin, b.fin];
+        ensure!(
+            flags.iter().all(|n| *n >= 1) && (f.rst, b.rst) == (0, 0),
+            "{flow:#?}"
+        );
+        let is = [u64::from(f.packets), f.bytes, u64::from(b.packets), b.bytes];
+        ensure!(
+            moved == is,
+            "the interface counted {moved:?}, the flow {is:?}"
+        );
 
         // UDP, begun here.
         let socket = UdpSocket::bind("192.0.2.1:4000")?;
@@ -541,21 +592,34 @@ fn a_real_transfer_is_recorded_to_the_byte_in_both_directions() -> Result<()> {
             .with_context(|| format!("{records:#?}"))?;
         ensure!(flow.outgoing && flow.end == EndReason::Idle, "{flow:#?}");
         let (f, b) = (&flow.forward, &flow.backward);
-        ensure!((f.packets, f.payload_bytes, f.bytes) == (5, 2000, 2210), "{flow:#?}");
-        ensure!((b.packets, b.payload_bytes, b.bytes) == (5, 1000, 1210), "{flow:#?}");
+        ensure!(
+            (f.packets, f.payload_bytes, f.bytes) == (5, 2000, 2210),
+            "{flow:#?}"
+        );
+        ensure!(
+            (b.packets, b.payload_bytes, b.bytes) == (5, 1000, 1210),
+            "{flow:#?}"
+        );
 
         // Everything comes off, and takes over as it should.
         let dir = loading.pin_dir.clone().context("set above")?;
-        ensure!(dir.join("link-egress-fl0").exists(), "the link is not pinned");
+        ensure!(
+            dir.join("link-egress-fl0").exists(),
+            "the link is not pinned"
+        );
         drop(flows);
         let mut next = Flows::load(&loading)?;
         next.kernel.dataplane.attach("fl0", Wanted::Auto)?;
         drop(next);
-        let shown = tool("bpftool", &["net", "show", "dev", "fl0"])?;
-        ensure!(shown.matches("secmesh_egress").count() == 1, "{shown}");
+        ensure!(counting("fl0")? == 1, "one program counts what leaves");
         detach_all(&dir)?;
-        let shown = tool("bpftool", &["net", "show", "dev", "fl0"])?;
-        ensure!(!shown.contains("secmesh"), "{shown}");
+        // The kernel takes a link off when it next has time (`bpf_link_put` in kernel/bpf/syscall.c).
+        let mut turns = 0;
+        while counting("fl0")? != 0 {
+            turns += 1;
+            ensure!(turns < 500, "a program stays");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         drop(network);
         Ok(())
     })

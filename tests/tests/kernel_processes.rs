@@ -44,7 +44,9 @@ fn a_hundred_programs_are_a_hundred_beginnings_and_ends() -> Result<()> {
             pids.push(child.id());
             child.wait()?;
         }
-        let killed = Command::new("/bin/sh").args(["-c", "kill -9 $$"]).status()?;
+        let killed = Command::new("/bin/sh")
+            .args(["-c", "kill -9 $$"])
+            .status()?;
         ensure!(!killed.success());
         let failed = Command::new("/bin/sh").args(["-c", "exit 7"]).status()?;
         ensure!(failed.code() == Some(7));
@@ -61,10 +63,21 @@ fn a_hundred_programs_are_a_hundred_beginnings_and_ends() -> Result<()> {
         of(ProcessChange::Exec).collect(),
         of(ProcessChange::Exit).collect(),
     );
-    ensure!((execs.len(), exits.len()) == (100, 100), "{} {}", execs.len(), exits.len());
+    ensure!(
+        (execs.len(), exits.len()) == (100, 100),
+        "{} {}",
+        execs.len(),
+        exits.len()
+    );
     for (exec, exit) in execs.iter().zip(&exits) {
-        ensure!(exec.pid == exit.pid && exec.ppid == exit.ppid && exec.uid == 0, "{exec:?} {exit:?}");
-        ensure!(exit.code == Some(0) && exec.unix_us <= exit.unix_us, "{exit:?}");
+        ensure!(
+            exec.pid == exit.pid && exec.ppid == exit.ppid && exec.uid == 0,
+            "{exec:?} {exit:?}"
+        );
+        ensure!(
+            exit.code == Some(0) && exec.unix_us <= exit.unix_us,
+            "{exit:?}"
+        );
         let forked = records
             .iter()
             .any(|r| r.change == ProcessChange::Fork && r.pid == exec.pid && r.ppid == exec.ppid);
@@ -98,7 +111,11 @@ fn a_storm_of_processes_is_counted_beyond_its_budget_and_threads_are_none() -> R
     let counters = kernel.counters()?;
     println!("{} records; {}", records.len(), shown(&counters));
     ensure!(counters.process_over_budget > 0, "{}", shown(&counters));
-    ensure!(counters.process_sent == records.len() as u64, "{}", shown(&counters));
+    ensure!(
+        counters.process_sent == records.len() as u64,
+        "{}",
+        shown(&counters)
+    );
     ensure!(
         counters.process_sent + counters.process_over_budget >= 900,
         "{}",
@@ -111,7 +128,9 @@ fn a_storm_of_processes_is_counted_beyond_its_budget_and_threads_are_none() -> R
         }
         Ok(())
     })?;
-    let name: String = std::fs::read_to_string("/proc/self/comm")?.trim().to_owned();
+    let name: String = std::fs::read_to_string("/proc/self/comm")?
+        .trim()
+        .to_owned();
     let mine = records
         .iter()
         .filter(|r| r.comm == name && r.change == ProcessChange::Fork)

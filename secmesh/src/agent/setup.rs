@@ -22,8 +22,8 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{FlowsConfig, KernelLog},
     dataplane::{
-        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, FlowOptions, LoadOptions, Mode,
-        Protection, WatchTable,
+        self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, FlowOptions,
+        LoadOptions, Mode, Protection, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -277,11 +277,7 @@ fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
 
 fn flow_options(config: &FlowsConfig) -> FlowOptions {
     FlowOptions {
-        slots: if config.enabled {
-            config.table_size
-        } else {
-            0
-        },
+        slots: if config.enabled { config.table_size } else { 0 },
         idle: config.idle_timeout,
         active: config.active_timeout,
     }

@@ -134,9 +134,7 @@ Examples:
         follow: bool,
     },
     /// Show the newest beginnings and ends of processes on this host
-    #[command(
-        after_help = "Examples:\n  secmesh processes\n  secmesh processes --follow --json"
-    )]
+    #[command(after_help = "Examples:\n  secmesh processes\n  secmesh processes --follow --json")]
     Processes {
         /// At most this many
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = listed)]

@@ -182,6 +182,9 @@ TIME                      WHAT   PID  PARENT  UID  NAME  STATUS
         let v6 = "2001:db8::1".parse().unwrap();
         assert_eq!(endpoint(v6, 443), "[2001:db8::1]:443");
         assert_eq!(endpoint(v6, 0), "2001:db8::1");
-        assert_eq!((protocol(17).as_str(), protocol(132).as_str()), ("udp", "132"));
+        assert_eq!(
+            (protocol(17).as_str(), protocol(132).as_str()),
+            ("udp", "132")
+        );
     }
 }

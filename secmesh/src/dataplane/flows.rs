@@ -11,8 +11,7 @@ use aya::{
         LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp,
         links::{FdLink, PinnedLink},
         tc::{
-            NlOptions, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact,
-            qdisc_detach_program,
+            NlOptions, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
         },
     },
 };
@@ -231,8 +230,8 @@ fn attach_to(
     interface: &str,
     pin: Option<&Path>,
 ) -> Result<Egress, String> {
-    let kind = std::fs::read_to_string(format!("/sys/class/net/{interface}/type"))
-        .unwrap_or_default();
+    let kind =
+        std::fs::read_to_string(format!("/sys/class/net/{interface}/type")).unwrap_or_default();
     // A network name space of a test may see another one's sysfs; what cannot be read is tried.
     if !kind.is_empty() && !ETHERNET_LINKS.contains(&kind.trim()) {
         return Err(format!(
@@ -286,12 +285,16 @@ fn clsact(program: &mut SchedClassifier, interface: &str) -> Result<(), String> 
 /// removed.
 fn take_over(program: &mut SchedClassifier, interface: &str, path: &Path) -> Result<bool, String> {
     let pinned = PinnedLink::from_pin(path).map_err(|e| attach::chain(&e))?;
-    let link = SchedClassifierLink::try_from(FdLink::from(pinned)).map_err(|e| attach::chain(&e))?;
+    let link =
+        SchedClassifierLink::try_from(FdLink::from(pinned)).map_err(|e| attach::chain(&e))?;
     match program.attach_to_link(link) {
         Ok(id) => {
             // The pin holds the link; ours is only let go so that dropping the program does not detach.
             drop(program.take_link(id).map_err(|e| attach::chain(&e))?);
-            info!(interface, "took over the pinned flow link of an earlier agent");
+            info!(
+                interface,
+                "took over the pinned flow link of an earlier agent"
+            );
             Ok(true)
         }
         Err(error) => {

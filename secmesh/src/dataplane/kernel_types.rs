@@ -24,7 +24,9 @@ const MEMBER: usize = 12;
 #[derive(Debug, thiserror::Error)]
 pub enum KernelTypesError {
     /// The kernel was built without them, or does not show them.
-    #[error("{VMLINUX}: {0}\n  remedy: a kernel with CONFIG_DEBUG_INFO_BTF, and sysfs mounted at /sys")]
+    #[error(
+        "{VMLINUX}: {0}\n  remedy: a kernel with CONFIG_DEBUG_INFO_BTF, and sysfs mounted at /sys"
+    )]
     Read(std::io::Error),
     /// They are not what they should be.
     #[error("{VMLINUX} is not understood")]

@@ -13,7 +13,10 @@ use super::observation::address_of;
 /// Flow records that are remembered for operators.
 pub const MAX_RECENT: usize = 4096;
 
-const _: () = assert!(FINE_GAPS == 63, "the number in the documentation of `FlowSide`");
+const _: () = assert!(
+    FINE_GAPS == 63,
+    "the number in the documentation of `FlowSide`"
+);
 
 /// Why a flow was recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,7 +218,12 @@ impl<T: Clone> Recent<T> {
                 held.saturating_sub(behind)
             }
         };
-        self.records.iter().skip(skip).take(limit).cloned().collect()
+        self.records
+            .iter()
+            .skip(skip)
+            .take(limit)
+            .cloned()
+            .collect()
     }
 }
 
@@ -271,7 +279,11 @@ fn side(way: &Way) -> FlowSide {
 fn active(slot: &FlowSlot) -> Durations {
     let last = slot.last.saturating_sub(slot.active_start);
     let only = slot.idles == 0;
-    let min = if only { last } else { slot.active_min.min(last) };
+    let min = if only {
+        last
+    } else {
+        slot.active_min.min(last)
+    };
     let square = u64::from(last).saturating_mul(u64::from(last));
     Durations {
         count: u32::from(slot.idles).saturating_add(1),
@@ -338,9 +350,8 @@ pub fn is_whole(export: &FlowExport, seed: u64) -> bool {
         6 => Family::V6,
         _ => return false,
     };
-    let hash = |words: &Words, port| {
-        hash_endpoint(words, port, slot.proto, family, slot.ifindex, seed)
-    };
+    let hash =
+        |words: &Words, port| hash_endpoint(words, port, slot.proto, family, slot.ifindex, seed);
     let both = hash(&slot.src, slot.sport).wrapping_add(hash(&slot.dst, slot.dport));
     slot.tag == both | 1
 }

@@ -91,7 +91,10 @@ fn the_store_is_bounded_and_can_be_followed() {
     }
     assert_eq!(recent.next(), MAX_RECENT as u64 + 10);
     assert_eq!(recent.list(None, 2), [recent.next() - 2, recent.next() - 1]);
-    assert_eq!(recent.list(Some(recent.next() - 3), 2), [recent.next() - 3, recent.next() - 2]);
+    assert_eq!(
+        recent.list(Some(recent.next() - 3), 2),
+        [recent.next() - 3, recent.next() - 2]
+    );
     assert_eq!(recent.list(Some(0), 1), [10]);
     assert!(recent.list(Some(recent.next()), 5).is_empty());
     assert!(recent.list(Some(u64::MAX), 5).is_empty());
