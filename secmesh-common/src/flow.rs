@@ -22,7 +22,7 @@ use crate::{
 
 /// Times within a flow are in units of 2^10 ns: a shift instead of a division, and 73 minutes in a word.
 pub const UNIT_SHIFT: u32 = 10;
-/// A silence longer than this ends an active period, in units: 5 s, as CICFlowMeter has it.
+/// A silence longer than this ends an active period, in units: 5 s, as `CICFlowMeter` has it.
 pub const ACTIVITY_GAP: u32 = (5_000_000_000_u64 >> UNIT_SHIFT) as u32;
 /// A closed connection whose last acknowledgement does not come is recorded after this, in units: 1 s.
 pub const CLOSING_GAP: u32 = (1_000_000_000_u64 >> UNIT_SHIFT) as u32;

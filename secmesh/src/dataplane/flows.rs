@@ -19,12 +19,15 @@ use secmesh_common::flow::{FlowExport, SWEEP_SLICE, SweepOrder, UNIT_SHIFT};
 use tracing::{info, warn};
 
 use super::{Dataplane, DataplaneError, RingReader, attach, take};
+use crate::state::read_capped_text;
 
+/// Where the system tells of its interfaces.
+const SYSFS: &str = "/sys/class/net";
 /// Counts what leaves.
 pub(super) const EGRESS: &str = "secmesh_egress";
 /// Records what has gone silent.
 const SWEEP: &str = "secmesh_sweep";
-/// `ARPHRD_ETHER` and `ARPHRD_LOOPBACK` (include/uapi/linux/if_arp.h): links whose frames start with an
+/// `ARPHRD_ETHER` and `ARPHRD_LOOPBACK` (`include/uapi/linux/if_arp.h`): links whose frames start with an
 /// Ethernet header.
 const ETHERNET_LINKS: [&str; 2] = ["1", "772"];
 
@@ -42,7 +45,7 @@ pub struct FlowOptions {
 impl FlowOptions {
     /// Entries of the map.
     pub(super) fn entries(&self) -> u32 {
-        self.slots.min(1 << 24).max(2).next_power_of_two()
+        self.slots.clamp(2, 1 << 24).next_power_of_two()
     }
 
     pub(super) fn enabled(&self) -> bool {
@@ -231,7 +234,7 @@ fn attach_to(
     pin: Option<&Path>,
 ) -> Result<Egress, String> {
     let kind =
-        std::fs::read_to_string(format!("/sys/class/net/{interface}/type")).unwrap_or_default();
+        read_capped_text(&Path::new(SYSFS).join(interface).join("type"), 64).unwrap_or_default();
     // A network name space of a test may see another one's sysfs; what cannot be read is tried.
     if !kind.is_empty() && !ETHERNET_LINKS.contains(&kind.trim()) {
         return Err(format!(
