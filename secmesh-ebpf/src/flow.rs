@@ -9,6 +9,7 @@ use aya_ebpf::{
     bindings::{
         __sk_buff,
         xdp_action::{XDP_ABORTED, XDP_PASS},
+        xdp_md,
     },
     helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes},
     macros::{classifier, xdp},
@@ -44,9 +45,22 @@ pub fn incoming(ctx: &XdpContext, packet: &Packet, config: &Config) {
     if config.features & ENABLED == 0 {
         return;
     }
-    let word = tcp_word(&Frame::new(ctx), packet);
+    let _counted: u8 = secmesh_incoming(ctx.ctx, packet);
+}
+
+/// [`incoming`] for those who want flows; apart, so that the others do not carry its code.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn secmesh_incoming(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
+    if packet.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller passes a packet on its stack, all of it written; the verifier checks that.
+    let packet = unsafe { &*packet };
+    let ctx = XdpContext::new(ctx);
+    let word = tcp_word(&Frame::new(&ctx), packet);
     let interface = ctx.ingress_ifindex() as u32;
-    let _counted: u8 = secmesh_flow(packet, word, interface, 0, 0);
+    secmesh_flow(packet, word, interface, 0, 0)
 }
 
 /// Bytes 12 to 15 of the TCP header as they stand in the frame; 0 if there is none.
