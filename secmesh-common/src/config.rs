@@ -120,6 +120,10 @@ pub struct Config {
     /// Until when [`MODE_ENFORCE`] holds, `CLOCK_MONOTONIC` ns; from then on it is [`MODE_MONITOR`], whether
     /// or not a controller runs. 0: for good.
     pub enforce_until_ns: u64,
+    /// Times of the flow table, units of [`crate::flow::UNIT_SHIFT`]: silence after which a flow is over.
+    pub flow_idle: u32,
+    /// Age at which a flow is recorded and begun anew, units.
+    pub flow_active: u32,
 }
 
 /// Bits of [`Config::features`].
@@ -166,7 +170,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 10 * 16 + 8,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 10 * 16 + 8 + 2 * 4,
     "layout"
 );
 

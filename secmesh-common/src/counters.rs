@@ -213,6 +213,14 @@ counters! {
     captured / Captured,
     /// Heads of dropped packets not captured because the ring was full or the tick's budget used up.
     capture_lost / CaptureLost,
+    /// Packets that leave and that are no flow's, because they cannot be read.
+    flow_unreadable / FlowUnreadable,
+    /// Beginnings and ends of processes sent to the controller.
+    process_sent / ProcessSent,
+    /// Beginnings and ends of processes not sent because the CPU's budget was used up.
+    process_over_budget / ProcessOverBudget,
+    /// Beginnings and ends of processes not sent because the ring was full.
+    process_ring_full / ProcessRingFull,
 }
 
 /// A per-CPU budget for events.

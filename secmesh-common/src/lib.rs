@@ -15,10 +15,12 @@ pub mod config;
 pub mod cookie;
 pub mod counters;
 pub mod event;
+pub mod flow;
 pub mod limit;
 pub mod list;
 pub mod packet;
 pub mod port;
+pub mod process;
 pub mod reason;
 
 /// Version of every layout in this crate that is pinned in bpffs.

@@ -13,7 +13,7 @@ use secmesh_common::packet::{Bytes, Malformed, Packet, parse_payload};
 /// BPF can do better; those that we load on can, and the verifier checks that
 /// (`check_ptr_alignment` in kernel/bpf/verifier.c).
 #[inline(always)]
-fn load_word(at: usize) -> u32 {
+pub fn load_word(at: usize) -> u32 {
     let word: u64;
     // SAFETY: callers have compared the address with the end of the packet; the instruction reads four
     // bytes there and does nothing else.

@@ -23,10 +23,12 @@ mod block;
 mod clock;
 mod cookie;
 mod count;
+mod flow;
 mod frame;
 mod list;
 mod maps;
 mod observe;
+mod process;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
@@ -82,6 +84,7 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
             if let Err(malformed) = frame::payload(ctx, packet) {
                 return refuse(ctx, malformed, config, counters);
             }
+            flow::incoming(ctx, packet, config);
             bump(counters, Counter::PassAllowlist);
             return XDP_PASS;
         }
@@ -91,6 +94,7 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
     }
     if let Some(reason) = Reason::from_u8(observe::secmesh_observe(ctx.ctx, packet)) {
         if block::allowed(packet) {
+            flow::incoming(ctx, packet, config);
             bump(counters, Counter::PassAllowlistOther);
             return XDP_PASS;
         }
@@ -115,6 +119,7 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
             _ => {}
         }
     }
+    flow::incoming(ctx, packet, config);
     bump(counters, Counter::Pass);
     XDP_PASS
 }

@@ -14,10 +14,12 @@ use secmesh_common::{
     cookie::{LISTENERS, Listener, MAX_ADDRESSES, Scratch, VERIFIED, Verified},
     counters::{Counters, EventBudget},
     event::Event,
+    flow::{FlowExport, FlowSlot},
     list::{
         GUARD_WORDS, HOT_SLOTS, HotSource, INDEX4, ListBucket4, ListBucket6, ListRange4, ListRange6,
     },
     port::{PORT_LIMITS, PORTS, PortPolicy, SharedLimit},
+    process::ProcessEvent,
 };
 
 /// Seed of the source hash; the controller puts a random one here before loading, so that nobody can
@@ -142,3 +144,23 @@ pub static SOURCES: Array<SourceSlot, SLOTS> = Array::new();
 /// Events to the controller; size in bytes.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 1_048_576> = RingBuf::new();
+
+/// Slots of the flow table less one; the controller sets it together with the table's size.
+#[unsafe(no_mangle)]
+pub static FLOW_MASK: Global<u32> = Global::new(0);
+
+/// The flow table.
+#[btf_map]
+pub static FLOW: Array<FlowSlot, 2> = Array::new();
+
+/// Flow records to the controller; size in bytes.
+#[btf_map]
+pub static FLOWS: RingBuf<FlowExport, 2_097_152> = RingBuf::new();
+
+/// Beginnings and ends of processes to the controller; size in bytes.
+#[btf_map]
+pub static PROCESSES: RingBuf<ProcessEvent, 524_288> = RingBuf::new();
+
+/// Budgets of process events; one entry per CPU.
+#[btf_map]
+pub static PROCESS_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();

@@ -9,8 +9,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use secmesh::dataplane::{
-    AllowTable, BlockTable, CounterReader, Dataplane, EventReader, Levels, ListTables, LoadOptions,
-    Mode, Protection, WatchTable,
+    AllowTable, BlockTable, CounterReader, Dataplane, EventReader, FlowOptions, Levels, ListTables,
+    LoadOptions, Mode, Protection, WatchTable,
 };
 use secmesh_common::{
     config::RateLevels,
@@ -71,6 +71,7 @@ pub fn options() -> LoadOptions {
         max_list_addresses: 4096,
         max_list_prefixes: 1024,
         protection: Protection::default(),
+        flows: FlowOptions::default(),
         event_budget: 20_000,
         log_level: 0,
         seed: 0x005e_ed0f_7e57,

@@ -21,6 +21,7 @@ use super::{
     escalation::Escalation,
     interfaces::Interfaces,
     reconcile::Reconciler,
+    watch::{WatchStreams, Watched},
 };
 use crate::{
     addr::Prefix,
@@ -133,6 +134,7 @@ pub(super) struct Agent {
     pub allowed: Arc<AllowedPeers>,
     pub store: MeshStore,
     pub tally: Tally,
+    pub watch: Watched,
     pub started_ns: u64,
     /// Unix time at the monotonic clock's zero, µs; moves when the wall clock is set.
     pub clock_origin_us: u64,
@@ -158,6 +160,7 @@ pub(super) struct Agent {
 /// What feeds the loop.
 pub(super) struct Streams {
     pub events: EventReader,
+    pub watch: WatchStreams,
     pub peers: mpsc::Receiver<TransportEvent>,
     pub calls: mpsc::Receiver<Call>,
     pub interrupt: Signal,
@@ -213,6 +216,7 @@ impl Agent {
                     self.take_events(&batch).await;
                     batch.clear();
                 }
+                () = streams.watch.ready() => self.take_watched(&mut streams.watch),
                 Some(event) = streams.peers.recv() => self.take_peer(event).await,
                 Some(call) = streams.calls.recv() => {
                     let answer = self.answer(call.request).await;
@@ -411,6 +415,7 @@ impl Agent {
         self.reconcile_a_little(now);
         self.update_sizes();
         self.record_lists();
+        self.sweep_flows();
         if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {
             self.discover_allowlist(false);
         }

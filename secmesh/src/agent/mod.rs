@@ -19,6 +19,7 @@ mod reconcile;
 mod recover;
 mod requests;
 mod setup;
+mod watch;
 
 use std::{net::SocketAddr, path::PathBuf};
 

@@ -57,6 +57,8 @@ impl Agent {
             Request::Alerts { limit } => {
                 to_value(&self.alerts.iter().rev().take(limit).collect::<Vec<_>>())
             }
+            Request::Flows { from, limit } => to_value(&self.list_flows(from, limit)),
+            Request::Processes { from, limit } => to_value(&self.list_processes(from, limit)),
             Request::Decisions { all, subject } => to_value(&self.decisions(all, subject)),
             Request::Explain { subject } => to_value(&self.explain(subject)),
             Request::Block {
@@ -112,6 +114,8 @@ impl Agent {
             pending_confirm: self.pending_confirm(),
             interfaces: self.dataplane.attached().to_vec(),
             waiting: self.interfaces.waiting(),
+            flows: self.flows_view(),
+            no_processes: self.watch.no_processes.clone(),
             quorum: serde_json::to_value(self.engine.quorum()).unwrap_or_default(),
             blocks: BlockTotals {
                 desired,
@@ -169,6 +173,10 @@ impl Agent {
             ("reconcile_added", reconciled.added),
             ("reconcile_removed", reconciled.removed),
             ("reconcile_failed", reconciled.failed),
+            ("flow_records", self.watch.flows.next()),
+            ("flow_records_mixed", self.watch.flows_mixed),
+            ("process_records", self.watch.processes.next()),
+            ("records_unknown", self.watch.unknown),
         ];
         let scrapes = self.scrapes.iter().flat_map(|scrapes| {
             [

@@ -19,14 +19,15 @@ use super::{
     interfaces::Interfaces,
     reconcile::Reconciler,
     recover,
+    watch::{WatchStreams, Watched},
 };
 use crate::{
     api::server::{Call, Server},
     clock::{Clock, SystemClock},
-    config::KernelLog,
+    config::{FlowsConfig, KernelLog},
     dataplane::{
         self, AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader,
-        ListTables, LoadOptions, Mode, Protection, WatchTable,
+        FlowOptions, ListTables, LoadOptions, Mode, Protection, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -64,10 +65,12 @@ struct Kernel {
     watches: WatchTable,
     counters: CounterReader,
     events: EventReader,
+    watch: (Watched, WatchStreams),
 }
 
 fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
-    let mut dataplane = Dataplane::load(&load_options(options)?)?;
+    let loading = load_options(options)?;
+    let mut dataplane = Dataplane::load(&loading)?;
     if let Some(mode) = options.mode {
         dataplane.set_mode(mode)?;
     } else if dataplane.mode() != options.config.dataplane.mode {
@@ -84,7 +87,9 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
             }
         });
     }
+    let processes = options.config.host.processes;
     Ok(Kernel {
+        watch: Watched::open(&mut dataplane, processes, loading.seed)?,
         table: dataplane.take_blocks()?,
         lister: dataplane.take_lister(),
         allows: dataplane.take_allows()?,
@@ -140,6 +145,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         store.members.iter().cloned(),
     );
     let kernel = load_kernel(&options)?;
+    let (watch, watch_streams) = kernel.watch;
     let allowed = Arc::new(AllowedPeers::new());
     let (transport, peers) = Transport::start(TransportConfig {
         listen: options.listen.unwrap_or(options.config.mesh.listen),
@@ -169,6 +175,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         book: Book::default(),
         tally: Tally::default(),
         protected: Vec::new(),
+        watch,
         ssh_at_start: Vec::new(),
         proven: BTreeMap::new(),
         refusal_log: RateLimitedLog::new(Arc::clone(&clock), REFUSAL_LOG, REFUSAL_KEYS),
@@ -206,7 +213,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     agent.start_lists(kernel.lists).await?;
     agent.attach()?;
     agent.refresh_cookies(true);
-    agent.listen(kernel.events, peers).await?;
+    agent.listen(kernel.events, watch_streams, peers).await?;
     agent.announce();
     Ok(agent)
 }
@@ -216,6 +223,7 @@ impl Agent {
     async fn listen(
         &mut self,
         events: EventReader,
+        watch: WatchStreams,
         peers: mpsc::Receiver<TransportEvent>,
     ) -> Result<(), AgentError> {
         let server =
@@ -234,6 +242,7 @@ impl Agent {
         };
         self.streams = Some(Streams {
             events,
+            watch,
             peers,
             calls,
             interrupt: signal(SignalKind::interrupt()).map_err(signal_error)?,
@@ -290,6 +299,7 @@ fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
         max_list_addresses: config.max_list_addresses,
         max_list_prefixes: config.max_list_prefixes,
         protection: Protection::default(),
+        flows: flow_options(&options.config.flows),
         event_budget: config.event_budget,
         log_level: match config.kernel_log {
             KernelLog::Off => 0,
@@ -303,6 +313,14 @@ fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
         mode: options.mode.unwrap_or(config.mode),
         levels: kernel_levels(&options.config.detect),
     })
+}
+
+fn flow_options(config: &FlowsConfig) -> FlowOptions {
+    FlowOptions {
+        slots: if config.enabled { config.table_size } else { 0 },
+        idle: config.idle_timeout,
+        active: config.active_timeout,
+    }
 }
 
 impl Agent {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     addr::Prefix,
     api::lists::{ListCover, ListTotals},
-    dataplane::{AttachedInterface, CookieMode, Mode},
+    dataplane::{AttachedInterface, CookieMode, FlowInterface, Mode},
     detect::Alert,
     mesh::vote::AttackClass,
     respond::lists::ListName,
@@ -25,6 +25,22 @@ pub enum Request {
     Peers {},
     /// `Vec<`[`Alert`]`>`, newest first.
     Alerts {
+        /// At most this many.
+        limit: usize,
+    },
+    /// [`Listing`] of [`crate::sense::flow::FlowRecord`], in the order in which they ended.
+    Flows {
+        /// Only records from this number on; without it the newest ones.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<u64>,
+        /// At most this many.
+        limit: usize,
+    },
+    /// [`Listing`] of [`crate::sense::process::ProcessRecord`], oldest first.
+    Processes {
+        /// Only records from this number on; without it the newest ones.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<u64>,
         /// At most this many.
         limit: usize,
     },
@@ -146,6 +162,26 @@ pub struct Failure {
     pub error: String,
 }
 
+/// Records out of a store that forgets the oldest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Listing<T> {
+    /// The records.
+    pub records: Vec<T>,
+    /// Number of the record that comes after them: where to ask on.
+    pub next: u64,
+}
+
+/// The flow table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsView {
+    /// Flows that fit.
+    pub slots: u32,
+    /// Flows in it when it was last swept.
+    pub in_use: u32,
+    /// Interfaces, and whether both directions are seen.
+    pub interfaces: Vec<FlowInterface>,
+}
+
 /// State of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
@@ -165,6 +201,12 @@ pub struct Status {
     /// Interfaces that should have it and have not.
     #[serde(default)]
     pub waiting: Vec<WaitingInterface>,
+    /// The flow table; absent if no flows are recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows: Option<FlowsView>,
+    /// Why processes are not watched: `off`, or what went wrong; absent if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_processes: Option<String>,
     /// State of the quorum: `state`, `reachable_weight`, `total_weight`, `t_lo`, `t_hi`, `needed`,
     /// `nodes`, `epoch`, `tolerance`.
     pub quorum: serde_json::Value,

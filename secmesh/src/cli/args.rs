@@ -121,6 +121,33 @@ Examples:
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = limit)]
         limit: usize,
     },
+    /// Show the newest flow records: who talked to whom, how much, how it ended
+    #[command(after_help = "\
+A record is made when a flow ends, goes silent, or has lasted for `active_timeout`. JSON has all figures; \
+with --follow one record per line.
+
+Examples:
+  secmesh flows
+  secmesh flows --follow
+  secmesh flows --limit 1000 --json | jq '.[] | select(.end == \"reset\")'")]
+    Flows {
+        /// At most this many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = listed)]
+        limit: usize,
+        /// Go on with new ones until Ctrl-C
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Show the newest beginnings and ends of processes on this host
+    #[command(after_help = "Examples:\n  secmesh processes\n  secmesh processes --follow --json")]
+    Processes {
+        /// At most this many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = listed)]
+        limit: usize,
+        /// Go on with new ones until Ctrl-C
+        #[arg(long)]
+        follow: bool,
+    },
     /// Show, add and delete decisions: who is blocked, why, until when
     #[command(
         subcommand,
@@ -482,6 +509,16 @@ fn limit(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|n| (1..=MAX_LIMIT).contains(n))
         .ok_or_else(|| format!("a number from 1 to {MAX_LIMIT}"))
+}
+
+/// Most records that are remembered.
+const MAX_LISTED: usize = crate::sense::flow::MAX_RECENT;
+
+fn listed(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=MAX_LISTED).contains(n))
+        .ok_or_else(|| format!("a number from 1 to {MAX_LISTED}"))
 }
 
 fn reachable(text: &str) -> Result<SocketAddr, String> {

@@ -26,6 +26,7 @@ mod show;
 mod status;
 mod table;
 mod time;
+mod watch;
 
 use std::cell::OnceCell;
 use std::io::{self, BufWriter, Write as _};
@@ -85,6 +86,8 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         Command::Metrics => show::metrics(context, out),
         Command::Peers => show::peers(context, out),
         Command::Alerts { limit } => show::alerts(context, limit, out),
+        Command::Flows { limit, follow } => watch::flows(context, limit, follow, out),
+        Command::Processes { limit, follow } => watch::processes(context, limit, follow, out),
         Command::Explain { subject } => show::explain(context, subject, out),
         Command::Decisions(DecisionsCommand::List { all, subject }) => {
             show::decisions(context, all, subject, out)

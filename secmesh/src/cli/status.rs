@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::output::{Paint, Style, clean};
 use super::table::{Table, plain, styled};
 use super::time::{count, grouped, span};
-use crate::api::types::{Peer, Status, WaitingInterface};
-use crate::dataplane::{AttachMode, CookieMode, Mode};
+use crate::api::types::{FlowsView, Peer, Status, WaitingInterface};
+use crate::dataplane::{AttachMode, CookieMode, Egress, Mode};
 
 /// Blocks listed as not enforced; the rest is counted.
 const MAX_LISTED: usize = 10;
@@ -67,6 +67,15 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
         },
     );
     line("interfaces", interfaces(status, paint));
+    if let Some(view) = &status.flows {
+        line("flows", flows(view, paint));
+    }
+    if let Some(why) = &status.no_processes {
+        line(
+            "processes",
+            format!("{}: {}", paint.apply(Style::Dim, "not watched"), clean(why)),
+        );
+    }
     line("quorum", quorum(&status.quorum, paint));
     line("blocks", blocks(status, paint));
     if status.lists.lists > 0 {
@@ -128,6 +137,26 @@ fn interfaces(status: &Status, paint: Paint) -> String {
 
 fn is_absent(interface: &WaitingInterface) -> bool {
     interface.why.starts_with("absent")
+}
+
+fn flows(view: &FlowsView, paint: Paint) -> String {
+    let mut text = format!(
+        "{} of {} in use",
+        grouped(view.in_use.into()),
+        grouped(view.slots.into())
+    );
+    for interface in &view.interfaces {
+        if let Egress::Unseen { reason } = &interface.egress {
+            let what = paint.apply(Style::Warning, "incoming packets only");
+            let _ = write!(
+                text,
+                "; {}: {what} ({})",
+                clean(&interface.name),
+                clean(reason)
+            );
+        }
+    }
+    text
 }
 
 fn number(value: &Value, name: &str) -> u64 {

@@ -11,6 +11,7 @@ mod cookies;
 mod detect;
 mod document;
 mod error;
+mod flows;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -30,6 +31,7 @@ pub use cookies::{CookiesConfig, MAX_COOKIE_PORTS};
 pub use detect::{DetectConfig, FloodConfig, ScanConfig};
 use document::Document;
 pub use error::{ConfigError, Problem};
+pub use flows::{FlowsConfig, HostConfig};
 pub use values::{AttachMode, CookieMode, KernelLog, Mode};
 
 /// Largest configuration file accepted, in bytes.
@@ -71,6 +73,10 @@ pub struct Config {
     pub respond: RespondConfig,
     /// What it tells a Prometheus.
     pub metrics: MetricsConfig,
+    /// Flow records.
+    pub flows: FlowsConfig,
+    /// What is watched of this host beside its traffic.
+    pub host: HostConfig,
 }
 
 /// `[node]`
@@ -327,6 +333,8 @@ impl Config {
         check.section("detect", |check| self.detect.check(check));
         check.section("respond", |check| self.respond.check(check));
         check.section("metrics", |check| self.metrics.check(check));
+        check.section("flows", |check| self.flows.check(check));
+        check.section("host", |check| self.host.check(check));
         check
     }
 }

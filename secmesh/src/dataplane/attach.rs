@@ -190,7 +190,7 @@ fn permitted(policy: config::AttachMode) -> &'static [AttachMode] {
     }
 }
 
-fn unpin(path: &Path) -> Result<(), DataplaneError> {
+pub(super) fn unpin(path: &Path) -> Result<(), DataplaneError> {
     std::fs::remove_file(path).map_err(|source| DataplaneError::PinDir {
         dir: path.to_path_buf(),
         source,
@@ -277,7 +277,7 @@ fn io_error(error: &ProgramError) -> Option<&io::Error> {
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(e) = source {
@@ -291,19 +291,21 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// bpffs allows no dots in names, interfaces do.
 fn pin_path(dir: &Path, interface: &str, mode: AttachMode) -> PathBuf {
-    let name = interface.replace('%', "%25").replace('.', "%2e");
-    dir.join(format!("link-{}-{name}", mode.name()))
+    link_path(dir, mode.name(), interface)
 }
 
-/// The interface that a link's pin is for; `None` for other pins.
-fn interface_of(pin: &str) -> Option<String> {
-    let rest = pin.strip_prefix("link-")?;
-    let name = AttachMode::ALL
-        .iter()
-        .find_map(|mode| rest.strip_prefix(mode.name())?.strip_prefix('-'))?;
-    Some(name.replace("%2e", ".").replace("%25", "%"))
+/// bpffs allows no dots in names, interfaces do.
+pub(super) fn link_path(dir: &Path, kind: &str, interface: &str) -> PathBuf {
+    let name = interface.replace('%', "%25").replace('.', "%2e");
+    dir.join(format!("link-{kind}-{name}"))
+}
+
+/// The interface that a link's pin belongs to.
+pub(super) fn interface_of(pin: &Path) -> Option<String> {
+    let name = pin.file_name()?.to_str()?.strip_prefix("link-")?;
+    let (_, interface) = name.split_once('-')?;
+    Some(interface.replace("%2e", ".").replace("%25", "%"))
 }
 
 /// The interfaces that links are pinned for, each once.
@@ -315,7 +317,7 @@ pub(super) fn pinned_interfaces(dir: &Path) -> Result<Vec<String>, DataplaneErro
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        names.extend(interface_of(&entry.file_name().to_string_lossy()));
+        names.extend(interface_of(&entry.path()));
     }
     names.sort();
     names.dedup();
@@ -324,8 +326,11 @@ pub(super) fn pinned_interfaces(dir: &Path) -> Result<Vec<String>, DataplaneErro
 
 /// Removes the pins of an interface's links; its program leaves it.
 pub(super) fn unpin_interface(dir: &Path, interface: &str) -> Result<(), DataplaneError> {
-    for mode in AttachMode::ALL {
-        let path = pin_path(dir, interface, mode);
+    let programs = AttachMode::ALL.map(|mode| pin_path(dir, interface, mode));
+    for path in programs
+        .into_iter()
+        .chain([link_path(dir, "egress", interface)])
+    {
         if path.exists() {
             unpin(&path)?;
         }
@@ -349,6 +354,7 @@ pub(super) fn remove_pins(dir: &Path) -> Result<usize, DataplaneError> {
         !p.file_name()
             .is_some_and(|n| n.to_string_lossy().starts_with("link-"))
     });
+    super::flows::remove_filters(&paths);
     for path in &paths {
         std::fs::remove_file(path).map_err(failed)?;
     }
@@ -364,12 +370,8 @@ mod tests {
     fn interface_names_with_dots_get_pin_names_without() {
         let path = pin_path(Path::new("/x"), "eth0.100", AttachMode::Generic);
         assert_eq!(path, Path::new("/x/link-generic-eth0%2e100"));
-        for name in ["eth0", "eth0.100", "a%2eb", "a%b", "x-y"] {
-            let pin = pin_path(Path::new("/x"), name, AttachMode::Driver);
-            let pin = pin.file_name().unwrap().to_str().unwrap();
-            assert_eq!(interface_of(pin).as_deref(), Some(name));
-        }
-        assert_eq!(interface_of("BLOCK4"), None);
+        assert_eq!(interface_of(&path).as_deref(), Some("eth0.100"));
+        assert_eq!(interface_of(Path::new("/x/CONFIG")), None);
         assert_ne!(
             pin_path(Path::new("/x"), "a%2eb", AttachMode::Driver),
             pin_path(Path::new("/x"), "a.b", AttachMode::Driver)

@@ -106,6 +106,9 @@ pub enum DataplaneError {
         /// Why, mode by mode.
         reason: String,
     },
+    /// Processes cannot be watched.
+    #[error("watching processes: {0}")]
+    Processes(String),
     /// The event ring cannot be watched.
     #[error("event ring: {0}")]
     Ring(#[source] io::Error),

@@ -12,13 +12,17 @@ mod cuckoo;
 mod driver;
 mod error;
 mod events;
+mod flows;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod guard;
+mod kernel_types;
 mod listing;
 mod lists;
 mod netlink;
 mod preflight;
+mod processes;
+mod ring;
 pub mod syncookies;
 mod tables;
 mod verify;
@@ -32,7 +36,10 @@ use tracing::warn;
 use secmesh_common::{
     SCHEMA,
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
-    config::{Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR, features::COOKIES},
+    config::{
+        Config as KernelConfig, MODE_ENFORCE, MODE_MONITOR,
+        features::{COOKIES, FLOWS},
+    },
     cookie::{Listener, Verified},
     counters::Counters,
     limit::{Limit, SourceLimit},
@@ -46,13 +53,18 @@ pub use self::{
     driver::driver_of,
     error::DataplaneError,
     events::{EventReader, KernelLog},
+    flows::{Egress, FlowInterface, FlowOptions, Swept},
+    kernel_types::KernelTypesError,
     listing::{BlockLister, Page},
     lists::{Compiled, ListTables, Replaced, Span},
     preflight::{KERNEL_FLOOR, check_system, mount_hint},
+    ring::RingReader,
     tables::{AllowTable, BlockTable, TableError, WatchTable},
     verify::{Accepted, ProgramReport, try_programs},
 };
-use self::{cell::ConfigCell, cookies::CookieMaps, guard::Guard, lists::ListMaps};
+use self::{
+    cell::ConfigCell, cookies::CookieMaps, guard::Guard, lists::ListMaps, processes::ProcessOffsets,
+};
 pub use crate::config::{CookieMode, Mode};
 use crate::{addr::Prefix, config};
 
@@ -120,6 +132,8 @@ pub struct LoadOptions {
     pub max_list_prefixes: u32,
     /// What is dropped besides blocks.
     pub protection: Protection,
+    /// The flow table.
+    pub flows: FlowOptions,
 }
 
 /// What is dropped besides blocks: checks and limits.
@@ -137,7 +151,8 @@ pub struct Protection {
     pub total_limit: Limit,
     /// TCP segments of one source that are no connection attempt, beyond which their sockets are looked up.
     pub stray_limit: Limit,
-    /// Bits of [`secmesh_common::config::features`].
+    /// Bits of [`secmesh_common::config::features`]; the one of flows follows from
+    /// [`LoadOptions::flows`] and is not looked at here.
     pub features: u32,
 }
 
@@ -157,19 +172,45 @@ pub struct Dataplane {
     guard: Guard,
     cookies: CookieMaps,
     attached: Vec<AttachedInterface>,
+    flows: FlowOptions,
+    flow_interfaces: Vec<FlowInterface>,
+    /// Slot that the next sweep begins at.
+    sweep_from: u32,
+    /// Why nothing can be said of processes.
+    no_offsets: Option<String>,
     pin_dir: Option<PathBuf>,
     lister: BlockLister,
     /// Whether pinned maps of an earlier agent were taken over.
     pub resumed: bool,
 }
 
+/// Constants of the programs that are found out or computed before they are loaded.
+struct Globals {
+    offsets: Result<ProcessOffsets, KernelTypesError>,
+    flow_mask: u32,
+}
+
+impl Globals {
+    fn of(options: &LoadOptions) -> Self {
+        Self {
+            offsets: ProcessOffsets::of_running_kernel(),
+            flow_mask: options.flows.entries() - 1,
+        }
+    }
+}
+
 impl Dataplane {
     /// What the object is loaded with, but for the pins.
-    fn loader(options: &LoadOptions) -> EbpfLoader<'_> {
+    fn loader<'a>(options: &'a LoadOptions, globals: &'a Globals) -> EbpfLoader<'a> {
         let mut loader = EbpfLoader::new();
+        if let Ok(offsets) = &globals.offsets {
+            offsets.set(&mut loader);
+        }
         loader
             .override_global("HASH_SEED", &options.seed, true)
             .override_global(aya_log::LEVEL, &options.log_level, true)
+            .override_global("FLOW_MASK", &globals.flow_mask, true)
+            .map_max_entries("FLOW", options.flows.entries())
             .map_max_entries("BLOCK4", options.max_blocks)
             .map_max_entries("BLOCK6", options.max_blocks)
             .map_max_entries("PREFIX4", options.max_prefixes)
@@ -194,7 +235,8 @@ impl Dataplane {
             None => None,
         };
         let resumed = pins.as_ref().is_some_and(|dir| dir.join("CONFIG").exists());
-        let mut loader = Self::loader(options);
+        let globals = Globals::of(options);
+        let mut loader = Self::loader(options, &globals);
         let pin_paths: Vec<(&str, PathBuf)> = pins
             .iter()
             .flat_map(|dir| PINNED_MAPS.iter().map(|(name, ..)| (*name, dir.join(name))))
@@ -206,6 +248,9 @@ impl Dataplane {
         program(&mut ebpf)?
             .load()
             .map_err(DataplaneError::Verifier)?;
+        if options.flows.enabled() {
+            flows::load(&mut ebpf)?;
+        }
         let config = take(&mut ebpf, "CONFIG")?
             .try_into()
             .map_err(DataplaneError::Map)?;
@@ -240,7 +285,9 @@ impl Dataplane {
             c.event_tick_ns = EVENT_TICK_NS;
             c.checks = protection.checks;
             // Whether cookies are on is not the protection's to say.
-            c.features = protection.features | (c.features & COOKIES);
+            c.features = with_flows(protection.features, &options.flows) | (c.features & COOKIES);
+            c.flow_idle = flows::units(options.flows.idle);
+            c.flow_active = flows::units(options.flows.active);
             c.source_limits = protection.source_limits;
             c.mesh_limit = protection.mesh_limit;
             c.fragment_limit = protection.fragment_limit;
@@ -260,6 +307,10 @@ impl Dataplane {
             guard,
             cookies,
             attached: Vec::new(),
+            flows: options.flows,
+            flow_interfaces: Vec::new(),
+            sweep_from: 0,
+            no_offsets: globals.offsets.err().map(|e| e.to_string()),
             pin_dir: pins,
             lister: BlockLister::default(),
             resumed,
@@ -277,10 +328,11 @@ impl Dataplane {
     ///
     /// The kernel's refusal of the map write.
     pub fn set_protection(&mut self, protection: &Protection) -> Result<(), DataplaneError> {
+        let features = with_flows(protection.features, &self.flows);
         self.config.update(|c| {
             c.checks = protection.checks;
             // Whether cookies are on is not the protection's to say.
-            c.features = protection.features | (c.features & COOKIES);
+            c.features = features | (c.features & COOKIES);
             c.source_limits = protection.source_limits;
             c.mesh_limit = protection.mesh_limit;
             c.fragment_limit = protection.fragment_limit;
@@ -473,6 +525,7 @@ impl Dataplane {
             pin_dir.as_deref(),
         )?;
         self.attached.push(attached.clone());
+        self.attach_egress(interface);
         Ok(attached)
     }
 
@@ -544,6 +597,14 @@ impl Dataplane {
 /// If a pin cannot be removed.
 pub fn detach_all(pin_dir: &Path) -> Result<usize, DataplaneError> {
     attach::remove_pins(pin_dir)
+}
+
+fn with_flows(features: u32, flows: &FlowOptions) -> u32 {
+    if flows.enabled() {
+        features | FLOWS
+    } else {
+        features & !FLOWS
+    }
 }
 
 /// Whether a prefix belongs in the exact maps.

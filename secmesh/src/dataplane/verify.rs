@@ -57,7 +57,8 @@ impl Dataplane {
 ///
 /// When the object or its maps cannot be loaded.
 pub fn try_programs(options: &LoadOptions) -> Result<Vec<ProgramReport>, DataplaneError> {
-    let mut ebpf = Dataplane::loader(options)
+    let globals = super::Globals::of(options);
+    let mut ebpf = Dataplane::loader(options, &globals)
         .load(OBJECT)
         .map_err(DataplaneError::Load)?;
     Ok(every_program(&mut ebpf))
