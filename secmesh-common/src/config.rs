@@ -117,6 +117,12 @@ pub struct Config {
     pub total_limit: crate::limit::Limit,
     /// TCP segments that are no connection attempt, of one source, beyond which their sockets are looked up.
     pub stray_limit: crate::limit::Limit,
+    /// The same segments of all sources that are hardly known, together.
+    pub strays_limit: crate::limit::Limit,
+    /// Answers of amplifying services, of all sources together, beyond which their sockets are looked up.
+    pub amplified_limit: crate::limit::Limit,
+    /// Bytes of each dropped packet that are captured: 1 to [`crate::capture::MAX_SNAP`].
+    pub capture_snap: u64,
 }
 
 /// Bits of [`Config::features`].
@@ -132,6 +138,9 @@ pub mod features {
     /// This host forwards packets or translates addresses: a packet without a socket here may belong to
     /// another machine, so what has no socket is not judged by that.
     pub const FORWARDS: u32 = 1 << 4;
+    /// Some check or limit of the stage behind the accounting is on: sanity, fragments, amplification, all
+    /// packets, ports.
+    pub const ATTACKS: u32 = 1 << 16;
 }
 
 impl Config {
@@ -155,7 +164,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 10 * 16,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 12 * 16 + 8,
     "layout"
 );
 

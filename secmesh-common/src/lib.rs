@@ -11,6 +11,7 @@
 
 pub mod account;
 pub mod block;
+pub mod capture;
 pub mod config;
 pub mod counters;
 pub mod event;
@@ -19,6 +20,7 @@ pub mod list;
 pub mod packet;
 pub mod port;
 pub mod reason;
+pub mod sanity;
 
 /// Version of every layout in this crate that is pinned in bpffs.
 ///

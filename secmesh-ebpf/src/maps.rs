@@ -10,6 +10,7 @@ use aya_ebpf::{
 use secmesh_common::{
     account::{SLOTS, SourceSlot},
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
+    capture::Captured,
     config::Config,
     counters::{Counters, EventBudget},
     event::Event,
@@ -96,7 +97,7 @@ pub static PORT: Array<PortPolicy, PORTS> = Array::new();
 #[btf_map]
 pub static PORT_LIMIT: Array<SharedLimit, PORT_LIMITS> = Array::new();
 
-/// Limits of the host: all packets, fragments; see `SHARED_TOTAL` and `SHARED_FRAGMENTS`.
+/// Theoretical arrival times of the host's limits; see `secmesh_common::limit::SHARED_TOTAL` and those after it.
 #[btf_map]
 pub static SHARED: Array<u64, 8> = Array::new();
 
@@ -119,3 +120,11 @@ pub static SOURCES: Array<SourceSlot, SLOTS> = Array::new();
 /// Events to the controller; size in bytes.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 1_048_576> = RingBuf::new();
+
+/// Heads of dropped packets to a capture; size in bytes.
+#[btf_map]
+pub static CAPTURES: RingBuf<Captured, 1_048_576> = RingBuf::new();
+
+/// Capture budgets; one entry per CPU.
+#[btf_map]
+pub static CAPTURE_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();

@@ -7,6 +7,7 @@ mod core;
 mod effects;
 mod explain;
 mod membership;
+mod protect;
 mod recover;
 mod requests;
 mod setup;
@@ -74,6 +75,16 @@ pub enum AgentError {
         "no interface to protect: none has a default route\n  remedy: name one with --interface, or in [dataplane] interfaces"
     )]
     NoInterface,
+    /// Something uses a tripwire port.
+    #[error(
+        "[tripwire] {protocol} = [{port}]: something on this host listens on {protocol}/{port}, and everybody who uses it would be taken for an attacker\n  remedy: take the port out of [tripwire], or stop the service (`ss -lnp` names it)"
+    )]
+    TripwireUsed {
+        /// `tcp` or `udp`.
+        protocol: &'static str,
+        /// The port.
+        port: u16,
+    },
     /// A system call failed.
     #[error("{what}: {source}")]
     System {

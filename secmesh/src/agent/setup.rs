@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::{
     AgentError, Options,
     core::{Agent, Streams, Tally},
-    recover,
+    protect, recover,
 };
 use crate::{
     api::server::Server,
@@ -22,7 +22,7 @@ use crate::{
     config::KernelLog,
     dataplane::{
         self, AllowTable, BlockTable, CounterReader, Dataplane, EventReader, LoadOptions, Mode,
-        Protection, WatchTable,
+        WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -35,7 +35,6 @@ use crate::{
         transport::{AllowedPeers, RateLimitedLog, Transport, TransportConfig, TransportEvent},
     },
     respond::{Allowlist, Blocks, Book, Source},
-    sense::netinfo::{self, LiveSystem},
     state::StateDir,
 };
 
@@ -78,6 +77,7 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
             }
         });
     }
+    protect::write_ports(options, &mut dataplane.take_ports()?)?;
     Ok(Kernel {
         table: dataplane.take_blocks()?,
         allows: dataplane.take_allows()?,
@@ -249,7 +249,7 @@ fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
         max_prefixes: config.max_prefixes,
         max_list_addresses: config.max_list_addresses,
         max_list_prefixes: config.max_list_prefixes,
-        protection: Protection::default(),
+        protection: protect::protection(options),
         event_budget: config.event_budget,
         log_level: match config.kernel_log {
             KernelLog::Off => 0,
@@ -286,14 +286,7 @@ impl Agent {
 
     /// Attaches last: by now the maps say what the ledger says.
     fn attach(&mut self) -> Result<(), AgentError> {
-        let mut names = if self.options.interfaces.is_empty() {
-            self.options.config.dataplane.interfaces.clone()
-        } else {
-            self.options.interfaces.clone()
-        };
-        if names.is_empty() {
-            names = netinfo::default_route_interfaces(&LiveSystem);
-        }
+        let names = protect::interfaces(&self.options);
         if names.is_empty() {
             return Err(AgentError::NoInterface);
         }

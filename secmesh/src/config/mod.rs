@@ -10,6 +10,7 @@ mod check;
 mod detect;
 mod document;
 mod error;
+mod limits;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -27,6 +28,9 @@ use check::Checker;
 pub use detect::{DetectConfig, FloodConfig, ScanConfig};
 use document::Document;
 pub use error::{ConfigError, Problem};
+pub use limits::{
+    ByteRate, ChecksConfig, CountRate, LimitsConfig, Port, SourceLimits, TripwireConfig,
+};
 pub use values::{AttachMode, KernelLog, Mode};
 
 /// Largest configuration file accepted, in bytes.
@@ -54,6 +58,12 @@ pub struct Config {
     pub detect: DetectConfig,
     /// What this node does about it.
     pub respond: RespondConfig,
+    /// What is dropped for its number.
+    pub limits: LimitsConfig,
+    /// What is dropped for what it is.
+    pub checks: ChecksConfig,
+    /// Ports that name whoever sends to them.
+    pub tripwire: TripwireConfig,
 }
 
 /// `[node]`
@@ -285,6 +295,9 @@ impl Config {
         check.section("allow", |check| self.allow.check(check));
         check.section("detect", |check| self.detect.check(check));
         check.section("respond", |check| self.respond.check(check));
+        check.section("limits", |check| self.limits.check(check));
+        check.section("checks", ChecksConfig::check);
+        check.section("tripwire", |check| self.tripwire.check(check));
         check
     }
 }

@@ -4,6 +4,7 @@
 //! opens the pinned maps and swaps its program into the pinned links without a gap.
 
 mod attach;
+mod captures;
 mod cell;
 mod clock;
 mod counters;
@@ -12,6 +13,7 @@ mod error;
 mod events;
 mod guard;
 mod lists;
+mod ports;
 mod preflight;
 mod tables;
 
@@ -33,10 +35,12 @@ use secmesh_common::{
 
 pub use self::{
     attach::{AttachMode, AttachedInterface},
+    captures::CaptureReader,
     counters::CounterReader,
     error::DataplaneError,
     events::{EventReader, KernelLog},
     lists::{Compiled, ListTables, Replaced, Span},
+    ports::{PortRule, PortTable},
     preflight::{check_system, mount_hint},
     tables::{AllowTable, BlockTable, TableError, WatchTable},
 };
@@ -121,6 +125,10 @@ pub struct Protection {
     pub total_limit: Limit,
     /// TCP segments of one source that are no connection attempt, beyond which their sockets are looked up.
     pub stray_limit: Limit,
+    /// The same segments of all sources that are hardly known, together.
+    pub strays_limit: Limit,
+    /// Answers of amplifying services, of all sources together, beyond which their sockets are looked up.
+    pub amplified_limit: Limit,
     /// Bits of [`secmesh_common::config::features`].
     pub features: u32,
 }
@@ -214,6 +222,8 @@ impl Dataplane {
             c.contact_window_ns = options.levels.contact_window_ns;
             c.event_budget = (options.event_budget / 10).max(1);
             c.event_tick_ns = EVENT_TICK_NS;
+            // A capture ends with the agent that was asked for it.
+            c.capture = 0;
             c.checks = protection.checks;
             c.features = protection.features;
             c.source_limits = protection.source_limits;
@@ -221,6 +231,8 @@ impl Dataplane {
             c.fragment_limit = protection.fragment_limit;
             c.total_limit = protection.total_limit;
             c.stray_limit = protection.stray_limit;
+            c.strays_limit = protection.strays_limit;
+            c.amplified_limit = protection.amplified_limit;
         })?;
         let guard = Guard::open(
             array(&mut ebpf, "GUARD4")?,
@@ -257,6 +269,8 @@ impl Dataplane {
             c.fragment_limit = protection.fragment_limit;
             c.total_limit = protection.total_limit;
             c.stray_limit = protection.stray_limit;
+            c.strays_limit = protection.strays_limit;
+            c.amplified_limit = protection.amplified_limit;
         })
     }
 
@@ -341,6 +355,27 @@ impl Dataplane {
         };
         ListTables::new(maps, self.guard.clone(), self.config.clone())
             .map_err(DataplaneError::Table)
+    }
+
+    /// Takes the map of ports.
+    ///
+    /// # Errors
+    ///
+    /// If it was taken before.
+    pub fn take_ports(&mut self) -> Result<PortTable, DataplaneError> {
+        Ok(PortTable::new(
+            array(&mut self.ebpf, "PORT")?,
+            array(&mut self.ebpf, "PORT_LIMIT")?,
+        ))
+    }
+
+    /// Takes the ring of captured heads.
+    ///
+    /// # Errors
+    ///
+    /// If it was taken before.
+    pub fn take_captures(&mut self) -> Result<CaptureReader, DataplaneError> {
+        CaptureReader::new(take(&mut self.ebpf, "CAPTURES")?, self.config.clone())
     }
 
     /// Takes the allow maps.
