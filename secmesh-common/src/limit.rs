@@ -23,8 +23,8 @@ impl Limit {
 
     /// `rate` units a second with bursts of up to `burst` units; a rate of 0 is no limit.
     ///
-    /// A burst shorter than `tick_ns` is stretched to it: the kernel's clock advances in ticks, and within
-    /// one the limit cannot see time pass.
+    /// A burst shorter than `tick_ns` and one unit is stretched to that: the kernel's clock advances in ticks,
+    /// within one the limit cannot see time pass, and what of a tick is no whole unit must carry over.
     pub const fn per_second(rate: u64, burst: u64, tick_ns: u64) -> Self {
         if rate == 0 {
             return Self::NONE;
@@ -34,7 +34,11 @@ impl Limit {
         let burst = burst.saturating_mul(cost_ns);
         Self {
             cost_ns,
-            burst_ns: if burst < tick_ns { tick_ns } else { burst },
+            burst_ns: if burst < tick_ns + cost_ns {
+                tick_ns + cost_ns
+            } else {
+                burst
+            },
         }
     }
 

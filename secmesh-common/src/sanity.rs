@@ -72,14 +72,19 @@ pub fn is_tiny(packet: &Packet, refused: u32) -> bool {
 /// `0.0.0.0` and `::` can: hosts that have no address yet (RFC 2131, RFC 4862).
 #[inline(always)]
 fn is_land(packet: &Packet) -> bool {
-    let ([a, b, c, d], [e, f, g, h]) = (packet.src, packet.dst);
-    if (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0 {
+    // Word by word: comparing arrays would become a call on the BPF target.
+    let mut differ = 0;
+    for (from, to) in packet.src.iter().zip(&packet.dst) {
+        differ |= from ^ to;
+    }
+    if differ == 0 {
         return true;
     }
+    let [first, second, third, last] = packet.src;
     match (packet.family, bytes(&packet.src)) {
         (Family::V4, [127 | 224..=239, ..] | [255, 255, 255, 255]) => true,
         (Family::V6, [0xff, ..]) => true,
-        (Family::V6, _) => a | b | c == 0 && d == 1_u32.to_be(),
+        (Family::V6, _) => first | second | third == 0 && last == 1_u32.to_be(),
         _ => false,
     }
 }

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{AgentError, Options};
+use super::{AgentError, Options, capture::Captures};
 use crate::{
     addr::Prefix,
     api::{
@@ -95,6 +95,7 @@ pub(super) struct Agent {
     pub allows: AllowTable,
     pub watches: WatchTable,
     pub counters: CounterReader,
+    pub captures: Captures,
     pub allowlist: Allowlist,
     pub detectors: Detectors,
     pub alerts: VecDeque<Alert>,
@@ -343,6 +344,7 @@ impl Agent {
     async fn take_time(&mut self) {
         let now = self.now();
         self.notice_clock_step(now);
+        self.captures.tick(now.mono_ns);
         self.renew_unilateral(now).await;
         for over in self.blocks.tick(&mut self.table, now) {
             self.close(

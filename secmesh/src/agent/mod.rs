@@ -3,6 +3,7 @@
 //! Kernel events, peers' messages and operators' requests meet in one loop ([`core`]). Nothing else
 //! writes the maps, the book of decisions or the engine, so there is one order of events and no lock.
 
+mod capture;
 mod core;
 mod effects;
 mod explain;

@@ -10,7 +10,11 @@ use crate::{
     config::TripwireConfig,
     dataplane::{PortTable, Protection},
     sense::netinfo::{self, LiveSystem},
+    state::read_capped_text,
 };
+
+/// Most bytes of a file of `/proc` that are read: a hundred thousand sockets.
+const MAX_FILE: u64 = 16 << 20;
 
 /// The interfaces to protect: those of the command line, else of the configuration, else those with a default
 /// route.
@@ -49,7 +53,7 @@ pub(super) fn protection(options: &Options) -> Protection {
 fn forwards(root: &Path, interfaces: &[String]) -> Option<String> {
     for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         let path = root.join("proc/sys/net").join(switch);
-        if fs::read_to_string(path).is_ok_and(|value| value.trim() != "0") {
+        if read_capped_text(&path, MAX_FILE).is_ok_and(|value| value.trim() != "0") {
             return Some(format!("net/{switch} is on"));
         }
     }
@@ -102,14 +106,21 @@ fn refuse_used(root: &Path, tripwire: &TripwireConfig) -> Result<(), AgentError>
 fn used_ports(root: &Path, protocol: &str) -> BTreeSet<u16> {
     let mut used = BTreeSet::new();
     for file in [protocol.to_owned(), format!("{protocol}6")] {
-        let text = fs::read_to_string(root.join("proc/net").join(file)).unwrap_or_default();
+        let path = root.join("proc/net").join(file);
+        let text = match read_capped_text(&path, MAX_FILE) {
+            Ok(text) => text,
+            Err(error) => {
+                warn!(%error, "tripwire ports are not checked against its sockets");
+                continue;
+            }
+        };
         used.extend(text.lines().filter_map(listening_port));
     }
     used
 }
 
 /// The port of a line of `/proc/net/{tcp,udp}{,6}` whose socket waits for whoever comes: `TCP_LISTEN`, and
-/// `TCP_CLOSE`, which unconnected UDP sockets are in (include/net/tcp_states.h).
+/// `TCP_CLOSE`, which unconnected UDP sockets are in (`include/net/tcp_states.h`).
 fn listening_port(line: &str) -> Option<u16> {
     let mut fields = line.split_ascii_whitespace();
     let local = fields.nth(1)?;
@@ -125,17 +136,21 @@ fn listening_port(line: &str) -> Option<u16> {
 mod tests {
     use super::*;
 
+    fn put(path: std::path::PathBuf, text: &str) -> Result<(), crate::state::StateError> {
+        crate::state::write_atomic(&path, text.as_bytes(), 0o600)
+    }
+
     #[test]
     fn a_tripwire_where_somebody_listens_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let net = root.path().join("proc/net");
         fs::create_dir_all(&net).unwrap();
-        fs::write(
+        put(
             net.join("tcp"),
             "  sl  local_address rem_address   st\n   0: 0100007F:0017 00000000:0000 0A 0\n   1: 0100007F:0916 0100007F:0016 01 0\n",
         )
         .unwrap();
-        fs::write(net.join("udp6"), "   0: 00000000000000000000000000000000:0045 00000000000000000000000000000000:0000 07 0\n").unwrap();
+        put(net.join("udp6"), "   0: 00000000000000000000000000000000:0045 00000000000000000000000000000000:0000 07 0\n").unwrap();
         let refused = |tcp: &[u16], udp: &[u16]| {
             let tripwire = TripwireConfig {
                 tcp: tcp.to_vec(),
@@ -161,13 +176,13 @@ mod tests {
         assert_eq!(found(), None);
         let switch = root.path().join("proc/sys/net/ipv4");
         fs::create_dir_all(&switch).unwrap();
-        fs::write(switch.join("ip_forward"), "0\n").unwrap();
+        put(switch.join("ip_forward"), "0\n").unwrap();
         let dir = root.path().join("sys/class/net/eth0");
         fs::create_dir_all(&dir).unwrap();
         assert_eq!(found(), None);
-        fs::write(dir.join("upper_macvlan0"), "").unwrap();
+        put(dir.join("upper_macvlan0"), "").unwrap();
         assert!(found().unwrap().contains("on top of eth0"));
-        fs::write(switch.join("ip_forward"), "1\n").unwrap();
+        put(switch.join("ip_forward"), "1\n").unwrap();
         assert!(found().unwrap().contains("ip_forward"));
     }
 }

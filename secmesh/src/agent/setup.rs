@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::{
     AgentError, Options,
+    capture::Captures,
     core::{Agent, Streams, Tally},
     protect, recover,
 };
@@ -56,6 +57,7 @@ struct Kernel {
     allows: AllowTable,
     watches: WatchTable,
     counters: CounterReader,
+    captures: Captures,
     events: EventReader,
 }
 
@@ -83,6 +85,7 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
         allows: dataplane.take_allows()?,
         watches: dataplane.take_watches()?,
         counters: dataplane.take_counters()?,
+        captures: Captures::new(dataplane.take_captures()?),
         events: dataplane.take_events()?,
         dataplane,
     })
@@ -169,6 +172,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         allows: kernel.allows,
         watches: kernel.watches,
         counters: kernel.counters,
+        captures: kernel.captures,
         engine,
         ledger,
         transport,
