@@ -130,12 +130,14 @@ fn is_smurf(packet: &Packet, to_everybody: bool) -> bool {
     }
 }
 
-/// Whether the segment is no connection attempt, and so has to belong to a connection.
+/// Whether the segment is no connection attempt, and so has to belong to a connection. What can belong to
+/// none is not among them: it has its own name.
 #[inline(always)]
 pub fn is_segment(packet: &Packet) -> bool {
     packet.proto == PROTO_TCP
         && !matches!(packet.fragment, Fragment::Later)
         && packet.tcp_flags & (SYN | ACK) != SYN
+        && !is_nonsense(packet.tcp_flags)
 }
 
 /// What a flood of such segments without connections is called.

@@ -108,7 +108,7 @@ fn wired(text: &str) -> Result<(Kernel, Attacker)> {
         .take_ports()?
         .replace(&config.port_rules(4747))?;
     kernel.dataplane.attach("v0", AttachMode::Generic)?;
-    attacker.run("ping -c 1 -W 2 192.0.2.1")?;
+    attacker.run("hping3 -q -1 -c 1 192.0.2.1")?;
     Ok((kernel, attacker))
 }
 
@@ -153,8 +153,8 @@ fn honest(kernel: &Kernel, attacker: &Attacker) -> Result<()> {
         ensure!(asking.recv(&mut buffer)? == 6, "an answer");
     }
     ensure!(asking.recv(&mut buffer)? == 4096, "a datagram in fragments");
-    let ping = attacker.run("ping -c 2 -i 0.2 -W 2 192.0.2.1")?;
-    ensure!(ping.contains("2 received"), "{ping}");
+    let ping = attacker.run("hping3 -q -1 -c 2 -i u200000 192.0.2.1")?;
+    ensure!(ping.contains("2 packets received"), "{ping}");
     let moved = difference(&kernel.counters()?, &before);
     for reason in Reason::ALL {
         ensure!(
@@ -221,7 +221,7 @@ fn the_packets_of_hping3_and_nmap_are_dropped_by_name_and_honest_traffic_passes(
                 5,
             ),
             (
-                "hping3 -q -1 -c 300 -i u500 -x -d 32 192.0.2.1",
+                "hping3 -q -2 -c 300 -i u500 -x -d 32 --rand-source 192.0.2.1",
                 Counter::DropFragmentFlood,
                 100,
             ),
