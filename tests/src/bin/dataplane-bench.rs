@@ -10,17 +10,21 @@
 
 use std::{
     io::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use secmesh::{addr::Prefix, dataplane::LoadOptions};
+use secmesh::{addr::Prefix, config::Config, dataplane::LoadOptions};
 use secmesh_common::block::origin;
 use secmesh_tests::{
-    frames::{IPV4, IPV6, SOURCE4, SOURCE6, ethernet, ipv4_from, ipv6_from, protocol, tcp_to},
+    frames::{
+        DESTINATION4, DESTINATION6, IPV4, IPV6, SOURCE4, SOURCE6, ethernet, ipv4_from, ipv6_from,
+        protocol, tcp_to,
+    },
     kernel::{Kernel, LONG_NS, XDP_DROP, XDP_PASS, isolate, options, tool},
 };
+use tokio::net::TcpSocket;
 use xtask::{bench::Row, sh};
 
 /// Packets in one turn.
@@ -49,6 +53,8 @@ fn main() -> Result<()> {
         );
     }
     isolate()?;
+    // The packets that pass belong to connections: what belongs to none would be dropped as a flood.
+    let _connections = connections()?;
     let mut ours = ours()?;
     let ours = ours.dataplane.program()?.info()?.id();
     let theirs = xdp_filter()?;
@@ -67,11 +73,40 @@ fn blocked() -> [IpAddr; 2] {
     ]
 }
 
+/// Connections of this network with itself that the packets which pass belong to.
+fn connections() -> Result<Vec<(TcpListener, TcpStream)>> {
+    tool("ip", &["link", "set", "lo", "up"])?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut open = Vec::new();
+    for (from, to) in [
+        (IpAddr::from(CLEAR4), IpAddr::from(DESTINATION4)),
+        (IpAddr::from(CLEAR6), IpAddr::from(DESTINATION6)),
+    ] {
+        for address in [from, to] {
+            tool("ip", &["addr", "add", &address.to_string(), "dev", "lo"])?;
+        }
+        let listener = TcpListener::bind((to, 443))?;
+        let stream = runtime.block_on(async {
+            let socket = match from {
+                IpAddr::V4(_) => TcpSocket::new_v4(),
+                IpAddr::V6(_) => TcpSocket::new_v6(),
+            }?;
+            socket.bind(SocketAddr::new(from, 50_000))?;
+            socket.connect(SocketAddr::new(to, 443)).await?.into_std()
+        })?;
+        open.push((listener, stream));
+    }
+    Ok(open)
+}
+
 /// Our program as the agent loads it by default, enforcing, with one block of each family.
 fn ours() -> Result<Kernel> {
     let mut kernel = Kernel::load(&LoadOptions {
         max_blocks: 131_072,
         max_prefixes: 16_384,
+        protection: Config::default().protection(false),
         ..options()
     })?;
     for source in blocked() {
