@@ -141,6 +141,9 @@ pub mod features {
     /// Some check or limit of the stage behind the accounting is on: sanity, fragments, amplification, all
     /// packets, ports.
     pub const ATTACKS: u32 = 1 << 16;
+    /// That stage has to see every packet (ports, the limit of all packets), also the plain ones
+    /// ([`crate::sanity::is_plain`]).
+    pub const ATTACKS_ALL: u32 = 1 << 17;
 }
 
 impl Config {

@@ -3,7 +3,7 @@
 use crate::{
     packet::{
         Family, Fragment, Malformed, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Packet, Words,
-        tcp_flags::{ACK, FIN, RST, SYN},
+        tcp_flags::{ACK, FIN, PSH, RST, SYN},
     },
     reason::Reason,
 };
@@ -25,6 +25,22 @@ const TCP_HEADER: u16 = 20;
 fn bytes(words: &Words) -> [u8; 4] {
     let [first, ..] = *words;
     first.to_ne_bytes()
+}
+
+/// Whether the packet is plainly none of what [`insane`] looks for: a segment in the midst of a connection,
+/// between addresses that nobody doubts. Most packets are, and this is cheaper to see.
+#[inline(always)]
+pub fn is_plain(packet: &Packet) -> bool {
+    let [first, .., last] = packet.src;
+    let [other_first, .., other_last] = packet.dst;
+    let [byte, ..] = first.to_ne_bytes();
+    matches!(packet.fragment, Fragment::Whole)
+        && packet.proto == PROTO_TCP
+        && packet.tcp_flags & !PSH == ACK
+        && ((first ^ other_first) | (last ^ other_last)) != 0
+        && byte != 0
+        && byte != 127
+        && byte < 224
 }
 
 /// Which of `checks` the packet fails, the first of them.
@@ -217,7 +233,9 @@ mod tests {
         ] {
             let verdict = insane(&v4(source, HERE, PROTO_TCP), false, u64::MAX);
             assert_eq!(verdict, forged.then_some(Reason::Land), "{source:?}");
+            assert!(!(forged && is_plain(&v4(source, HERE, PROTO_TCP))));
         }
+        assert!(is_plain(&v4([198, 51, 100, 7], HERE, PROTO_TCP)));
         let mut here = [0; 16];
         here[0] = 0x20;
         let (mut loopback, mut group) = ([0; 16], [0; 16]);

@@ -18,7 +18,7 @@ use secmesh_common::{
     event::{Event, EventKind, OPEN_NO},
     limit::{Booking, Limit, SHARED_AMPLIFIED, SHARED_FRAGMENTS, SHARED_STRAYS, SHARED_TOTAL},
     packet::{
-        Bytes as _, Family, Fragment, PROTO_TCP, PROTO_UDP, Packet,
+        Bytes as _, Family, Fragment, PROTO_ICMP, PROTO_TCP, PROTO_UDP, Packet,
         tcp_flags::{ACK, FIN, RST, SYN},
     },
     port::{LIMIT_TCP, LIMIT_UDP, MESH, PORT_LIMITS, PortPolicy, TRIPWIRE_TCP, TRIPWIRE_UDP},
@@ -72,8 +72,10 @@ pub extern "C" fn secmesh_tiny(packet: *const Packet, refused: u32) -> u32 {
 #[inline(always)]
 fn judge(ctx: &XdpContext, packet: &Packet, config: &Config) -> Option<Reason> {
     let checks = config.checks;
-    // The broadcast address of Ethernet is six bytes of ones; no other address begins with four.
-    let to_everybody = Frame::new(ctx).load_words::<1>(0) == Some([u32::MAX]);
+    // The broadcast address of Ethernet is six bytes of ones; no other address begins with four. Only an echo
+    // is judged by it.
+    let to_everybody = matches!(packet.proto, PROTO_ICMP)
+        && Frame::new(ctx).load_words::<1>(0) == Some([u32::MAX]);
     if let Some(reason) = insane(packet, to_everybody, checks) {
         return Some(reason);
     }

@@ -36,10 +36,14 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use secmesh_common::{
-    config::{Config, MODE_ENFORCE, features::ATTACKS},
+    config::{
+        Config, MODE_ENFORCE,
+        features::{ATTACKS, ATTACKS_ALL},
+    },
     counters::{Counter, Counters},
     packet::{Bytes as _, Family, Malformed, Packet, parse_addresses, parse_payload},
     reason::Reason,
+    sanity::is_plain,
 };
 
 use crate::{block::Verdict, count::bump, frame::Frame};
@@ -100,7 +104,10 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
     }
     // Also what fails a check below is accounted: it is evidence.
     let mut found = observe::secmesh_observe(ctx.ctx, packet);
-    if config.features & ATTACKS != 0 && found == observe::NO_REASON {
+    if config.features & ATTACKS != 0
+        && found == observe::NO_REASON
+        && (config.features & ATTACKS_ALL != 0 || !is_plain(packet))
+    {
         found = attack::secmesh_attack(ctx.ctx, packet);
     }
     if let Some(reason) = Reason::from_u8(found) {

@@ -436,6 +436,9 @@ impl super::Config {
         if checks & behind_accounting != 0 || features & features::PORTS != 0 {
             features |= features::ATTACKS;
         }
+        if features & features::PORTS != 0 || total.is_set() {
+            features |= features::ATTACKS_ALL;
+        }
         if forwards {
             features |= features::FORWARDS;
             checks &= !(STRAYS | Reason::Amplification.bit());
