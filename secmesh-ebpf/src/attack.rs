@@ -35,7 +35,7 @@ use crate::{
     observe::{NO_REASON, tuple_of, within_budget},
 };
 
-/// `TCP_LISTEN` and `TCP_NEW_SYN_RECV` (include/net/tcp_states.h).
+/// `TCP_LISTEN` (`include/net/tcp_states.h`).
 const LISTEN: u32 = 10;
 
 /// The stage as a function of its own to the verifier: see `secmesh_observe`.
@@ -283,6 +283,10 @@ pub extern "C" fn secmesh_unasked(ctx: *mut xdp_md, packet: *const Packet) -> u3
 
 /// Whether the segment is the answer to a SYN cookie of `listener`.
 #[inline(always)]
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "three loads of one kind, with one reason"
+)]
 fn completes(ctx: &XdpContext, packet: &Packet, listener: *mut bpf_sock) -> bool {
     const IPV4: u32 = 20;
     const IPV6: u32 = 40;

@@ -45,6 +45,10 @@ pub fn take(ctx: &XdpContext, answer: u32, config: &Config) -> u32 {
 /// A function of its own to the verifier: see `secmesh_observe`.
 #[unsafe(no_mangle)]
 #[inline(never)]
+#[expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "fields of one record, written in place with one reason"
+)]
 pub extern "C" fn secmesh_capture(ctx: *mut xdp_md, answer: u32) -> u32 {
     let (Some(counters), Some(config)) = (crate::count::counters(), CONFIG.get(0)) else {
         return 0;

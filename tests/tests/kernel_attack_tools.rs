@@ -168,6 +168,7 @@ fn honest(kernel: &Kernel, attacker: &Attacker) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
+#[expect(clippy::too_many_lines, reason = "a table of attacks")]
 fn the_packets_of_hping3_and_nmap_are_dropped_by_name_and_honest_traffic_passes() -> Result<()> {
     isolated(|| {
         let (kernel, attacker) = wired(LIMITS)?;

@@ -54,6 +54,11 @@ fn from(source: [u8; 4], proto: u8, payload: &[u8]) -> Vec<u8> {
     ethernet(&[], IPV4, &ipv4_from(source, &[], 0, proto, payload))
 }
 
+/// The first eight bytes of a header.
+fn half(header: &[u8]) -> Vec<u8> {
+    header.iter().take(8).copied().collect()
+}
+
 /// What must go, and what is like it and must stay.
 fn cases() -> Vec<(&'static str, Reason, Vec<u8>, Vec<u8>)> {
     let fragment =
@@ -95,7 +100,7 @@ fn cases() -> Vec<(&'static str, Reason, Vec<u8>, Vec<u8>)> {
         (
             "tiny first",
             Reason::TinyFragment,
-            fragment(0x2000, &tcp(SYN)[..8]),
+            fragment(0x2000, &half(&tcp(SYN))),
             fragment(0x2000, &tcp(SYN)),
         ),
         (
@@ -107,7 +112,7 @@ fn cases() -> Vec<(&'static str, Reason, Vec<u8>, Vec<u8>)> {
         (
             "tiny first, IPv6",
             Reason::TinyFragment,
-            fragment6(0, true, &tcp(SYN)[..8]),
+            fragment6(0, true, &half(&tcp(SYN))),
             fragment6(0, true, &tcp(SYN)),
         ),
         (
@@ -212,8 +217,11 @@ fn offer(
     Ok((passed, sent, started.elapsed()))
 }
 
+/// Makes the frame of a number.
+type Maker = Box<dyn FnMut(u32) -> Vec<u8>>;
+
 /// Every limit with 1000 a second and a burst of 100, and packets of it.
-fn limited() -> Vec<(&'static str, Reason, Box<dyn FnMut(u32) -> Vec<u8>>)> {
+fn limited() -> Vec<(&'static str, Reason, Maker)> {
     let port = |n: u32| u16::try_from(1024 + n % 60_000).unwrap_or(1);
     let source = |n: u32| {
         let [_, b, c, d] = n.to_be_bytes();

@@ -136,6 +136,10 @@ fn listening_port(line: &str) -> Option<u16> {
 mod tests {
     use super::*;
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "called with what `join` gives"
+    )]
     fn put(path: std::path::PathBuf, text: &str) -> Result<(), crate::state::StateError> {
         crate::state::write_atomic(&path, text.as_bytes(), 0o600)
     }
