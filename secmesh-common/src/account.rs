@@ -315,6 +315,46 @@ pub fn over_limit(
     }
 }
 
+/// Whether a connection attempt to the mesh port breaks its source's limit there; books it if not.
+#[inline(always)]
+pub fn over_mesh_limit(
+    slot: &mut SourceSlot,
+    seen: &Observed,
+    now_ns: u64,
+    config: &Config,
+) -> bool {
+    config.checks & Reason::MeshLimit.bit() != 0
+        && seen.connection
+        && config.mesh_limit.cost_ns != 0
+        && !config
+            .mesh_limit
+            .admit(&mut slot.arrival_ns[ARRIVAL_MESH], 1, now_ns)
+}
+
+/// A source of fewer packets than this is hardly known: its segments are booked for the host too.
+pub const HARDLY_KNOWN: u32 = 16;
+
+/// Segments that a source may send unasked after one that was found to belong to a connection.
+const CREDIT: u64 = 64;
+
+/// Whether a segment has to be asked for its connection: its source is beyond [`Config::stray_limit`].
+#[inline(always)]
+pub fn over_stray_limit(slot: &mut SourceSlot, now_ns: u64, config: &Config) -> bool {
+    config.stray_limit.cost_ns != 0
+        && !config
+            .stray_limit
+            .admit(&mut slot.arrival_ns[ARRIVAL_STRAY], 1, now_ns)
+}
+
+/// A segment beyond the limit had its connection: the next [`CREDIT`] are believed. A transfer at any rate so
+/// costs one look-up in that many packets, and somebody with one real connection gets that many false
+/// segments through for each true one.
+#[inline(always)]
+pub fn credit(slot: &mut SourceSlot, config: &Config) {
+    let arrival = &mut slot.arrival_ns[ARRIVAL_STRAY];
+    *arrival = arrival.saturating_sub(CREDIT * config.stray_limit.cost_ns);
+}
+
 /// Starts a new window if the old one is over.
 #[inline(always)]
 fn roll(slot: &mut SourceSlot, class: RateClass, now_ns: u64, config: &Config) -> bool {

@@ -124,6 +124,12 @@ pub struct Config {
     pub flow_idle: u32,
     /// Age at which a flow is recorded and begun anew, units.
     pub flow_active: u32,
+    /// The same segments of all sources that are hardly known, together.
+    pub strays_limit: crate::limit::Limit,
+    /// Answers of amplifying services, of all sources together, beyond which their sockets are looked up.
+    pub amplified_limit: crate::limit::Limit,
+    /// Bytes of each dropped packet that are captured: 1 to [`crate::capture::MAX_SNAP`].
+    pub capture_snap: u64,
 }
 
 /// Bits of [`Config::features`].
@@ -139,6 +145,12 @@ pub mod features {
     /// This host forwards packets or translates addresses: a packet without a socket here may belong to
     /// another machine, so what has no socket is not judged by that.
     pub const FORWARDS: u32 = 1 << 4;
+    /// Some check or limit of the stage behind the accounting is on: sanity, fragments, amplification, all
+    /// packets, ports.
+    pub const ATTACKS: u32 = 1 << 16;
+    /// That stage has to see every packet (ports, the limit of all packets), also the plain ones
+    /// ([`crate::sanity::is_plain`]).
+    pub const ATTACKS_ALL: u32 = 1 << 17;
 }
 
 impl Config {
@@ -170,7 +182,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 10 * 16 + 8 + 2 * 4,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
     "layout"
 );
 

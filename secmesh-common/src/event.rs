@@ -11,6 +11,8 @@ pub enum EventKind {
     Contact = 2,
     /// A packet of a watched source.
     Sample = 3,
+    /// A packet to a tripwire port.
+    Tripwire = 4,
 }
 
 impl EventKind {
@@ -20,6 +22,7 @@ impl EventKind {
             1 => Some(Self::Rate),
             2 => Some(Self::Contact),
             3 => Some(Self::Sample),
+            4 => Some(Self::Tripwire),
             _ => None,
         }
     }

@@ -11,6 +11,7 @@
 
 pub mod account;
 pub mod block;
+pub mod capture;
 pub mod config;
 pub mod cookie;
 pub mod counters;
@@ -22,6 +23,7 @@ pub mod packet;
 pub mod port;
 pub mod process;
 pub mod reason;
+pub mod sanity;
 
 /// Version of every layout in this crate that is pinned in bpffs.
 ///

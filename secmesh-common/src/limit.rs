@@ -23,8 +23,8 @@ impl Limit {
 
     /// `rate` units a second with bursts of up to `burst` units; a rate of 0 is no limit.
     ///
-    /// A burst shorter than `tick_ns` is stretched to it: the kernel's clock advances in ticks, and within
-    /// one the limit cannot see time pass.
+    /// A burst shorter than `tick_ns` and one unit is stretched to that: the kernel's clock advances in ticks,
+    /// within one the limit cannot see time pass, and what of a tick is no whole unit must carry over.
     pub const fn per_second(rate: u64, burst: u64, tick_ns: u64) -> Self {
         if rate == 0 {
             return Self::NONE;
@@ -34,7 +34,11 @@ impl Limit {
         let burst = burst.saturating_mul(cost_ns);
         Self {
             cost_ns,
-            burst_ns: if burst < tick_ns { tick_ns } else { burst },
+            burst_ns: if burst < tick_ns + cost_ns {
+                tick_ns + cost_ns
+            } else {
+                burst
+            },
         }
     }
 
@@ -58,7 +62,47 @@ impl Limit {
         *arrival_ns = end;
         true
     }
+
+    /// What to do with one unit against a limit that all CPUs share, whose theoretical arrival time was read as
+    /// `arrival_ns`. The caller books it with one atomic addition.
+    ///
+    /// Between the reading and the addition other CPUs may do the same, so that up to one unit for each of
+    /// them passes in excess: within any time `t` at most `burst + t / cost + (n − 1)` units pass `n` CPUs, and
+    /// `n − 1` more for each time that the limit had been idle before. (A CPU that is stopped by its
+    /// hypervisor between the two makes that more for this once.)
+    #[inline(always)]
+    pub fn shared(&self, arrival_ns: u64, now_ns: u64) -> Booking {
+        let idle = arrival_ns < now_ns;
+        let start = if idle { now_ns } else { arrival_ns };
+        if start + self.cost_ns - now_ns > self.burst_ns {
+            Booking::Refuse
+        } else if idle {
+            Booking::AdmitAfterIdle
+        } else {
+            Booking::Admit
+        }
+    }
 }
+
+/// What [`Limit::shared`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Booking {
+    /// The unit is beyond the limit.
+    Refuse,
+    /// Add the cost to the arrival time.
+    Admit,
+    /// Set the arrival time to the clock, then add the cost.
+    AdmitAfterIdle,
+}
+
+/// Where the map of the host's limits keeps the arrival time of all packets.
+pub const SHARED_TOTAL: u32 = 0;
+/// The same of fragments.
+pub const SHARED_FRAGMENTS: u32 = 1;
+/// The same of segments of sources that are hardly known.
+pub const SHARED_STRAYS: u32 = 2;
+/// The same of answers of amplifying services.
+pub const SHARED_AMPLIFIED: u32 = 3;
 
 /// What a source is limited in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -427,9 +427,9 @@ fn parse_ipv4_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Ma
     if field & 0x2000 != 0 {
         packet.fragment = Fragment::First;
     }
+    // At most 64 + 60; the mask is for the verifier, as below.
     parse_transport(
         bytes,
-        // At most 64 + 60 already; see `parse_ipv6_payload`.
         usize::from(packet.l4 & 0x7f),
         packet.l3_rest as usize,
         packet,
@@ -464,8 +464,7 @@ fn parse_ipv6<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
 fn parse_ipv6_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
     let payload_len = packet.l3_rest as usize;
     let mut next = packet.proto;
-    // Below 64 already (see the callers of `parse_network`); the mask says so to the verifier too, which
-    // forgets it when the field has been to the stack and back.
+    // Below 64 anyway; the mask is for the verifier, which loses that across the stack.
     let mut at = usize::from(packet.l3 & 0x3f) + Ipv6Hdr::LEN;
     let end = at + payload_len;
     // A payload length of zero is a jumbogram (RFC 2675); its real length is in an option we skip.

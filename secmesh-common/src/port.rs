@@ -20,7 +20,7 @@ pub const LISTENS_TCP: u16 = 1 << 7;
 /// Entries of the port map: every port number.
 pub const PORTS: usize = 1 << 16;
 
-/// Limits that ports can share; index 0 is unused.
+/// Entries of the port limits map: a pair for each limited port; the first pair is unused.
 pub const PORT_LIMITS: usize = 256;
 
 /// What is special about a port.
@@ -29,7 +29,7 @@ pub const PORT_LIMITS: usize = 256;
 pub struct PortPolicy {
     /// The bits of this module.
     pub flags: u16,
-    /// Index of its entry in the port limits map.
+    /// Index of its pair in the port limits map: TCP there, UDP behind it.
     pub limit: u16,
 }
 

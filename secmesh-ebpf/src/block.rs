@@ -27,7 +27,7 @@ use crate::{
 /// `AtomicU64::fetch_add` is missing on targets without compare-and-swap, which the BPF instruction set
 /// of old kernels is; the plain atomic addition has always been there (Linux 3.18).
 #[inline(always)]
-fn atomic_add(counter: *mut u64, by: u64) {
+pub fn atomic_add(counter: *mut u64, by: u64) {
     // SAFETY: callers pass an aligned u64 of a live map value; the result is not used, so it becomes one `lock` addition.
     let _ = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, by) };
 }

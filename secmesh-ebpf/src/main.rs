@@ -19,7 +19,9 @@
     reason = "the xdp attribute makes a second, undocumented function of the entry point"
 )]
 
+mod attack;
 mod block;
+mod capture;
 mod clock;
 mod cookie;
 mod count;
@@ -37,16 +39,21 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use secmesh_common::{
-    config::Config,
+    config::{
+        Config,
+        features::{ATTACKS, ATTACKS_ALL},
+    },
     counters::{Counter, Counters},
     packet::{Bytes as _, Family, Malformed, Packet, parse_addresses},
     reason::Reason,
+    sanity::is_plain,
 };
 
 use crate::{block::Verdict, count::bump, frame::Frame};
 
 /// Every packet of a protected interface passes here first.
 #[xdp(frags)]
+#[inline(always)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the xdp attribute's wrapper hands the context over"
@@ -58,10 +65,11 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
     let Some(config) = maps::CONFIG.get(0) else {
         return XDP_PASS;
     };
-    match parse_addresses(&Frame::new(&ctx)) {
+    let answer = match parse_addresses(&Frame::new(&ctx)) {
         Ok(mut packet) => judge(&ctx, &mut packet, config, counters),
         Err(reason) => malformed(&ctx, reason, config, counters),
-    }
+    };
+    capture::take(&ctx, answer, config)
 }
 
 /// The stages, in their order. Each says why the packet should go, or lets it on to the next.
@@ -90,10 +98,25 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
         }
     }
     if let Err(malformed) = frame::payload(ctx, packet) {
-        return refuse(ctx, malformed, config, counters);
+        let tiny = attack::secmesh_tiny(packet, malformed as u32) != 0;
+        let reason = if tiny {
+            Reason::TinyFragment
+        } else {
+            Reason::Malformed
+        };
+        return refuse_as(ctx, malformed, reason, config, counters);
     }
-    if let Some(reason) = Reason::from_u8(observe::secmesh_observe(ctx.ctx, packet)) {
-        if block::allowed(packet) {
+    // Also what fails a check below is accounted: it is evidence.
+    let mut found = observe::secmesh_observe(ctx.ctx, packet);
+    if config.features & ATTACKS != 0
+        && found == observe::NO_REASON
+        && (config.features & ATTACKS_ALL != 0 || !is_plain(packet))
+    {
+        found = attack::secmesh_attack(ctx.ctx, packet);
+    }
+    if let Some(reason) = Reason::from_u8(found) {
+        // Whoever is named as the source of a forged packet did not send it.
+        if !matches!(reason, Reason::Land) && block::allowed(packet) {
             flow::incoming(ctx, packet, config);
             bump(counters, Counter::PassAllowlistOther);
             return XDP_PASS;
@@ -132,10 +155,8 @@ fn malformed(ctx: &XdpContext, reason: Malformed, config: &Config, counters: &mu
 }
 
 #[inline(always)]
-fn refuse(ctx: &XdpContext, reason: Malformed, config: &Config, counters: &mut Counters) -> u32 {
-    bump(counters, Counter::from(reason));
-    debug!(ctx, "malformed packet, reason {}", reason as u8);
-    deny(Reason::Malformed, config, counters)
+fn refuse(ctx: &XdpContext, why: Malformed, config: &Config, counters: &mut Counters) -> u32 {
+    refuse_as(ctx, why, Reason::Malformed, config, counters)
 }
 
 #[inline(always)]
@@ -143,15 +164,27 @@ fn enforcing(config: &Config) -> bool {
     config.enforces(|| clock::now_ns(config))
 }
 
-/// The only way to a dropped packet.
+fn refuse_as(
+    ctx: &XdpContext,
+    why: Malformed,
+    reason: Reason,
+    config: &Config,
+    counters: &mut Counters,
+) -> u32 {
+    bump(counters, Counter::from(why));
+    debug!(ctx, "malformed packet, reason {}", why as u8);
+    deny(reason, config, counters)
+}
+
+/// The only way to a dropped packet. The answer carries its reason for [`capture::take`].
 #[inline(always)]
 fn deny(reason: Reason, config: &Config, counters: &mut Counters) -> u32 {
     if enforcing(config) {
         bump(counters, reason.dropped());
-        XDP_DROP
+        capture::with_reason(XDP_DROP, reason)
     } else {
         bump(counters, reason.would_drop());
-        XDP_PASS
+        capture::with_reason(XDP_PASS, reason)
     }
 }
 

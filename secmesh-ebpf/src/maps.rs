@@ -10,6 +10,7 @@ use aya_ebpf::{
 use secmesh_common::{
     account::{SLOTS, SourceSlot},
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
+    capture::Captured,
     config::Config,
     cookie::{LISTENERS, Listener, MAX_ADDRESSES, Scratch, VERIFIED, Verified},
     counters::{Counters, EventBudget},
@@ -121,7 +122,7 @@ pub static COOKIE_ADDRESS: HashMap<Addr6, u32, MAX_ADDRESSES> = HashMap::new();
 #[btf_map]
 pub static COOKIE_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// Limits of the host: all packets, fragments; see `SHARED_TOTAL` and `SHARED_FRAGMENTS`.
+/// Theoretical arrival times of the host's limits; see `secmesh_common::limit::SHARED_TOTAL` and those after it.
 #[btf_map]
 pub static SHARED: Array<u64, 8> = Array::new();
 
@@ -164,3 +165,10 @@ pub static PROCESSES: RingBuf<ProcessEvent, 524_288> = RingBuf::new();
 /// Budgets of process events; one entry per CPU.
 #[btf_map]
 pub static PROCESS_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+/// Heads of dropped packets to a capture; size in bytes.
+#[btf_map]
+pub static CAPTURES: RingBuf<Captured, 1_048_576> = RingBuf::new();
+
+/// Capture budgets; one entry per CPU.
+#[btf_map]
+pub static CAPTURE_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();

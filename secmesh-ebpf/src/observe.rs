@@ -15,16 +15,21 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use secmesh_common::{
-    account::{Observed, SourceSlot, account, over_limit, place},
+    account::{
+        HARDLY_KNOWN, Observed, SourceSlot, account, credit, over_limit, over_mesh_limit,
+        over_stray_limit, place,
+    },
     block::{Addr4, Addr6},
     config::{Config, features::SOURCE_LIMITS},
     counters::{Counter, Counters},
     event::{Event, EventKind, OPEN_NO, OPEN_UNKNOWN, OPEN_YES},
     packet::{Family, PROTO_UDP, Packet},
     reason::Reason,
+    sanity::{STRAYS, is_segment},
 };
 
 use crate::{
+    attack,
     block::bytes16,
     clock::now_ns,
     count::bump,
@@ -63,16 +68,24 @@ fn observe(
     counters: &mut Counters,
 ) -> Option<Reason> {
     let now = now_ns(config);
+    let segment = config.checks & STRAYS != 0 && is_segment(packet);
     let Some(slot) = claim(packet, now) else {
         bump(counters, Counter::SourcesContended);
-        return None;
+        return segment.then(|| attack::stray(ctx, packet, true, config))?;
     };
     let seen = account(slot, packet, now, config);
-    let over = if config.features & SOURCE_LIMITS != 0 {
+    let mut over = if config.features & SOURCE_LIMITS != 0 {
         over_limit(slot, packet, &seen, now, config)
     } else {
         None
     };
+    if seen.connection
+        && over.is_none()
+        && attack::to_mesh(packet, config)
+        && over_mesh_limit(slot, &seen, now, config)
+    {
+        over = Some(Reason::MeshLimit);
+    }
     let watched = config.watched > 0 && is_watched(packet, now);
     if seen.rate_count != 0 || seen.contact || watched {
         let first = slot.first_ns;
@@ -80,6 +93,18 @@ fn observe(
         report(
             ctx, packet, config, counters, &seen, watched, now, first, packets,
         );
+    }
+    if over.is_none() && segment {
+        if over_stray_limit(slot, now, config) {
+            let reason = attack::stray(ctx, packet, false, config);
+            if reason.is_none() {
+                credit(slot, config);
+            }
+            return reason;
+        }
+        if slot.packets < HARDLY_KNOWN {
+            return attack::stray(ctx, packet, true, config);
+        }
     }
     over
 }
@@ -144,7 +169,7 @@ fn report(
     let kind = if seen.rate_count != 0 {
         EventKind::Rate
     } else if seen.contact {
-        open = lookup_open(ctx, packet);
+        open = secmesh_open(ctx.ctx, packet);
         // A datagram to an open UDP port is a service at work or the answer to a question of ours.
         if open == OPEN_YES && packet.proto == PROTO_UDP && !watched {
             return;
@@ -191,7 +216,7 @@ fn report(
 }
 
 #[inline(always)]
-fn within_budget(config: &Config, now: u64) -> bool {
+pub fn within_budget(config: &Config, now: u64) -> bool {
     let Some(budget) = BUDGET.get_ptr_mut(0) else {
         return false;
     };
@@ -208,9 +233,9 @@ fn within_budget(config: &Config, now: u64) -> bool {
     true
 }
 
-/// Whether a socket of this host takes packets for the packet's destination.
+/// The packet's addresses and ports as the socket look-ups want them, and how long that is.
 #[inline(always)]
-fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
+pub fn tuple_of(packet: &Packet) -> Option<(bpf_sock_tuple, u32)> {
     // SAFETY: all-zero is a valid value of this union of integers.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     let size = match packet.family {
@@ -234,7 +259,28 @@ fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
             v6.dport = packet.dport.to_be();
             size_of::<bpf_sock_tuple>() as u32
         }
-        Family::Other => return 0,
+        Family::Other => return None,
+    };
+    Some((tuple, size))
+}
+
+/// [`lookup_open`] as a function of its own to the verifier, with a stack of its own that is gone when other
+/// look-ups need theirs.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn secmesh_open(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
+    if packet.is_null() {
+        return OPEN_UNKNOWN;
+    }
+    // SAFETY: the one caller passes on a packet that the verifier knows to be one.
+    lookup_open(&XdpContext::new(ctx), unsafe { &*packet })
+}
+
+/// Whether a socket of this host takes packets for the packet's destination.
+#[inline(always)]
+fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
+    let Some((mut tuple, size)) = tuple_of(packet) else {
+        return OPEN_UNKNOWN;
     };
     let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
     let socket = if packet.proto == PROTO_UDP {

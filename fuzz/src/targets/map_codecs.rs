@@ -114,6 +114,9 @@ fn event(input: &[u8]) {
             assert_eq!((port, proto), (event.dport, event.proto));
             assert_eq!(dst, dst.to_canonical());
         }
+        What::Tripwire { port, proto } => {
+            assert_eq!((port, proto), (event.dport, event.proto));
+        }
         What::Packet => {}
     }
 }

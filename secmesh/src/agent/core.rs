@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     AgentError, Options,
+    capture::Captures,
     cookies::{Cookies, restore_syncookies},
     escalation::Escalation,
     interfaces::Interfaces,
@@ -109,6 +110,7 @@ pub(super) struct Agent {
     pub counters: CounterReader,
     /// What scrapers asked for, where there is a listener for them.
     pub scrapes: Option<Arc<ServerCounters>>,
+    pub captures: Captures,
     pub allowlist: Allowlist,
     /// What of it the standing blocks were held against.
     pub allow_written: BTreeSet<Prefix>,
@@ -392,6 +394,7 @@ impl Agent {
         self.check_trial();
         self.look_at_interfaces(now);
         self.notice_clock_step(now);
+        self.captures.tick(now.mono_ns);
         self.renew_unilateral(now).await;
         for over in self.blocks.tick(&mut self.table, now) {
             self.close(

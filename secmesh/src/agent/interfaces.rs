@@ -4,13 +4,8 @@ use std::collections::BTreeMap;
 
 use tracing::{error, info, warn};
 
-use super::{AgentError, core::Agent};
-use crate::{
-    api::types::WaitingInterface,
-    dataplane::DataplaneError,
-    respond::Now,
-    sense::netinfo::{self, LiveSystem},
-};
+use super::{AgentError, core::Agent, protect};
+use crate::{api::types::WaitingInterface, dataplane::DataplaneError, respond::Now};
 
 /// How often the interfaces are looked at. A name costs one system call.
 const LOOK_NS: u64 = 1_000_000_000;
@@ -42,17 +37,13 @@ impl Interfaces {
 impl Agent {
     /// Attaches last: by now the maps say what the ledger says.
     pub(super) fn attach(&mut self) -> Result<(), AgentError> {
-        let mut names = if self.options.interfaces.is_empty() {
-            self.options.config.dataplane.interfaces.clone()
-        } else {
-            self.options.interfaces.clone()
-        };
+        let names = protect::interfaces(&self.options);
         if names.is_empty() {
-            names = netinfo::default_route_interfaces(&LiveSystem);
-            if names.is_empty() {
-                return Err(AgentError::NoInterface);
-            }
-        } else {
+            return Err(AgentError::NoInterface);
+        }
+        let listed = !self.options.interfaces.is_empty()
+            || !self.options.config.dataplane.interfaces.is_empty();
+        if listed {
             // Only a list that somebody wrote says what is not wanted; a default route comes and goes.
             for name in self.dataplane.take_off_all_but(&names)? {
                 warn!(interface = %name, "no longer configured: the program was taken off it");

@@ -4,6 +4,7 @@
 //! writes the maps, the book of decisions or the engine, so there is one order of events and no lock.
 
 mod block;
+mod capture;
 mod cookies;
 mod core;
 mod effects;
@@ -15,6 +16,7 @@ mod lists;
 mod membership;
 mod metrics;
 mod mode;
+mod protect;
 mod reconcile;
 mod recover;
 mod requests;
@@ -87,6 +89,16 @@ pub enum AgentError {
         "no interface to protect: none has a default route\n  remedy: name one with --interface, or in [dataplane] interfaces"
     )]
     NoInterface,
+    /// Something uses a tripwire port.
+    #[error(
+        "[tripwire] {protocol} = [{port}]: something on this host listens on {protocol}/{port}, and everybody who uses it would be taken for an attacker\n  remedy: take the port out of [tripwire], or stop the service (`ss -lnp` names it)"
+    )]
+    TripwireUsed {
+        /// `tcp` or `udp`.
+        protocol: &'static str,
+        /// The port.
+        port: u16,
+    },
     /// A system call failed.
     #[error("{what}: {source}")]
     System {

@@ -94,6 +94,17 @@ impl Agent {
             Request::ListRemove { name } => self.list_remove(&name),
             Request::InviteTerms {} => to_value(&self.invite_terms()),
             Request::OpenGrant { grant } => self.open_grant(&grant).await,
+            Request::CaptureStart {
+                reasons,
+                snap,
+                seconds,
+            } => self
+                .capture_start(&reasons, snap, seconds)
+                .and_then(|started| to_value(&started)),
+            Request::CaptureNext { id } => self.capture_next(id).and_then(|batch| to_value(&batch)),
+            Request::CaptureStop { id } => self
+                .capture_stop(id)
+                .and_then(|()| done("the capture is over".to_owned(), None)),
         };
         answer.unwrap_or_else(|error| json!({ "error": error }))
     }

@@ -13,10 +13,12 @@ use tracing::{info, warn};
 
 use super::{
     AgentError, Options,
+    capture::Captures,
     cookies::Cookies,
     core::{Agent, Streams, Tally},
     escalation::Escalation,
     interfaces::Interfaces,
+    protect,
     reconcile::Reconciler,
     recover,
     watch::{WatchStreams, Watched},
@@ -27,7 +29,7 @@ use crate::{
     config::{FlowsConfig, KernelLog},
     dataplane::{
         self, AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader,
-        FlowOptions, ListTables, LoadOptions, Mode, Protection, WatchTable,
+        FlowOptions, ListTables, LoadOptions, Mode, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -64,6 +66,7 @@ struct Kernel {
     lists: ListTables,
     watches: WatchTable,
     counters: CounterReader,
+    captures: Captures,
     events: EventReader,
     watch: (Watched, WatchStreams),
 }
@@ -88,6 +91,7 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
         });
     }
     let processes = options.config.host.processes;
+    protect::write_ports(options, &mut dataplane.take_ports()?)?;
     Ok(Kernel {
         watch: Watched::open(&mut dataplane, processes, loading.seed)?,
         table: dataplane.take_blocks()?,
@@ -96,6 +100,7 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
         lists: dataplane.take_lists()?,
         watches: dataplane.take_watches()?,
         counters: dataplane.take_counters()?,
+        captures: Captures::new(dataplane.take_captures()?),
         events: dataplane.take_events()?,
         dataplane,
     })
@@ -195,6 +200,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         watches: kernel.watches,
         counters: kernel.counters,
         scrapes: None,
+        captures: kernel.captures,
         engine,
         ledger,
         transport,
@@ -298,8 +304,8 @@ fn load_options(options: &Options) -> Result<LoadOptions, AgentError> {
         max_prefixes: config.max_prefixes,
         max_list_addresses: config.max_list_addresses,
         max_list_prefixes: config.max_list_prefixes,
-        protection: Protection::default(),
         flows: flow_options(&options.config.flows),
+        protection: protect::protection(options),
         event_budget: config.event_budget,
         log_level: match config.kernel_log {
             KernelLog::Off => 0,

@@ -136,6 +136,60 @@ pub enum Request {
         /// Base64 of the signed grant's canonical bytes.
         grant: String,
     },
+    /// [`CaptureStarted`]. Captures heads of dropped packets; one capture at a time.
+    CaptureStart {
+        /// Names of reasons; empty means all.
+        reasons: Vec<String>,
+        /// Bytes of each packet.
+        snap: usize,
+        /// Its end, seconds from now. It also ends when nobody asks for its packets for 5 s.
+        seconds: u64,
+    },
+    /// [`CaptureBatch`]: what was captured since the last time.
+    CaptureNext {
+        /// The capture.
+        id: u64,
+    },
+    /// [`Done`]. Ends a capture.
+    CaptureStop {
+        /// The capture.
+        id: u64,
+    },
+}
+
+/// A capture began.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct CaptureStarted {
+    /// What it is called in further requests.
+    pub id: u64,
+}
+
+/// Some of a capture's packets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CaptureBatch {
+    /// In the order they came in on each processor.
+    pub packets: Vec<CapturedPacket>,
+    /// Packets of the capture so far that were lost because they came too fast.
+    pub lost: u64,
+    /// No more will come.
+    pub over: bool,
+}
+
+/// The head of a dropped packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapturedPacket {
+    /// When, unix µs, to one timer tick of the kernel.
+    pub unix_us: u64,
+    /// The interface it came in on.
+    pub interface: String,
+    /// Its length on the wire, bytes.
+    pub wire_len: u32,
+    /// Name of the reason.
+    pub reason: String,
+    /// Whether it was dropped; else (monitor mode) only counted.
+    pub dropped: bool,
+    /// Its first bytes, base64.
+    pub data: String,
 }
 
 /// Something was done.

@@ -239,6 +239,16 @@ Examples:
         #[arg(value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
         files: Vec<PathBuf>,
     },
+    /// Write the heads of dropped packets to a pcapng file, each with the reason as its comment
+    #[command(after_help = "\
+In monitor mode: of packets that would be dropped. Ends after --count packets or --seconds; one \
+capture at a time. Needs the running agent.
+
+Examples:
+  secmesh capture drops.pcapng
+  secmesh capture --reason syn_flood --reason land --count 1000 drops.pcapng
+  secmesh capture --seconds 5 - | tcpdump -r -")]
+    Capture(CaptureArgs),
     /// Take secmesh out of the kernel: programs leave their interfaces, all blocks end
     #[command(after_help = "Stop the agent first. Needs root.\n\nExample:\n  secmesh detach")]
     Detach,
@@ -410,6 +420,26 @@ pub struct BlockArgs {
     pub override_risky: bool,
 }
 
+/// `secmesh capture`
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// Only packets dropped for this reason (repeatable) [default: all]
+    #[arg(long = "reason", value_name = "NAME", value_parser = reason_name)]
+    pub reasons: Vec<String>,
+    /// End after this many packets
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = limit)]
+    pub count: usize,
+    /// End after this time
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+    /// Bytes of each packet, 1 to 256
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub snap: u16,
+    /// The file to write; - is standard output
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+}
+
 /// `secmesh unblock`
 #[derive(Debug, Args)]
 pub struct UnblockArgs {
@@ -519,6 +549,15 @@ fn listed(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|n| (1..=MAX_LISTED).contains(n))
         .ok_or_else(|| format!("a number from 1 to {MAX_LISTED}"))
+}
+
+fn reason_name(text: &str) -> Result<String, String> {
+    use secmesh_common::reason::Reason;
+    if Reason::from_name(text).is_some() {
+        return Ok(text.to_owned());
+    }
+    let names: Vec<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+    Err(format!("use one of {}", names.join(", ")))
 }
 
 fn reachable(text: &str) -> Result<SocketAddr, String> {

@@ -6,6 +6,7 @@
 
 mod alerts;
 mod args;
+mod capture;
 mod control;
 mod decisions;
 mod error;
@@ -122,6 +123,7 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
             ledger::show(context, last, path, out)
         }
         Command::Replay { files } => replay::replay(context, &files, out),
+        Command::Capture(args) => capture::capture(context, &args, out),
         Command::Detach => run::detach(context, out),
         Command::Completions { shell } => generate::completions(shell, out),
         Command::Man { dir } => generate::man(dir.as_deref(), out),

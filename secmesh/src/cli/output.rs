@@ -90,6 +90,11 @@ impl<'a> Out<'a> {
         }
     }
 
+    /// Where the answer goes, for what is no text.
+    pub fn raw(&mut self) -> &mut dyn Write {
+        &mut self.writer
+    }
+
     /// Writes text as it is.
     ///
     /// # Errors

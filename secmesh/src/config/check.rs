@@ -31,6 +31,8 @@ pub(super) struct Checker {
     /// Dotted path and what it takes, to be read after "use".
     pub(super) fields: Vec<(String, String)>,
     pub(super) findings: Vec<Finding>,
+    /// Paths up to the dot behind which any key may be, and what those take.
+    open: Vec<(String, String)>,
 }
 
 impl Checker {
@@ -51,6 +53,7 @@ impl Checker {
         self.fields
             .iter()
             .find(|(known, _)| known == path)
+            .or_else(|| self.open.iter().find(|(open, _)| path.starts_with(open)))
             .map(|(_, expects)| expects.as_str())
     }
 
@@ -79,6 +82,40 @@ impl Checker {
 
     pub(super) fn flag(&mut self, key: &str) {
         self.field(key, "true or false".to_owned(), None);
+    }
+
+    /// A text whose form its type has checked while it was read.
+    pub(super) fn text(&mut self, key: &str, expects: &str) {
+        self.field(key, expects.to_owned(), None);
+    }
+
+    /// A section whose keys are not known beforehand.
+    pub(super) fn table(&mut self, key: &str, len: usize, max: usize, expects: &str) {
+        self.section(key, |_| {});
+        let path = self.at(key);
+        self.open.push((format!("{path}."), expects.to_owned()));
+        if len > max {
+            self.findings.push(Finding {
+                path,
+                item: None,
+                or_path: None,
+                what: format!("has {len} entries"),
+                remedy: format!("use at most {max}"),
+            });
+        }
+    }
+
+    pub(super) fn port_numbers(&mut self, key: &str, ports: &[u16], max: usize) {
+        let mut seen = BTreeSet::new();
+        for (item, port) in ports.iter().enumerate() {
+            if *port == 0 {
+                self.item(key, item, "is no port", "ports go from 1 to 65535");
+            } else if !seen.insert(port) {
+                self.item(key, item, "is there twice", "remove one of them");
+            }
+        }
+        let expects = format!("a list of at most {max} ports, like [23, 2323]");
+        self.list(key, expects, ports.len(), max);
     }
 
     pub(super) fn choice(&mut self, key: &str, words: &[&str]) {

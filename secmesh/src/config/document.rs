@@ -58,7 +58,8 @@ impl<'a> Document<'a> {
             let name: &str = key.get_ref();
             let here = join(path, name);
             match (known.get(name), value.get_ref()) {
-                (Some(toml::Value::Table(known)), DeValue::Table(inner)) => {
+                // An empty table among the known keys is one that takes any.
+                (Some(toml::Value::Table(known)), DeValue::Table(inner)) if !known.is_empty() => {
                     self.unknown_in(inner, &here, known, all, problems);
                 }
                 (Some(_), _) => {}

@@ -12,6 +12,7 @@ mod detect;
 mod document;
 mod error;
 mod flows;
+mod limits;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -32,6 +33,9 @@ pub use detect::{DetectConfig, FloodConfig, ScanConfig};
 use document::Document;
 pub use error::{ConfigError, Problem};
 pub use flows::{FlowsConfig, HostConfig};
+pub use limits::{
+    ByteRate, ChecksConfig, CountRate, LimitsConfig, Port, SourceLimits, TripwireConfig,
+};
 pub use values::{AttachMode, CookieMode, KernelLog, Mode};
 
 /// Largest configuration file accepted, in bytes.
@@ -77,6 +81,12 @@ pub struct Config {
     pub flows: FlowsConfig,
     /// What is watched of this host beside its traffic.
     pub host: HostConfig,
+    /// What is dropped for its number.
+    pub limits: LimitsConfig,
+    /// What is dropped for what it is.
+    pub checks: ChecksConfig,
+    /// Ports that name whoever sends to them.
+    pub tripwire: TripwireConfig,
 }
 
 /// `[node]`
@@ -335,6 +345,9 @@ impl Config {
         check.section("metrics", |check| self.metrics.check(check));
         check.section("flows", |check| self.flows.check(check));
         check.section("host", |check| self.host.check(check));
+        check.section("limits", |check| self.limits.check(check));
+        check.section("checks", ChecksConfig::check);
+        check.section("tripwire", |check| self.tripwire.check(check));
         check
     }
 }

@@ -77,6 +77,11 @@ pub enum DataplaneError {
     /// A table call failed.
     #[error("{0}")]
     Table(#[source] super::TableError),
+    /// More limited ports than the kernel's table has room for.
+    #[error(
+        "too many ports have a limit\n  remedy: at most 127 can; take some out of [limits.ports]"
+    )]
+    TooManyPortLimits,
     /// Something that the object must contain is not there (or was taken before).
     #[error("the kernel object has no {0}, or it is in use already")]
     Missing(&'static str),

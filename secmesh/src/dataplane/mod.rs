@@ -4,6 +4,7 @@
 //! opens the pinned maps and swaps its program into the pinned links without a gap.
 
 mod attach;
+mod captures;
 mod cell;
 mod clock;
 mod cookies;
@@ -20,6 +21,7 @@ mod kernel_types;
 mod listing;
 mod lists;
 mod netlink;
+mod ports;
 mod preflight;
 mod processes;
 mod ring;
@@ -49,6 +51,7 @@ use secmesh_common::{
 
 pub use self::{
     attach::{AttachMode, AttachedInterface},
+    captures::CaptureReader,
     counters::CounterReader,
     driver::driver_of,
     error::DataplaneError,
@@ -57,6 +60,7 @@ pub use self::{
     kernel_types::KernelTypesError,
     listing::{BlockLister, Page},
     lists::{Compiled, ListTables, Replaced, Span},
+    ports::{PortRule, PortTable},
     preflight::{KERNEL_FLOOR, check_system, mount_hint},
     ring::RingReader,
     tables::{AllowTable, BlockTable, TableError, WatchTable},
@@ -151,6 +155,10 @@ pub struct Protection {
     pub total_limit: Limit,
     /// TCP segments of one source that are no connection attempt, beyond which their sockets are looked up.
     pub stray_limit: Limit,
+    /// The same segments of all sources that are hardly known, together.
+    pub strays_limit: Limit,
+    /// Answers of amplifying services, of all sources together, beyond which their sockets are looked up.
+    pub amplified_limit: Limit,
     /// Bits of [`secmesh_common::config::features`]; the one of flows follows from
     /// [`LoadOptions::flows`] and is not looked at here.
     pub features: u32,
@@ -283,6 +291,8 @@ impl Dataplane {
             c.contact_window_ns = options.levels.contact_window_ns;
             c.event_budget = (options.event_budget / 10).max(1);
             c.event_tick_ns = EVENT_TICK_NS;
+            // A capture ends with the agent that was asked for it.
+            c.capture = 0;
             c.checks = protection.checks;
             // Whether cookies are on is not the protection's to say.
             c.features = with_flows(protection.features, &options.flows) | (c.features & COOKIES);
@@ -293,6 +303,8 @@ impl Dataplane {
             c.fragment_limit = protection.fragment_limit;
             c.total_limit = protection.total_limit;
             c.stray_limit = protection.stray_limit;
+            c.strays_limit = protection.strays_limit;
+            c.amplified_limit = protection.amplified_limit;
         })?;
         let guard = Guard::open(
             array(&mut ebpf, "GUARD4")?,
@@ -338,6 +350,8 @@ impl Dataplane {
             c.fragment_limit = protection.fragment_limit;
             c.total_limit = protection.total_limit;
             c.stray_limit = protection.stray_limit;
+            c.strays_limit = protection.strays_limit;
+            c.amplified_limit = protection.amplified_limit;
         })
     }
 
@@ -445,6 +459,27 @@ impl Dataplane {
         };
         ListTables::new(maps, self.guard.clone(), self.config.clone())
             .map_err(DataplaneError::Table)
+    }
+
+    /// Takes the map of ports.
+    ///
+    /// # Errors
+    ///
+    /// If it was taken before.
+    pub fn take_ports(&mut self) -> Result<PortTable, DataplaneError> {
+        Ok(PortTable::new(
+            array(&mut self.ebpf, "PORT")?,
+            array(&mut self.ebpf, "PORT_LIMIT")?,
+        ))
+    }
+
+    /// Takes the ring of captured heads.
+    ///
+    /// # Errors
+    ///
+    /// If it was taken before.
+    pub fn take_captures(&mut self) -> Result<CaptureReader, DataplaneError> {
+        CaptureReader::new(take(&mut self.ebpf, "CAPTURES")?, self.config.clone())
     }
 
     /// Takes the allow maps.

@@ -7,6 +7,7 @@ mod alert;
 mod bounded;
 mod flood;
 mod scan;
+mod tripwire;
 
 use std::{net::IpAddr, time::Duration};
 
@@ -15,6 +16,7 @@ pub use self::{
     bounded::BoundedMap,
     flood::{FloodDetector, FloodSettings},
     scan::{ScanDetector, ScanSettings},
+    tripwire::TripwireDetector,
 };
 use crate::{
     addr::Prefix,
@@ -77,6 +79,8 @@ impl Detectors {
                 })));
             }
         }
+        // Only [tripwire] makes the kernel report such packets.
+        detectors.push(Box::new(TripwireDetector));
         let scan = &config.port_scan;
         if scan.enabled {
             detectors.push(Box::new(ScanDetector::new(ScanSettings {

@@ -47,6 +47,13 @@ pub enum What {
     },
     /// A packet of a watched source.
     Packet,
+    /// A packet to a tripwire port.
+    Tripwire {
+        /// The port.
+        port: u16,
+        /// Transport protocol number.
+        proto: u8,
+    },
 }
 
 /// An address from network-order bytes, canonical.
@@ -89,6 +96,10 @@ impl Observation {
                 },
             },
             EventKind::Sample => What::Packet,
+            EventKind::Tripwire => What::Tripwire {
+                port: event.dport,
+                proto: event.proto,
+            },
         };
         Some(Self {
             ts_ns: event.ts_ns,

@@ -18,6 +18,7 @@ mod pcap;
 mod pcapng;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::fmt;
 use std::fs::File;
@@ -28,6 +29,7 @@ use flate2::read::MultiGzDecoder;
 
 use input::Input;
 pub use link::{FrameStart, LinkType};
+pub use write::{PcapngWriter, Written};
 
 /// Largest captured frame accepted, in bytes. It is `tcpdump`'s default snap length; nothing that
 /// a network card hands over is larger.

@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use anyhow::Result;
 use secmesh::{
     clock::{Clock as _, SystemClock},
-    dataplane::{Compiled, LoadOptions, Protection, Span},
+    config::Config,
+    dataplane::{Compiled, CookieMode, FlowOptions, LoadOptions, Protection, Span},
     respond::Now,
 };
 use secmesh_common::{
@@ -16,18 +17,35 @@ use secmesh_common::{
     limit::Limit,
     reason::Reason,
 };
-use secmesh_tests::kernel::{Kernel, options};
+use secmesh_tests::{
+    frames::{DESTINATION4, DESTINATION6},
+    kernel::{Kernel, options},
+};
 
 use crate::addresses::Blocked;
 
 /// What is armed beside the blocklist, for the notes of rows.
-pub const ARMED: &str = "all checks and limits, no cookies";
-
-/// What the flow switch does, for the notes of rows.
-pub const FLOWS: &str = "the kernel program keeps no flow records yet, so on is as off";
+pub const ARMED: &str = "checks, source limits and cookies (auto)";
 
 /// Loads the program with room for these lists and with these lists in it.
 pub fn load(lists: &[&Blocked]) -> Result<Kernel> {
+    load_with(lists, FlowOptions::default())
+}
+
+/// As [`load`], with flow records as an agent keeps them.
+pub fn load_with_flows(lists: &[&Blocked]) -> Result<Kernel> {
+    let flows = Config::default().flows;
+    load_with(
+        lists,
+        FlowOptions {
+            slots: flows.table_size,
+            idle: flows.idle_timeout,
+            active: flows.active_timeout,
+        },
+    )
+}
+
+fn load_with(lists: &[&Blocked], flows: FlowOptions) -> Result<Kernel> {
     let most = |of: fn(&Blocked) -> usize| -> Result<u32> {
         let most = lists.iter().map(|list| of(list)).max().unwrap_or_default();
         Ok(u32::try_from(most)?.max(16))
@@ -35,6 +53,7 @@ pub fn load(lists: &[&Blocked]) -> Result<Kernel> {
     let mut kernel = Kernel::load(&LoadOptions {
         max_list_addresses: most(|list| list.hosts.len())?,
         max_list_prefixes: most(|list| list.prefixes.len())?,
+        flows,
         ..options()
     })?;
     replace(&mut kernel, &compiled(lists))?;
@@ -93,23 +112,26 @@ pub fn replace(kernel: &mut Kernel, wanted: &Compiled) -> Result<()> {
     Ok(())
 }
 
-/// Arms every check and every limit of a source, so high that a test run's one source never reaches it,
-/// and flow records if so wanted.
-pub fn arm(kernel: &mut Kernel, flows: bool) -> Result<()> {
+/// Arms what an agent arms by default, every limit of a source, so high that a test run's one source never
+/// reaches it, and SYN cookies for the port and addresses that the packets go to.
+pub fn arm(kernel: &mut Kernel) -> Result<()> {
     let tick_ns = kernel.dataplane.kernel_config().tick_ns;
     let high = Limit::per_second(1_000_000_000, 1_000_000_000, tick_ns);
-    let defaults = Protection::default();
+    let defaults = Config::default().protection(false);
     kernel.dataplane.set_protection(&Protection {
         checks: Reason::ALL
             .iter()
             .fold(0, |mask, reason| mask | reason.bit()),
         source_limits: defaults.source_limits.map(|_none| high),
-        mesh_limit: high,
-        fragment_limit: high,
-        total_limit: high,
-        stray_limit: high,
-        features: features::SOURCE_LIMITS | if flows { features::FLOWS } else { 0 },
+        features: defaults.features | features::SOURCE_LIMITS,
+        ..defaults
     })?;
+    kernel
+        .dataplane
+        .set_cookie_ports(&[(443, CookieMode::Auto)])?;
+    kernel
+        .dataplane
+        .set_cookie_addresses(&[DESTINATION4.into(), DESTINATION6.into()])?;
     Ok(())
 }
 
