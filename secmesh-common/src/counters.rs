@@ -105,89 +105,89 @@ counters! {
     events_ring_full / EventsRingFull,
     /// Packets not accounted because both slots of their source belong to busier sources.
     sources_contended / SourcesContended,
-    /// Packets dropped: list (see `reason`).
+    /// Packets dropped for the reason `list`.
     drop_list / DropList,
     /// Packets that list would have dropped in enforce mode.
     would_drop_list / WouldDropList,
-    /// Packets dropped: land (see `reason`).
+    /// Packets dropped for the reason `land`.
     drop_land / DropLand,
     /// Packets that land would have dropped in enforce mode.
     would_drop_land / WouldDropLand,
-    /// Packets dropped: tcp_flags (see `reason`).
+    /// Packets dropped for the reason `tcp_flags`.
     drop_tcp_flags / DropTcpFlags,
-    /// Packets that tcp_flags would have dropped in enforce mode.
+    /// Packets that `tcp_flags` would have dropped in enforce mode.
     would_drop_tcp_flags / WouldDropTcpFlags,
-    /// Packets dropped: tiny_fragment (see `reason`).
+    /// Packets dropped for the reason `tiny_fragment`.
     drop_tiny_fragment / DropTinyFragment,
-    /// Packets that tiny_fragment would have dropped in enforce mode.
+    /// Packets that `tiny_fragment` would have dropped in enforce mode.
     would_drop_tiny_fragment / WouldDropTinyFragment,
-    /// Packets dropped: fragment_flood (see `reason`).
+    /// Packets dropped for the reason `fragment_flood`.
     drop_fragment_flood / DropFragmentFlood,
-    /// Packets that fragment_flood would have dropped in enforce mode.
+    /// Packets that `fragment_flood` would have dropped in enforce mode.
     would_drop_fragment_flood / WouldDropFragmentFlood,
-    /// Packets dropped: smurf (see `reason`).
+    /// Packets dropped for the reason `smurf`.
     drop_smurf / DropSmurf,
     /// Packets that smurf would have dropped in enforce mode.
     would_drop_smurf / WouldDropSmurf,
-    /// Packets dropped: amplification (see `reason`).
+    /// Packets dropped for the reason `amplification`.
     drop_amplification / DropAmplification,
     /// Packets that amplification would have dropped in enforce mode.
     would_drop_amplification / WouldDropAmplification,
-    /// Packets dropped: ack_flood (see `reason`).
+    /// Packets dropped for the reason `ack_flood`.
     drop_ack_flood / DropAckFlood,
-    /// Packets that ack_flood would have dropped in enforce mode.
+    /// Packets that `ack_flood` would have dropped in enforce mode.
     would_drop_ack_flood / WouldDropAckFlood,
-    /// Packets dropped: rst_flood (see `reason`).
+    /// Packets dropped for the reason `rst_flood`.
     drop_rst_flood / DropRstFlood,
-    /// Packets that rst_flood would have dropped in enforce mode.
+    /// Packets that `rst_flood` would have dropped in enforce mode.
     would_drop_rst_flood / WouldDropRstFlood,
-    /// Packets dropped: fin_flood (see `reason`).
+    /// Packets dropped for the reason `fin_flood`.
     drop_fin_flood / DropFinFlood,
-    /// Packets that fin_flood would have dropped in enforce mode.
+    /// Packets that `fin_flood` would have dropped in enforce mode.
     would_drop_fin_flood / WouldDropFinFlood,
-    /// Packets dropped: syn_ack_flood (see `reason`).
+    /// Packets dropped for the reason `syn_ack_flood`.
     drop_syn_ack_flood / DropSynAckFlood,
-    /// Packets that syn_ack_flood would have dropped in enforce mode.
+    /// Packets that `syn_ack_flood` would have dropped in enforce mode.
     would_drop_syn_ack_flood / WouldDropSynAckFlood,
-    /// Packets dropped: syn_flood (see `reason`).
+    /// Packets dropped for the reason `syn_flood`.
     drop_syn_flood / DropSynFlood,
-    /// Packets that syn_flood would have dropped in enforce mode.
+    /// Packets that `syn_flood` would have dropped in enforce mode.
     would_drop_syn_flood / WouldDropSynFlood,
-    /// Packets dropped: udp_flood (see `reason`).
+    /// Packets dropped for the reason `udp_flood`.
     drop_udp_flood / DropUdpFlood,
-    /// Packets that udp_flood would have dropped in enforce mode.
+    /// Packets that `udp_flood` would have dropped in enforce mode.
     would_drop_udp_flood / WouldDropUdpFlood,
-    /// Packets dropped: icmp_flood (see `reason`).
+    /// Packets dropped for the reason `icmp_flood`.
     drop_icmp_flood / DropIcmpFlood,
-    /// Packets that icmp_flood would have dropped in enforce mode.
+    /// Packets that `icmp_flood` would have dropped in enforce mode.
     would_drop_icmp_flood / WouldDropIcmpFlood,
-    /// Packets dropped: connection_limit (see `reason`).
+    /// Packets dropped for the reason `connection_limit`.
     drop_connection_limit / DropConnectionLimit,
-    /// Packets that connection_limit would have dropped in enforce mode.
+    /// Packets that `connection_limit` would have dropped in enforce mode.
     would_drop_connection_limit / WouldDropConnectionLimit,
-    /// Packets dropped: packet_limit (see `reason`).
+    /// Packets dropped for the reason `packet_limit`.
     drop_packet_limit / DropPacketLimit,
-    /// Packets that packet_limit would have dropped in enforce mode.
+    /// Packets that `packet_limit` would have dropped in enforce mode.
     would_drop_packet_limit / WouldDropPacketLimit,
-    /// Packets dropped: byte_limit (see `reason`).
+    /// Packets dropped for the reason `byte_limit`.
     drop_byte_limit / DropByteLimit,
-    /// Packets that byte_limit would have dropped in enforce mode.
+    /// Packets that `byte_limit` would have dropped in enforce mode.
     would_drop_byte_limit / WouldDropByteLimit,
-    /// Packets dropped: port_limit (see `reason`).
+    /// Packets dropped for the reason `port_limit`.
     drop_port_limit / DropPortLimit,
-    /// Packets that port_limit would have dropped in enforce mode.
+    /// Packets that `port_limit` would have dropped in enforce mode.
     would_drop_port_limit / WouldDropPortLimit,
-    /// Packets dropped: total_limit (see `reason`).
+    /// Packets dropped for the reason `total_limit`.
     drop_total_limit / DropTotalLimit,
-    /// Packets that total_limit would have dropped in enforce mode.
+    /// Packets that `total_limit` would have dropped in enforce mode.
     would_drop_total_limit / WouldDropTotalLimit,
-    /// Packets dropped: mesh_limit (see `reason`).
+    /// Packets dropped for the reason `mesh_limit`.
     drop_mesh_limit / DropMeshLimit,
-    /// Packets that mesh_limit would have dropped in enforce mode.
+    /// Packets that `mesh_limit` would have dropped in enforce mode.
     would_drop_mesh_limit / WouldDropMeshLimit,
-    /// Packets dropped: bad_cookie (see `reason`).
+    /// Packets dropped for the reason `bad_cookie`.
     drop_bad_cookie / DropBadCookie,
-    /// Packets that bad_cookie would have dropped in enforce mode.
+    /// Packets that `bad_cookie` would have dropped in enforce mode.
     would_drop_bad_cookie / WouldDropBadCookie,
     /// Dropped or challenged packets that the allowlist let through, other than blocks.
     pass_allowlist_other / PassAllowlistOther,

@@ -55,7 +55,7 @@ impl Limit {
         } else {
             now_ns
         };
-        let end = start + self.cost_ns * units as u64;
+        let end = start + self.cost_ns * u64::from(units);
         if end - now_ns > self.burst_ns {
             return false;
         }

@@ -5,6 +5,11 @@
 //! Every loop is bounded by a constant and every offset stays below [`MAX_OFFSET`], which is what lets
 //! the kernel's verifier follow it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets below MAX_OFFSET and lengths of 16 bits"
+)]
+
 use network_types::{
     eth::EthHdr,
     icmp::Icmpv4Hdr,

@@ -15,6 +15,14 @@
     reason = "64-bit helper results whose values are 32-bit by contract; a checked conversion would add a branch per packet"
 )]
 #![expect(
+    clippy::indexing_slicing,
+    reason = "constant and masked indices, which the verifier checks too; `get` would add branches"
+)]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one reason serves all writes to one record"
+)]
+#![expect(
     missing_docs,
     reason = "the xdp attribute makes a second, undocumented function of the entry point"
 )]

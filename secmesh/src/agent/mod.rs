@@ -128,7 +128,8 @@ impl AgentError {
 ///
 /// Whatever keeps it from starting. Once it runs, trouble is logged, counted and shown in `status`.
 pub async fn run(options: Options) -> Result<(), AgentError> {
-    let mut agent = setup::start(options).await?;
+    // On the heap: what starting needs is too much for the stack of whoever awaits this.
+    let mut agent = Box::pin(setup::start(options)).await?;
     agent.run().await;
     agent.stop().await
 }

@@ -3,7 +3,7 @@
 //! The kernel only reads; all moving is done here. A host that must make room is written in its other bucket
 //! first and only then overwritten in the first, so a reader finds it at any time.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use super::TableError;
 
@@ -202,11 +202,11 @@ impl<G: Geometry> Cuckoo<G> {
     ) -> Result<(usize, usize), TableError> {
         let mut removed = 0;
         if self.len > 0 {
-            let keep: HashMap<G::Key, ()> = wanted.clone().map(|(k, _)| (k, ())).collect();
+            let keep: HashSet<G::Key> = wanted.clone().map(|(k, _)| k).collect();
             for bucket in 0..self.buckets {
                 for slot in 0..G::SLOTS {
                     let host = self.bucket(bucket).get(slot).copied().flatten();
-                    if host.is_some_and(|(k, _)| !keep.contains_key(&k)) {
+                    if host.is_some_and(|(k, _)| !keep.contains(&k)) {
                         self.put(bucket, slot, None, sink)?;
                         self.len -= 1;
                         removed += 1;
