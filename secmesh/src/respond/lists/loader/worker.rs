@@ -233,7 +233,7 @@ impl Worker {
                     .named
                     .iter()
                     .take(MAX_RISKS)
-                    .map(|(prefix, risk)| format!("{prefix} {risk}"))
+                    .map(|(prefix, risk)| format!("{prefix}: {risk}"))
                     .collect();
                 return Err(format!(
                     "the list {name} is risky: {}\n  remedy: take that out, or use --override-risky --reason TEXT",
