@@ -8,7 +8,7 @@
 //!
 //! [`PROBE_CALM_NS`]: secmesh_common::cookie::PROBE_CALM_NS
 
-use core::mem::size_of;
+use core::{arch::asm, mem::size_of};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -199,20 +199,30 @@ fn copy_headers(ctx: &XdpContext, packet: &Packet, scratch: &mut Scratch) -> Opt
         let to = scratch.tcp.as_mut_ptr().wrapping_add(5).cast();
         // SAFETY: at most forty bytes into the forty after the fixed header; the helper checks the frame's
         // end (Linux 5.18, net/core/filter.c).
-        if unsafe { bpf_xdp_load_bytes(ctx.ctx, from, to, options) } != 0 {
+        if unsafe { bpf_xdp_load_bytes(ctx.ctx, from, to, between(1, options)) } != 0 {
             return None;
         }
     }
     Some(())
 }
 
-/// Length of the TCP header in the scratch space. Asked right before each call, and compared anew: a length
-/// that has been to the stack and back is any number to the verifier.
+/// Length of the TCP header in the scratch space.
 #[inline(always)]
-fn tcp_len(scratch: &Scratch) -> Option<u32> {
-    // SAFETY: a live reference; volatile so that the compiler cannot know the value and drop the comparison.
-    let len = unsafe { (&raw const scratch.tcp_len).read_volatile() };
-    (20..=60).contains(&len).then_some(len)
+fn tcp_len(scratch: &Scratch) -> u32 {
+    between(20, scratch.tcp_len)
+}
+
+/// `length`, which is `least` to `least` + 63, in a form in which verifiers of Linux 6.1 and 6.12 see that: they
+/// follow a mask and an addition, not a comparison of another register. What they must see is that a helper
+/// never reads nothing and never reads beyond the scratch space, which is longer than that.
+#[inline(always)]
+fn between(least: u32, length: u32) -> u32 {
+    let mut above = length.wrapping_sub(least);
+    // SAFETY: a move to itself. It keeps the compiler from knowing what the mask would do.
+    unsafe {
+        asm!("{0} = {0}", inout(reg) above, options(nomem, nostack, preserves_flags));
+    }
+    (above & 0x3f) + least
 }
 
 /// What the socket of the packet's destination says.
@@ -269,21 +279,17 @@ fn ask(ctx: &XdpContext, packet: &Packet, scratch: &mut Scratch) -> Answer {
     // SAFETY: a socket that was found and not given back yet; the verifier allows reading its state.
     let state = unsafe { (*found).state };
     let answer = if state == LISTEN {
-        match tcp_len(scratch) {
-            Some(tcp_len) => {
-                // The helper sees by the version how much of the IP header there is.
-                let ip = scratch.ip.as_mut_ptr().cast();
-                let tcp = scratch.tcp.as_mut_ptr().cast();
-                // SAFETY: both headers are in the scratch space with the lengths given. Marks the listener
-                // as overflown if it gives a cookie.
-                let cookie = unsafe { bpf_tcp_gen_syncookie(found.cast(), ip, 40, tcp, tcp_len) };
-                if cookie < 0 {
-                    Answer::Calm
-                } else {
-                    Answer::Cookie(cookie.cast_unsigned() as u32)
-                }
-            }
-            None => Answer::Calm,
+        let tcp_len = tcp_len(scratch);
+        // The helper sees by the version how much of the IP header there is.
+        let ip = scratch.ip.as_mut_ptr().cast();
+        let tcp = scratch.tcp.as_mut_ptr().cast();
+        // SAFETY: both headers are in the scratch space with the lengths given. Marks the listener as overflown
+        // if it gives a cookie.
+        let cookie = unsafe { bpf_tcp_gen_syncookie(found.cast(), ip, 40, tcp, tcp_len) };
+        if cookie < 0 {
+            Answer::Calm
+        } else {
+            Answer::Cookie(cookie.cast_unsigned() as u32)
         }
     } else {
         Answer::Nobody
@@ -384,7 +390,7 @@ fn note_flood(now: u64) {
 fn make(packet: &Packet, scratch: &mut Scratch) -> Option<u32> {
     let ip = scratch.ip.as_mut_ptr();
     let tcp = scratch.tcp.as_mut_ptr().cast();
-    let tcp_len = tcp_len(scratch)?;
+    let tcp_len = tcp_len(scratch);
     let cookie = if matches!(packet.family, Family::V4) {
         // SAFETY: both headers are in the scratch space with the lengths that the helper takes (Linux 6.0).
         unsafe { bpf_tcp_raw_gen_syncookie_ipv4(ip.cast(), tcp, tcp_len) }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use secmesh_tests::chaos::{Flood, attacker, decisions_on};
 use secmesh_tests::{kernel_block, lab, options, wait_for_blocks, words_of};
@@ -256,11 +256,17 @@ fn a_stopped_agent_loses_events_and_counts_them_and_recovers_when_it_goes_on() -
     scan.stop();
     let sent = count(&lab.agent(1)?.status()?.counters, "events_sent");
     let other = attacker(Family::V4, 5)?;
-    ensure!(
-        attack::attacker_gets_through(lab.state(), other, &node)?,
-        "an address that did nothing"
-    );
-    let next = count(&lab.agent(1)?.status()?.counters, "events_sent");
-    ensure!(next > sent, "no event after the pause: {sent}, then {next}");
-    Ok(())
+    // Strangers of the flood may still hold both slots of this address, each for a packet; so it tries again.
+    let mut next = sent;
+    for _ in 0..5 {
+        ensure!(
+            attack::attacker_gets_through(lab.state(), other, &node)?,
+            "an address that did nothing"
+        );
+        next = count(&lab.agent(1)?.status()?.counters, "events_sent");
+        if next > sent {
+            return Ok(());
+        }
+    }
+    bail!("no event after the pause: {sent}, then {next}")
 }

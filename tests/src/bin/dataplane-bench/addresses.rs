@@ -65,7 +65,8 @@ impl Blocked {
     }
 }
 
-/// Distinct addresses of 11.0.0.0 to 74.255.255.255, or of `2001:db8::/32`.
+/// Distinct addresses of 11.0.0.0 to 74.255.255.255, or of `2400::/8`: as wide as lists are, so that who is
+/// benign has no neighbour on them but by chance.
 pub fn addresses(ipv6: bool, count: u32, random: &mut Random) -> Vec<IpAddr> {
     let count = count as usize;
     let mut seen = BTreeSet::new();
@@ -83,8 +84,8 @@ pub fn addresses(ipv6: bool, count: u32, random: &mut Random) -> Vec<IpAddr> {
 pub fn address(ipv6: bool, random: &mut Random) -> IpAddr {
     let high = random.next();
     if ipv6 {
-        let low = u128::from(high) << 32 | u128::from(random.next() >> 32);
-        Ipv6Addr::from(0x2001_0db8_u128 << 96 | low).into()
+        let low = (u128::from(high) << 56) | u128::from(random.next() >> 8);
+        Ipv6Addr::from((0x24_u128 << 120) | low).into()
     } else {
         let [first, rest @ ..] = high_word(high).to_be_bytes();
         let [second, third, fourth] = rest;
@@ -98,7 +99,7 @@ fn high_word(random: u64) -> u32 {
 }
 
 /// Prefixes of several lengths, no two in one /20 of 76.0.0.0 to 107.255.255.255 or one /48 of
-/// `2001:db9::/32`.
+/// `2600::/12`.
 fn nets(ipv6: bool, count: u32, random: &mut Random) -> Result<Vec<Prefix>> {
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
@@ -107,7 +108,7 @@ fn nets(ipv6: bool, count: u32, random: &mut Random) -> Result<Vec<Prefix>> {
         let (address, lengths): (IpAddr, [u8; 3]) = if ipv6 {
             let net = u16::from_be_bytes([first, second]);
             (
-                Ipv6Addr::new(0x2001, 0x0db9, net, 0, 0, 0, 0, 0).into(),
+                Ipv6Addr::new(0x2600 | u16::from(third & 0xf), net, 0, 0, 0, 0, 0, 0).into(),
                 [48, 56, 64],
             )
         } else {

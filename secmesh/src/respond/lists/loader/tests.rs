@@ -269,7 +269,10 @@ fn a_list_with_a_protected_address_is_refused_unless_overridden() {
     let bench = start(tempfile::tempdir().unwrap(), 1000, allow, None);
     let mut risky = list("a", [1, 5], 100);
     let error = bench.import(&risky).unwrap_err();
-    assert!(error.contains("0.0.0.5: it is in 0.0.0.5 (which this node needs)"), "{error}");
+    assert!(
+        error.contains("0.0.0.5: it is in 0.0.0.5 (which this node needs)"),
+        "{error}"
+    );
     assert!(bench.hosts().is_empty() && bench.store.names().unwrap().is_empty());
     risky.meta.overridden = true;
     bench.import(&risky).unwrap();
