@@ -3,6 +3,8 @@
 //! A limit of the host never says by itself that a packet goes: where sockets can tell, they are asked, but
 //! only beyond the limit, so that a benign packet does not pay for it.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_F_CURRENT_NETNS, bpf_sock, xdp_md},
@@ -32,7 +34,7 @@ use crate::{
     count::{bump, counters},
     frame::Frame,
     maps::{CONFIG, EVENTS, PORT, PORT_LIMIT, SHARED},
-    observe::{NO_REASON, tuple_of, within_budget},
+    observe::{NO_REASON, cleared, tuple_of, within_budget},
 };
 
 /// `TCP_LISTEN` (`include/net/tcp_states.h`).
@@ -254,13 +256,14 @@ pub extern "C" fn secmesh_unasked(ctx: *mut xdp_md, packet: *const Packet) -> u3
     // SAFETY: the callers pass on a packet that the verifier knows to be one.
     let packet = unsafe { &*packet };
     let ctx = XdpContext::new(ctx);
-    let Some((mut tuple, size)) = tuple_of(packet) else {
+    let mut tuple = MaybeUninit::uninit();
+    let Some(size) = tuple_of(packet, &mut tuple) else {
         return 0;
     };
     let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
     if packet.proto == PROTO_UDP {
         // SAFETY: tuple and size match the family; the context is ours (net/core/filter.c).
-        let socket = unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size, netns, 0) };
+        let socket = unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), tuple.as_mut_ptr(), size, netns, 0) };
         if socket.is_null() {
             return 1;
         }
@@ -269,7 +272,7 @@ pub extern "C" fn secmesh_unasked(ctx: *mut xdp_md, packet: *const Packet) -> u3
         return 0;
     }
     // SAFETY: as above. The `skc` form also finds request and time-wait sockets.
-    let socket = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, netns, 0) };
+    let socket = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple.as_mut_ptr(), size, netns, 0) };
     if socket.is_null() {
         return 1;
     }
@@ -294,8 +297,9 @@ fn completes(ctx: &XdpContext, packet: &Packet, listener: *mut bpf_sock) -> bool
     if packet.tcp_flags & (SYN | ACK | RST | FIN) != ACK {
         return false;
     }
-    let mut network = [0_u64; IPV6 as usize / 8];
-    let mut transport = [0_u32; TCP as usize / 4];
+    let (mut network, mut transport) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let network: &mut [u32; IPV6 as usize / 4] = cleared(&mut network);
+    let transport: &mut [u32; TCP as usize / 4] = cleared(&mut transport);
     let length = match packet.family {
         Family::V4 => IPV4,
         _ => IPV6,

@@ -1,6 +1,6 @@
 //! Per-source accounting and the events that come of it.
 
-use core::mem::size_of;
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -235,9 +235,8 @@ pub fn within_budget(config: &Config, now: u64) -> bool {
 
 /// The packet's addresses and ports as the socket look-ups want them, and how long that is.
 #[inline(always)]
-pub fn tuple_of(packet: &Packet) -> Option<(bpf_sock_tuple, u32)> {
-    // SAFETY: all-zero is a valid value of this union of integers.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+pub fn tuple_of(packet: &Packet, tuple: &mut MaybeUninit<bpf_sock_tuple>) -> Option<u32> {
+    let tuple = cleared(tuple);
     let size = match packet.family {
         Family::V4 => {
             let v4 = &mut tuple.__bindgen_anon_1;
@@ -261,7 +260,22 @@ pub fn tuple_of(packet: &Packet) -> Option<(bpf_sock_tuple, u32)> {
         }
         Family::Other => return None,
     };
-    Some((tuple, size))
+    Some(size)
+}
+
+/// Zeros in place. Written word by word, so that the compiler does not make a call of `memset` of it: a call is
+/// a stack frame of at least 32 bytes on Linux 6.1, and those of one chain must not be over 512 together.
+#[inline(always)]
+pub fn cleared<T>(value: &mut MaybeUninit<T>) -> &mut T {
+    let words = value.as_mut_ptr().cast::<u32>();
+    let mut n = 0;
+    while n < size_of::<T>() / size_of::<u32>() {
+        // SAFETY: inside the value: the kernel's structs here are whole numbers of aligned words.
+        unsafe { words.add(n).write_volatile(0) };
+        n += 1;
+    }
+    // SAFETY: every byte was written, and all-zero is a value of structs and unions of integers.
+    unsafe { value.assume_init_mut() }
 }
 
 /// [`lookup_open`] as a function of its own to the verifier, with a stack of its own that is gone when other
@@ -279,16 +293,17 @@ pub extern "C" fn secmesh_open(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
 /// Whether a socket of this host takes packets for the packet's destination.
 #[inline(always)]
 fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
-    let Some((mut tuple, size)) = tuple_of(packet) else {
+    let mut tuple = MaybeUninit::uninit();
+    let Some(size) = tuple_of(packet, &mut tuple) else {
         return OPEN_UNKNOWN;
     };
     let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
     let socket = if packet.proto == PROTO_UDP {
         // SAFETY: tuple and size match the family; the context is ours (net/core/filter.c).
-        unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size, netns, 0) }
+        unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), tuple.as_mut_ptr(), size, netns, 0) }
     } else {
         // SAFETY: as above. The `skc` form also finds a listener's request sockets.
-        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, netns, 0) }
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple.as_mut_ptr(), size, netns, 0) }
     };
     if socket.is_null() {
         // What this host forwards has its socket elsewhere: nothing can be said about it.
@@ -310,8 +325,8 @@ fn is_forwarded(ctx: &XdpContext, packet: &Packet) -> bool {
     const AF_INET6: u8 = 10;
     const FIB_SIZE: i32 = 64;
     const _: () = assert!(size_of::<bpf_fib_lookup>() == 64, "the kernel's layout");
-    // SAFETY: all-zero is a valid value of this struct of integers and unions of integers.
-    let mut route: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let mut route = MaybeUninit::<bpf_fib_lookup>::uninit();
+    let route = cleared(&mut route);
     match packet.family {
         Family::V4 => {
             route.family = AF_INET;
@@ -328,7 +343,7 @@ fn is_forwarded(ctx: &XdpContext, packet: &Packet) -> bool {
     route.l4_protocol = packet.proto;
     route.ifindex = ctx.ingress_ifindex() as u32;
     // SAFETY: the struct lives on our stack and has the size we say (net/core/filter.c).
-    let answer = unsafe { fib_lookup(ctx.as_ptr(), &raw mut route, FIB_SIZE, 0) };
+    let answer = unsafe { fib_lookup(ctx.as_ptr(), core::ptr::from_mut(route), FIB_SIZE, 0) };
     // A host that does not forward answers FWD_DISABLED; a destination that is its own, NOT_FWDED.
     matches!(
         u32::try_from(answer),
