@@ -177,7 +177,7 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
         GROUP,
         "connections that succeed, secmesh",
         "share",
-        "not armed: cookies cannot be switched on yet",
+        "not armed: this row does not arm the cookies of the program yet",
     ));
     Ok(rows)
 }
