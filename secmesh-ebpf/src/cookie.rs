@@ -23,7 +23,7 @@ use aya_ebpf::{
 };
 use secmesh_common::{
     block::Addr6,
-    config::{Config, MODE_ENFORCE, features},
+    config::{Config, features},
     cookie::{
         LISTENERS, Listener, Scratch, SynAck, VERIFIED, Verified, WORDS4, address_key,
         announced_mss, announced_window, is_attempt, is_return, listener_tag, turned_link,
@@ -70,7 +70,7 @@ pub fn concerns(packet: &Packet, config: &Config) -> bool {
         return false;
     }
     if !is_attempt(packet.tcp_flags) {
-        if !is_return(packet.tcp_flags) || config.mode != MODE_ENFORCE {
+        if !is_return(packet.tcp_flags) || !config.enforces(|| now_ns(config)) {
             return false;
         }
         let Some(flood) = COOKIE_FLOOD.get(0) else {
@@ -338,7 +338,7 @@ fn attempt(
             }
         }
     }
-    let wanted = if config.mode == MODE_ENFORCE {
+    let wanted = if config.enforces(|| now_ns(config)) {
         listener.flooded(now)
     } else {
         listener.flooded(now)
@@ -358,7 +358,7 @@ fn attempt(
     if block::allowed(packet) {
         return ALLOWED;
     }
-    if config.mode != MODE_ENFORCE {
+    if !config.enforces(|| now_ns(config)) {
         bump(counters, Counter::WouldCookie);
         return GO_ON;
     }
