@@ -95,16 +95,17 @@ pub struct Config {
     pub list_mask4: u32,
     /// Buckets of the IPv6 list table less one.
     pub list_mask6: u32,
-    /// Where the ranges in use begin in the IPv4 range map: 0 or half its size.
-    pub list_base4: u32,
-    /// IPv4 ranges in use; 0 skips their lookup.
-    pub list_ranges4: u32,
-    /// Where the ranges in use begin in the IPv6 range map.
-    pub list_base6: u32,
-    /// IPv6 ranges in use.
-    pub list_ranges6: u32,
-    /// Where the index in use begins: 0 or [`crate::list::INDEX4`].
-    pub list_index4: u32,
+    /// Which half of the range maps and of their index is in use: 0 or 1. One word, so that changing it
+    /// changes all of them between two packets.
+    pub list_half: u32,
+    /// Ranges that fit one half of the IPv4 range map.
+    pub list_room4: u32,
+    /// Ranges that fit one half of the IPv6 range map.
+    pub list_room6: u32,
+    /// IPv4 ranges in each half; 0 skips their lookup.
+    pub list_ranges4: [u32; 2],
+    /// IPv6 ranges in each half.
+    pub list_ranges6: [u32; 2],
     /// Whether a prefix shorter than the IPv6 guard can tell is blocked: then the guard is not asked.
     pub guard6_off: u32,
     /// Limits of each source, by [`crate::limit::SourceLimit`].
@@ -182,7 +183,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 14 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 16 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
     "layout"
 );
 

@@ -113,16 +113,14 @@ fn host6(packet: &Packet, config: &Config) -> bool {
 
 #[inline(always)]
 fn range4(packet: &Packet, config: &Config) -> bool {
-    if config.list_ranges4 == 0 {
+    let half = config.list_half & 1;
+    if config.list_ranges4[half as usize] == 0 {
         return false;
     }
+    let base = half * config.list_room4;
     let addr = u32::from_be(packet.src[0]);
-    let block = addr >> 16;
-    debug_assert!(block < INDEX4);
-    let (Some(low), Some(high)) = (
-        INDEX.get(config.list_index4 + block),
-        INDEX.get(config.list_index4 + block + 1),
-    ) else {
+    let block = half * INDEX4 + (addr >> 16);
+    let (Some(low), Some(high)) = (INDEX.get(block), INDEX.get(block + 1)) else {
         return false;
     };
     // The last range that starts at or below the address; one before the /16's first may reach into it.
@@ -132,7 +130,7 @@ fn range4(packet: &Packet, config: &Config) -> bool {
             break;
         }
         let middle = low + ((high - low) >> 1);
-        let Some(range) = RANGE4.get(config.list_base4 + middle) else {
+        let Some(range) = RANGE4.get(base + middle) else {
             return false;
         };
         if range.start <= addr {
@@ -144,7 +142,7 @@ fn range4(packet: &Packet, config: &Config) -> bool {
     if low == 0 {
         return false;
     }
-    let Some(range) = RANGE4.get_ptr_mut(config.list_base4 + low - 1) else {
+    let Some(range) = RANGE4.get_ptr_mut(base + low - 1) else {
         return false;
     };
     // SAFETY: as in `host4`.
@@ -158,17 +156,19 @@ fn range4(packet: &Packet, config: &Config) -> bool {
 
 #[inline(always)]
 fn range6(packet: &Packet, config: &Config) -> bool {
-    if config.list_ranges6 == 0 {
+    let half = config.list_half & 1;
+    let (mut low, mut high) = (0, config.list_ranges6[half as usize]);
+    if high == 0 {
         return false;
     }
+    let base = half * config.list_room6;
     let addr = halves(&packet.src);
-    let (mut low, mut high) = (0, config.list_ranges6);
     for _ in 0..SEARCH_STEPS {
         if low >= high {
             break;
         }
         let middle = low + ((high - low) >> 1);
-        let Some(range) = RANGE6.get(config.list_base6 + middle) else {
+        let Some(range) = RANGE6.get(base + middle) else {
             return false;
         };
         if at_most(&range.start, &addr) {
@@ -180,7 +180,7 @@ fn range6(packet: &Packet, config: &Config) -> bool {
     if low == 0 {
         return false;
     }
-    let Some(range) = RANGE6.get_ptr_mut(config.list_base6 + low - 1) else {
+    let Some(range) = RANGE6.get_ptr_mut(base + low - 1) else {
         return false;
     };
     // SAFETY: as in `host4`.

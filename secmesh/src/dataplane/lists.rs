@@ -347,15 +347,13 @@ impl ListTables {
         Ok(())
     }
 
-    /// Writes the ranges into the halves that are not in use, then switches both families at once.
+    /// Writes the ranges into the half that is not in use, then switches to it: one word of the
+    /// configuration, so that a packet sees all of the old ranges or all of the new.
     fn write_ranges(&mut self, wanted: &Compiled, now: Now) -> Result<(), TableError> {
-        let config = self.config.get();
-        let half4 = self.maps.ranges4.len() / 2;
-        let half6 = self.maps.ranges6.len() / 2;
-        let base4 = if config.list_base4 == 0 { half4 } else { 0 };
-        let base6 = if config.list_base6 == 0 { half6 } else { 0 };
-        let index = if config.list_index4 == 0 { INDEX4 } else { 0 };
-        for (n, span) in (base4..).zip(&wanted.ranges4) {
+        let half = (self.config.get().list_half & 1) ^ 1;
+        let room4 = self.maps.ranges4.len() / 2;
+        let room6 = self.maps.ranges6.len() / 2;
+        for (n, span) in (half * room4..).zip(&wanted.ranges4) {
             let range = ListRange4 {
                 start: span.start,
                 end: span.end,
@@ -369,7 +367,7 @@ impl ListTables {
                 .set(n, range, 0)
                 .map_err(refused("RANGE4"))?;
         }
-        for (n, span) in (base6..).zip(&wanted.ranges6) {
+        for (n, span) in (half * room6..).zip(&wanted.ranges6) {
             let range = ListRange6 {
                 start: pair(span.start),
                 end: pair(span.end),
@@ -394,16 +392,22 @@ impl ListTables {
             }
             self.maps
                 .index
-                .set(index + block, count(at), 0)
+                .set(half * INDEX4 + block, count(at), 0)
                 .map_err(refused("INDEX"))?;
         }
+        let (ranges4, ranges6) = (count(wanted.ranges4.len()), count(wanted.ranges6.len()));
         self.set_counts(|c| {
-            c.list_base4 = base4;
-            c.list_ranges4 = count(wanted.ranges4.len());
-            c.list_base6 = base6;
-            c.list_ranges6 = count(wanted.ranges6.len());
-            c.list_index4 = index;
-        })
+            c.list_room4 = room4;
+            c.list_room6 = room6;
+            let [lower4, upper4] = &mut c.list_ranges4;
+            let [lower6, upper6] = &mut c.list_ranges6;
+            if half == 0 {
+                (*lower4, *lower6) = (ranges4, ranges6);
+            } else {
+                (*upper4, *upper6) = (ranges4, ranges6);
+            }
+        })?;
+        self.set_counts(|c| c.list_half = half)
     }
 
     /// Packets that met the entry which covers `addr`, and the number of its list.
@@ -416,7 +420,8 @@ impl ListTables {
                     return Some((host.list, host.hits.into()));
                 }
                 let n = covering(&self.current.ranges4, key)?;
-                let at = self.config.get().list_base4 + count(n);
+                let config = self.config.get();
+                let at = (config.list_half & 1) * config.list_room4 + count(n);
                 let range = self.maps.ranges4.get(&at, 0).ok()?;
                 Some((range.list, range.hits))
             }
@@ -427,7 +432,8 @@ impl ListTables {
                     return Some((host.list, host.hits.into()));
                 }
                 let n = covering(&self.current.ranges6, key)?;
-                let at = self.config.get().list_base6 + count(n);
+                let config = self.config.get();
+                let at = (config.list_half & 1) * config.list_room6 + count(n);
                 let range = self.maps.ranges6.get(&at, 0).ok()?;
                 Some((range.list, range.hits))
             }
