@@ -8,6 +8,7 @@
 //! cargo test --package secmesh-tests -- --ignored --test-threads=1
 //! ```
 
+pub mod attacker;
 pub mod chaos;
 pub mod fixtures;
 pub mod frames;
