@@ -29,7 +29,8 @@ use crate::{
     api::{server::Call, types::DecisionState},
     clock::Clock,
     dataplane::{
-        AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader, WatchTable,
+        AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader, LinkWatch,
+        WatchTable,
     },
     detect::{Alert, Detectors, TimeBase},
     ledger::{LedgerHandle, Record},
@@ -163,10 +164,19 @@ pub(super) struct Agent {
 pub(super) struct Streams {
     pub events: EventReader,
     pub watch: WatchStreams,
+    /// None where the system does not tell.
+    pub links: Option<LinkWatch>,
     pub peers: mpsc::Receiver<TransportEvent>,
     pub calls: mpsc::Receiver<Call>,
     pub interrupt: Signal,
     pub terminate: Signal,
+}
+
+async fn links_changed(links: &mut Option<LinkWatch>) -> std::io::Result<()> {
+    match links {
+        Some(links) => links.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// This node's own view, for the engine.
@@ -219,6 +229,13 @@ impl Agent {
                     batch.clear();
                 }
                 () = streams.watch.ready() => self.take_watched(&mut streams.watch),
+                told = links_changed(&mut streams.links) => {
+                    if let Err(error) = told {
+                        warn!(%error, "no more notices of interfaces; they are looked at each second");
+                        streams.links = None;
+                    }
+                    self.notice_interfaces(self.now());
+                }
                 Some(event) = streams.peers.recv() => self.take_peer(event).await,
                 Some(call) = streams.calls.recv() => {
                     let answer = self.answer(call.request).await;

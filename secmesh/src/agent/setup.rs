@@ -29,7 +29,7 @@ use crate::{
     config::{FlowsConfig, KernelLog},
     dataplane::{
         self, AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader,
-        FlowOptions, ListTables, LoadOptions, Mode, WatchTable,
+        FlowOptions, LinkWatch, ListTables, LoadOptions, Mode, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -246,9 +246,15 @@ impl Agent {
             what: "waiting for signals",
             source,
         };
+        let links = LinkWatch::open()
+            .inspect_err(|error| {
+                warn!(%error, "no notices of interfaces; they are looked at each second");
+            })
+            .ok();
         self.streams = Some(Streams {
             events,
             watch,
+            links,
             peers,
             calls,
             interrupt: signal(SignalKind::interrupt()).map_err(signal_error)?,

@@ -60,6 +60,7 @@ pub use self::{
     kernel_types::KernelTypesError,
     listing::{BlockLister, Page},
     lists::{Compiled, ListTables, Replaced, Span},
+    netlink::LinkWatch,
     ports::{PortRule, PortTable},
     preflight::{KERNEL_FLOOR, check_system, mount_hint},
     ring::RingReader,
