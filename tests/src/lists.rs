@@ -278,7 +278,7 @@ pub fn pair(random: &mut Random) -> Pair {
         base + (u128::from(n) << 79) + u128::from(random.byte())
     };
     let (mut hosts4, mut hosts6, mut ranges4, mut ranges6) = (vec![], vec![], vec![], vec![]);
-    // Three fifths and one more are in each.
+    // Three fifths of them and one more are in each. The ranges are where the index is written last.
     for n in 0..CROWD * 5 / 4 {
         let (a, b) = (
             addr4(random, 0x0a00_0000, n),
@@ -287,7 +287,7 @@ pub fn pair(random: &mut Random) -> Pair {
         hosts4.push(span(a, a, 1));
         hosts6.push(span(b, b, 2));
         let (a, b) = (
-            addr4(random, 0x0b00_0000, n),
+            addr4(random, 0xdb00_0000, n),
             addr6(random, 0xfd01 << 112, n),
         );
         ranges4.push(span(a, a + 0x155, 3));

@@ -10,6 +10,8 @@ mod clock;
 mod cookies;
 mod counters;
 mod cuckoo;
+#[cfg(any(test, feature = "fuzzing"))]
+mod cuckoo_check;
 mod driver;
 mod error;
 mod events;
