@@ -45,6 +45,7 @@ impl<G: Geometry<Key: std::fmt::Debug>> Published<G> {
     }
 
     /// Slots.
+    #[cfg(test)]
     pub fn slots(&self) -> usize {
         self.buckets.len() * G::SLOTS
     }
