@@ -172,6 +172,8 @@ fn enforcing(config: &Config) -> bool {
     config.enforces(|| clock::now_ns(config))
 }
 
+/// Refuses a packet that cannot be parsed, for a reason that may say more than that it cannot.
+#[inline(always)]
 fn refuse_as(
     ctx: &XdpContext,
     why: Malformed,

@@ -4,8 +4,10 @@ mod accounting;
 mod api_request;
 mod capture;
 mod config;
+mod host_tables;
 mod ledger;
 mod limits;
+mod lists;
 mod map_codecs;
 mod mesh;
 mod packet;
@@ -54,6 +56,14 @@ pub const TARGETS: &[Target] = &[
     ),
     target("limits", limits::run, limits::seeds, 1 << 10, 4),
     target("map_codecs", map_codecs::run, map_codecs::seeds, 4 << 10, 8),
+    target(
+        "host_tables",
+        host_tables::run,
+        host_tables::seeds,
+        128 << 10,
+        64,
+    ),
+    target("lists", lists::run, lists::seeds, 2 << 20, 1 << 10),
     target("config", config::run, config::seeds, 256 << 10, 512),
     target("capture", capture::run, capture::seeds, 1 << 20, 64),
     target(

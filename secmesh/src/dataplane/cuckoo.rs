@@ -120,6 +120,7 @@ impl<G: Geometry> Cuckoo<G> {
             }
             return Err(error);
         }
+        self.len = self.len + usize::from(host.is_some()) - usize::from(old.is_some());
         Ok(())
     }
 
@@ -187,13 +188,20 @@ impl<G: Geometry> Cuckoo<G> {
         }
         if let Some((bucket, slot)) = path.first() {
             self.put(*bucket, *slot, Some((key, value)), sink)?;
-            self.len += 1;
         }
         Ok(true)
     }
 
     /// Makes the table hold exactly `wanted`: takes out what is not in it, then puts in what is missing.
     /// Returns how many came and went.
+    ///
+    /// Whatever happens, a host that is in the table and in `wanted` is found at any time. A failure between
+    /// the two writes of a move, or an agent's end there, leaves a host in both its places; then the place
+    /// that is not looked at first is cleared here, so that no old copy outlives a change.
+    ///
+    /// # Errors
+    ///
+    /// What the sink says, or [`TableError::Crowded`]. Part of the work is done then; calling again goes on.
     pub fn replace(
         &mut self,
         wanted: impl Iterator<Item = (G::Key, Value)> + Clone,
@@ -206,10 +214,11 @@ impl<G: Geometry> Cuckoo<G> {
             for bucket in 0..self.buckets {
                 for slot in 0..G::SLOTS {
                     let host = self.bucket(bucket).get(slot).copied().flatten();
-                    if host.is_some_and(|(k, _)| !keep.contains(&k)) {
+                    let Some((key, _)) = host else { continue };
+                    let stray = self.find(key) != Some((bucket, slot));
+                    if stray || !keep.contains(&key) {
                         self.put(bucket, slot, None, sink)?;
-                        self.len -= 1;
-                        removed += 1;
+                        removed += usize::from(self.find(key).is_none());
                     }
                 }
             }

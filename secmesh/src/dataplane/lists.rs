@@ -74,8 +74,8 @@ pub(super) struct ListMaps {
     pub index: Array<MapData, u32>,
 }
 
-struct Four;
-struct Six;
+pub(super) struct Four;
+pub(super) struct Six;
 
 impl Geometry for Four {
     type Key = u32;
