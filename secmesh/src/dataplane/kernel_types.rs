@@ -13,6 +13,7 @@ const MAX_SIZE: u64 = 64 * 1024 * 1024;
 const MAX_DEPTH: usize = 8;
 
 const MAGIC: u16 = 0xeb9f;
+const KIND_INT: u32 = 1;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 /// Bytes of a type's head: name, kind and number of parts, size or type.
@@ -57,7 +58,8 @@ impl KernelTypes {
         Self::parse(bytes).ok_or(KernelTypesError::Format)
     }
 
-    fn parse(bytes: Vec<u8>) -> Option<Self> {
+    /// Understands type information; `None` if it is none, or has kinds that are not known.
+    pub(super) fn parse(bytes: Vec<u8>) -> Option<Self> {
         let magic = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?);
         if magic != MAGIC {
             return None;
@@ -93,6 +95,29 @@ impl KernelTypes {
             .filter(|at| self.is_named(**at, structure))
             .find_map(|at| self.member(*at, field, MAX_DEPTH))
             .ok_or(KernelTypesError::NoField { structure, field })
+    }
+
+    /// Offset of an integer in `structure`, if `field` is one and has `size` bytes.
+    pub(super) fn integer(&self, structure: &str, field: &str, size: usize) -> Option<usize> {
+        let at = self
+            .places
+            .iter()
+            .copied()
+            .filter(|at| self.kind(*at) == Some(KIND_STRUCT))
+            .find(|at| self.is_named(*at, structure))?;
+        let info = word(&self.bytes, at.checked_add(4)?)?;
+        let first = at.checked_add(HEAD)?;
+        (0..info & 0xffff).find_map(|n| {
+            let member = first.checked_add(n.checked_mul(MEMBER)?)?;
+            let kind = self.place(word(&self.bytes, member.checked_add(4)?)?)?;
+            let bits = word(&self.bytes, member.checked_add(8)?)?;
+            // Bit fields have their width in the upper byte, so they are none of these.
+            (self.is_named(member, field)
+                && self.kind(kind) == Some(KIND_INT)
+                && word(&self.bytes, kind.checked_add(8)?)? == size
+                && bits.is_multiple_of(8))
+            .then_some(bits / 8)
+        })
     }
 
     fn kind(&self, at: usize) -> Option<u32> {
