@@ -77,7 +77,9 @@ pub(super) fn attach(
             if !permitted(policy).contains(&mode) {
                 // The configuration has changed; one interface has one link, so this one goes first.
                 warn!(interface, %mode, "the running link is of a mode that is not wanted any more; attaching anew");
+                let running = program_of(&path);
                 unpin(&path)?;
+                wait_until_gone(index, running);
                 continue;
             }
             if !is_on(&path, interface, index)? {
@@ -108,6 +110,29 @@ pub(super) fn attach(
         attach_mode: mode,
         resumed: false,
     })
+}
+
+/// The program that a pinned link holds.
+fn program_of(path: &Path) -> Option<u32> {
+    let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
+    Some(link.info().ok()?.program_id())
+}
+
+/// Waits until a program whose link was unpinned has left the interface: the kernel lets go of links in a worker
+/// (`bpf_link_put` in kernel/bpf/syscall.c), and until then nobody else can attach. At most a second; then attaching
+/// says who is in the way.
+fn wait_until_gone(index: u32, program: Option<u32>) {
+    let Some(program) = program else {
+        return;
+    };
+    for _ in 0..1000 {
+        match netlink::xdp_programs(index) {
+            Ok(running) if running.contains(&program) => {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            _ => return,
+        }
+    }
 }
 
 /// Whether the pinned link is the one of this interface: an interface that was renamed keeps its link, and a

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use super::{
     DataplaneError, LoadOptions, attach, bpf, preflight,
-    standing::{self, Carry, OldMap, OldSet, Standing},
+    standing::{self, Carry, OldMap, OldSet, Part, Standing},
 };
 use crate::clock::{Clock as _, SystemClock};
 
@@ -284,7 +284,7 @@ fn copy_entries(
             break;
         };
         if bpf::look_up(old.fd(), &next, &mut value)?
-            && let Some(entry) = converted(old, &value, sizes, now_ns)
+            && let Some(entry) = converted(old.carry, &old.parts, &value, sizes.new, now_ns)
         {
             bpf::update(new, &next, &entry)?;
             copied += 1;
@@ -295,19 +295,25 @@ fn copy_entries(
 }
 
 /// The value as ours; `None` if it need not be written.
-fn converted(old: &OldMap, value: &[u8], sizes: &Sizes, now_ns: u64) -> Option<Vec<u8>> {
-    if matches!(old.carry, Carry::Bytes | Carry::Counters) {
+fn converted(
+    carry: Carry,
+    parts: &[Part],
+    value: &[u8],
+    new_size: usize,
+    now_ns: u64,
+) -> Option<Vec<u8>> {
+    if matches!(carry, Carry::Bytes | Carry::Counters) {
         // New maps are zero.
         return value.iter().any(|b| *b != 0).then(|| value.to_vec());
     }
-    let mut entry = vec![0u8; sizes.new];
-    for part in &old.parts {
+    let mut entry = vec![0u8; new_size];
+    for part in parts {
         let from = value.get(part.from..part.from.checked_add(part.len)?)?;
         entry
             .get_mut(part.to..part.to.checked_add(part.len)?)?
             .copy_from_slice(from);
     }
-    if old.carry == Carry::Blocks {
+    if carry == Carry::Blocks {
         let at = std::mem::offset_of!(BlockEntry, expires_ns);
         let expires = u64::from_ne_bytes(entry.get(at..at.checked_add(8)?)?.try_into().ok()?);
         if expires <= now_ns {
@@ -315,4 +321,44 @@ fn converted(old: &OldMap, value: &[u8], sizes: &Sizes, now_ns: u64) -> Option<V
         }
     }
     Some(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_move_to_their_new_places_and_what_has_ended_stays_behind() {
+        // An older value: flags, rule, end.
+        let part = |from, to, len| Part { from, to, len };
+        let parts = [
+            part(8, std::mem::offset_of!(BlockEntry, expires_ns), 8),
+            part(4, std::mem::offset_of!(BlockEntry, rule), 4),
+            part(0, std::mem::offset_of!(BlockEntry, flags), 4),
+        ];
+        let mut old = 3u32.to_ne_bytes().to_vec();
+        old.extend(7u32.to_ne_bytes());
+        old.extend(1000u64.to_ne_bytes());
+        let size = size_of::<BlockEntry>();
+        let new = converted(Carry::Blocks, &parts, &old, size, 999).unwrap();
+        let mut wanted = 1000u64.to_ne_bytes().to_vec();
+        wanted.resize(size - 8, 0);
+        wanted.extend(7u32.to_ne_bytes());
+        wanted.extend(3u32.to_ne_bytes());
+        assert_eq!(new, wanted);
+        assert_eq!(converted(Carry::Blocks, &parts, &old, size, 1000), None);
+        // A value that is shorter than it says is not read.
+        assert_eq!(
+            converted(Carry::Blocks, &parts, old.get(..12).unwrap(), size, 0),
+            None
+        );
+    }
+
+    #[test]
+    fn the_new_directory_stands_beside_the_old_one_without_a_dot() {
+        assert_eq!(
+            next_dir(Path::new("/sys/fs/bpf/secmesh")),
+            Path::new("/sys/fs/bpf/secmesh-next")
+        );
+    }
 }

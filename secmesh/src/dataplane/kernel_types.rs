@@ -225,6 +225,28 @@ mod tests {
     }
 
     #[test]
+    fn integers_are_found_by_name_and_length() {
+        let strings = b"\0outer\0a\0b\0";
+        let mut types = vec![0, KIND_INT << 24, 8, 64, 0, KIND_INT << 24, 4, 32];
+        types.extend([1, (KIND_STRUCT << 24) | 2, 16]);
+        types.extend([7, 1, 64, 9, 2, 32]);
+        let length = u32::try_from(types.len() * 4).unwrap();
+        let mut bytes = MAGIC.to_ne_bytes().to_vec();
+        bytes.extend([1, 0]);
+        for n in [24, 0, length, length, u32::try_from(strings.len()).unwrap()] {
+            bytes.extend(u32::to_ne_bytes(n));
+        }
+        bytes.extend(types.iter().flat_map(|n: &u32| n.to_ne_bytes()));
+        bytes.extend(strings);
+        let types = KernelTypes::parse(bytes).unwrap();
+        assert_eq!(types.integer("outer", "a", 8), Some(8));
+        assert_eq!(types.integer("outer", "b", 4), Some(4));
+        assert_eq!(types.integer("outer", "a", 4), None, "of another length");
+        assert_eq!(types.integer("outer", "c", 4), None);
+        assert_eq!(types.integer("inner", "a", 8), None);
+    }
+
+    #[test]
     fn cut_or_foreign_files_are_refused_without_a_panic() {
         assert!(KernelTypes::parse(sample(0x1234)).is_none());
         let whole = sample(MAGIC);

@@ -3,6 +3,7 @@
 //! Loading pins maps and links in bpffs, so that enforcement goes on while no agent runs; a new agent
 //! opens the pinned maps and swaps its program into the pinned links without a gap.
 
+mod allow_scan;
 mod attach;
 mod bpf;
 mod captures;
@@ -62,7 +63,7 @@ pub use self::{
     flows::{Egress, FlowInterface, FlowOptions, Swept},
     kernel_types::KernelTypesError,
     listing::{BlockLister, Page},
-    lists::{Compiled, ListTables, Replaced, Span},
+    lists::{AuditCursor, Audited, Compiled, Differences, ListTables, Replaced, Span},
     ports::{PortRule, PortTable},
     preflight::{KERNEL_FLOOR, check_system, mount_hint},
     ring::RingReader,
@@ -512,6 +513,7 @@ impl Dataplane {
                 .try_into()
                 .map_err(DataplaneError::Map)?,
             config: self.config.clone(),
+            scan: allow_scan::AllowScan::default(),
         })
     }
 
