@@ -293,8 +293,12 @@ pub extern "C" fn secmesh_open(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
 /// Whether a socket of this host takes packets for the packet's destination.
 #[inline(always)]
 fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
-    let mut tuple = MaybeUninit::uninit();
-    let Some(size) = tuple_of(packet, &mut tuple) else {
+    let mut room = Room {
+        tuple: MaybeUninit::uninit(),
+    };
+    // SAFETY: both uses of the room may be uninitialised.
+    let tuple = unsafe { &mut room.tuple };
+    let Some(size) = tuple_of(packet, tuple) else {
         return OPEN_UNKNOWN;
     };
     let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
@@ -307,7 +311,8 @@ fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
     };
     if socket.is_null() {
         // What this host forwards has its socket elsewhere: nothing can be said about it.
-        return if is_forwarded(ctx, packet) {
+        // SAFETY: as above; the tuple is not used after this.
+        return if is_forwarded(ctx, packet, unsafe { &mut room.route }) {
             OPEN_UNKNOWN
         } else {
             OPEN_NO
@@ -318,15 +323,26 @@ fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
     OPEN_YES
 }
 
+/// Room on the stack for two look-ups, one after the other: the frames of one chain of functions must not be over
+/// 512 bytes together.
+#[repr(C)]
+union Room {
+    tuple: MaybeUninit<bpf_sock_tuple>,
+    route: MaybeUninit<bpf_fib_lookup>,
+}
+
 /// Whether this host would forward the packet to another one.
 #[inline(always)]
-fn is_forwarded(ctx: &XdpContext, packet: &Packet) -> bool {
+fn is_forwarded(
+    ctx: &XdpContext,
+    packet: &Packet,
+    route: &mut MaybeUninit<bpf_fib_lookup>,
+) -> bool {
     const AF_INET: u8 = 2;
     const AF_INET6: u8 = 10;
     const FIB_SIZE: i32 = 64;
     const _: () = assert!(size_of::<bpf_fib_lookup>() == 64, "the kernel's layout");
-    let mut route = MaybeUninit::<bpf_fib_lookup>::uninit();
-    let route = cleared(&mut route);
+    let route = cleared(route);
     match packet.family {
         Family::V4 => {
             route.family = AF_INET;

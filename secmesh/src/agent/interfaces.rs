@@ -67,7 +67,7 @@ impl Agent {
             Some(error) if self.dataplane.attached().is_empty() && !self.is_any_absent() => {
                 Err(error.into())
             }
-            _ => Ok(()),
+            _ => Ok(self.dataplane.finish_change()?),
         }
     }
 

@@ -12,6 +12,7 @@ mod escalation;
 mod evidence;
 mod explain;
 mod interfaces;
+mod limits;
 mod lists;
 mod membership;
 mod metrics;

@@ -10,13 +10,14 @@ use tracing::error;
 
 use super::{
     core::Agent,
+    limits,
     setup::{ALLOW_FILE, ALLOW_FORMAT},
 };
 use crate::{
     addr::Prefix,
     api::types::{
         BlockTotals, DecisionScope, DecisionState, DecisionView, Done, InviteTerms, LedgerView,
-        MetricsText, NodeView, Peer, ReleaseTerms, Request, Status,
+        MetricsText, NodeView, Peer, ReconcileTotals, ReleaseTerms, Request, Status,
     },
     ledger::{LedgerState, Record},
     mesh::{
@@ -135,6 +136,8 @@ impl Agent {
                 reconciled: self.reconciler.totals(),
             },
             lists: self.list_totals(),
+            reconciled: self.reconciled_tables(),
+            limits: limits::view(&self.dataplane.kernel_config()),
             watched: self.watched.len(),
             cookies: self.cookies_view(),
             counters: self.kernel_counters(),
@@ -151,6 +154,19 @@ impl Agent {
             uptime_s: self.clock.mono_ns().saturating_sub(self.started_ns) / 1_000_000_000,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// What comparing the tables other than the blocks' has found.
+    pub(super) fn reconciled_tables(&self) -> BTreeMap<String, ReconcileTotals> {
+        let audits = self.list_audits();
+        [
+            ("allowlist", self.reconciler.allowlist()),
+            ("lists", audits.lists),
+            ("guards", audits.guards),
+            ("config", audits.config),
+        ]
+        .map(|(name, totals)| (name.to_owned(), totals))
+        .into()
     }
 
     fn kernel_counters(&self) -> BTreeMap<String, u64> {

@@ -269,6 +269,13 @@ pub struct Status {
     /// Imported lists that should be, and are, in the kernel.
     #[serde(default)]
     pub lists: ListTotals,
+    /// What comparing the other tables with what should be in them has found: `allowlist`, `lists`, `guards`,
+    /// `config` (mode and limits).
+    #[serde(default)]
+    pub reconciled: BTreeMap<String, ReconcileTotals>,
+    /// The limits and checks that the kernel's configuration holds.
+    #[serde(default)]
+    pub limits: LimitsView,
     /// Sources that peers reported and this node watches.
     pub watched: usize,
     /// SYN cookies.
@@ -284,6 +291,26 @@ pub struct Status {
     pub uptime_s: u64,
     /// Version of the agent.
     pub version: String,
+}
+
+/// Limits and checks in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsView {
+    /// Limits that are set.
+    pub limits: Vec<LimitView>,
+    /// Names of the reasons, other than blocks, that packets are dropped for.
+    pub checks: Vec<String>,
+}
+
+/// A limit in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitView {
+    /// Its key below `[limits]`.
+    pub name: String,
+    /// What it lets through per second: packets, connections or bytes.
+    pub per_second: u64,
+    /// What it lets through at once, in the same.
+    pub burst: u64,
 }
 
 /// An interface that is not protected and should be; it is as soon as that is possible.
@@ -362,6 +389,9 @@ pub struct ReconcileTotals {
     pub removed: u64,
     /// Differences that could not be put right.
     pub failed: u64,
+    /// How long the last comparison took, from its begin to its end, ms.
+    #[serde(default)]
+    pub last_ms: u64,
 }
 
 /// State of the ledger.

@@ -12,6 +12,7 @@ mod decisions;
 mod error;
 mod explain;
 mod generate;
+mod in_force;
 mod init;
 mod invite;
 mod join;

@@ -90,6 +90,10 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
     if status.cookies.total > 0 {
         line("cookies", cookies(status, paint));
     }
+    if let Some(text) = super::in_force::tables(&status.reconciled) {
+        line("kernel", text);
+    }
+    line("limits", super::in_force::limits(&status.limits));
     line("ledger", ledger(status, paint));
     out.push_str(&table.render(paint));
     for warning in warnings(status) {
@@ -307,6 +311,13 @@ fn warnings(status: &Status) -> Vec<String> {
             grouped(status.blocks.reconciled.failed)
         ));
     }
+    for (table, totals) in status.reconciled.iter().filter(|(_, t)| t.failed > 0) {
+        warnings.push(format!(
+            "{}: comparing with the kernel failed {} times; the log says why",
+            clean(table),
+            grouped(totals.failed)
+        ));
+    }
     if let Some(error) = &status.lists.error {
         warnings.push(format!(
             "the lists are not enforced as they should be: {}",
@@ -413,6 +424,7 @@ interfaces  eth0 (driver mode), eth1 (generic mode)
 quorum      FULL: 400 of 400 weight in reach, 134 needed (T_lo 134, T_hi 267); 4 nodes, epoch 4
 blocks      2 of 2 enforced
 watched     1 source that peers reported
+limits      none
 ledger      running, 1,500 entries, head 0123456789ab
 packets
   drop_block4       7

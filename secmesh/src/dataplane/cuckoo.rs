@@ -83,7 +83,8 @@ impl<G: Geometry> Cuckoo<G> {
         }
     }
 
-    fn bucket(&self, bucket: u32) -> &[Option<(G::Key, Value)>] {
+    /// What should be in a bucket.
+    pub fn bucket(&self, bucket: u32) -> &[Option<(G::Key, Value)>] {
         let start = bucket as usize * G::SLOTS;
         self.slots.get(start..start + G::SLOTS).unwrap_or_default()
     }

@@ -172,6 +172,26 @@ impl Guard {
         inner.write_off(None)
     }
 
+    /// Compares a word with what should be there, and writes it again if it differs: `Some` then, and whether
+    /// bits were missing.
+    pub fn audit(&self, v4: bool, n: u32) -> Result<Option<bool>, TableError> {
+        let mut inner = self.lock();
+        let wanted = inner.word(v4, n);
+        let Some(map) = inner.maps.get_mut(usize::from(!v4)) else {
+            return Ok(None);
+        };
+        let refused = |e: aya::maps::MapError| TableError::Kernel {
+            map: if v4 { "GUARD4" } else { "GUARD6" },
+            reason: e.to_string(),
+        };
+        let there = map.get(&n, 0).map_err(refused)?;
+        if there == wanted {
+            return Ok(None);
+        }
+        map.set(n, wanted, 0).map_err(refused)?;
+        Ok(Some(wanted & !there != 0))
+    }
+
     /// Sets the bits that `wanted` adds; before the lists' entries are written.
     pub fn add_lists(&self, wanted: &ListPlanes) -> Result<(), TableError> {
         self.write_lists(wanted, false)

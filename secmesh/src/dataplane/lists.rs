@@ -1,11 +1,14 @@
 //! The list tables: whatever lists are compiled to, written so that no listed source gets through meanwhile.
 
+mod audit;
+
 use aya::maps::{Array, MapData, MapError};
 use secmesh_common::list::{
     BUCKET4, BUCKET6, EXPIRY_NEVER, EXPIRY_SHIFT, INDEX4, ListBucket4, ListBucket6, ListHost4,
     ListHost6, ListRange4, ListRange6, buckets4, buckets6,
 };
 
+pub use self::audit::{AuditCursor, Audited, Differences};
 use super::{
     TableError,
     cell::ConfigCell,
