@@ -4,6 +4,7 @@
 //! opens the pinned maps and swaps its program into the pinned links without a gap.
 
 mod attach;
+mod batch;
 mod captures;
 mod cell;
 mod clock;
