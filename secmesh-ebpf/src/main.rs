@@ -134,7 +134,7 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
     // After the accounting: what a limit drops is not answered, so nobody has us send more than that limit
     // to an address that is not his, and the detectors see what is answered.
     if cookie::concerns(packet, config) {
-        match cookie::secmesh_cookie(ctx.ctx, packet) {
+        match cookie::judge(ctx, packet, config) {
             cookie::ANSWERED => return XDP_TX,
             cookie::ALLOWED => {
                 bump(counters, Counter::PassAllowlistOther);

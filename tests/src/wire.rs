@@ -148,16 +148,28 @@ impl Wire {
             .collect())
     }
 
+    /// Packets that the receiver's end has taken from its ring, whatever became of them, by the driver's count.
+    ///
+    /// # Errors
+    /// What ethtool says, and when the driver does not count them.
+    pub fn received(&self) -> Result<u64> {
+        self.counted("rx_queue_0_xdp_packets")
+    }
+
     /// Packets that an XDP program at the receiver's end has dropped, by the driver's count.
     ///
     /// # Errors
     /// What ethtool says, and when the driver does not count them.
     pub fn xdp_drops(&self) -> Result<u64> {
+        self.counted("rx_queue_0_xdp_drops")
+    }
+
+    fn counted(&self, name: &str) -> Result<u64> {
         let statistics = self.statistics()?;
         statistics
-            .get("rx_queue_0_xdp_drops")
+            .get(name)
             .copied()
-            .with_context(|| format!("no rx_queue_0_xdp_drops among {statistics:?}"))
+            .with_context(|| format!("no {name} among {statistics:?}"))
     }
 }
 

@@ -71,7 +71,8 @@ const MAP_INFO_WORDS: usize = 19;
 /// Which of them is `btf_id`.
 const MAP_INFO_BTF: usize = 16;
 
-fn call<T>(command: libc::c_long, argument: &mut T) -> io::Result<libc::c_long> {
+/// One call, its attributes as the start of `union bpf_attr` that the command reads.
+pub(super) fn call<T>(command: libc::c_long, argument: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: callers fill the part of `union bpf_attr` that the command reads, with addresses of buffers that
     // live through the call and are as long as the command says; the kernel takes the rest as zero.
     let result = unsafe {

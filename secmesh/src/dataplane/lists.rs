@@ -10,7 +10,7 @@ use secmesh_common::list::{
 
 pub use self::audit::{AuditCursor, Audited, Differences};
 use super::{
-    TableError,
+    TableError, batch,
     cell::ConfigCell,
     cuckoo::{Cuckoo, Geometry, Write},
     guard::{Guard, ListPlanes},
@@ -356,35 +356,34 @@ impl ListTables {
         let half = (self.config.get().list_half & 1) ^ 1;
         let room4 = self.maps.ranges4.len() / 2;
         let room6 = self.maps.ranges6.len() / 2;
-        for (n, span) in (half * room4..).zip(&wanted.ranges4) {
-            let range = ListRange4 {
+        let written: Vec<ListRange4> = wanted
+            .ranges4
+            .iter()
+            .map(|span| ListRange4 {
                 start: span.start,
                 end: span.end,
                 expires: kernel_expiry(span.expires_unix_s, now),
                 list: span.list,
                 flags: 0,
                 hits: 0,
-            };
-            self.maps
-                .ranges4
-                .set(n, range, 0)
-                .map_err(refused("RANGE4"))?;
-        }
-        for (n, span) in (half * room6..).zip(&wanted.ranges6) {
-            let range = ListRange6 {
+            })
+            .collect();
+        batch::set(&self.maps.ranges4, half * room4, &written).map_err(refused("RANGE4"))?;
+        let written: Vec<ListRange6> = wanted
+            .ranges6
+            .iter()
+            .map(|span| ListRange6 {
                 start: pair(span.start),
                 end: pair(span.end),
                 expires: kernel_expiry(span.expires_unix_s, now),
                 list: span.list,
                 flags: 0,
                 hits: 0,
-            };
-            self.maps
-                .ranges6
-                .set(n, range, 0)
-                .map_err(refused("RANGE6"))?;
-        }
+            })
+            .collect();
+        batch::set(&self.maps.ranges6, half * room6, &written).map_err(refused("RANGE6"))?;
         let mut at = 0;
+        let mut index = Vec::with_capacity(INDEX4 as usize);
         for block in 0..INDEX4 {
             while wanted
                 .ranges4
@@ -393,11 +392,9 @@ impl ListTables {
             {
                 at += 1;
             }
-            self.maps
-                .index
-                .set(half * INDEX4 + block, count(at), 0)
-                .map_err(refused("INDEX"))?;
+            index.push(count(at));
         }
+        batch::set(&self.maps.index, half * INDEX4, &index).map_err(refused("INDEX"))?;
         let (ranges4, ranges6) = (count(wanted.ranges4.len()), count(wanted.ranges6.len()));
         self.set_counts(|c| {
             c.list_room4 = room4;

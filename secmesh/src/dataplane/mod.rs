@@ -5,6 +5,7 @@
 
 mod allow_scan;
 mod attach;
+mod batch;
 mod bpf;
 mod captures;
 mod cell;
