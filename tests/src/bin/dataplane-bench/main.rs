@@ -89,7 +89,7 @@ impl Effort {
                 hosts: 1000,
                 prefixes: 100,
                 sizes: vec![3, 9],
-                budget: Duration::from_secs(240),
+                budget: Duration::from_mins(4),
                 loaded: 10_000,
             };
         }
@@ -101,7 +101,7 @@ impl Effort {
             hosts: 100_000,
             prefixes: 10_000,
             sizes: vec![3, 6, 9, 12, 15, 18, 20],
-            budget: Duration::from_secs(240),
+            budget: Duration::from_mins(4),
             loaded: 1_000_000,
         };
         if !arguments.full {
@@ -110,7 +110,7 @@ impl Effort {
         Self {
             turns: 15,
             sizes: (3..=20).collect(),
-            budget: Duration::from_secs(1800),
+            budget: Duration::from_mins(30),
             ..quick
         }
     }

@@ -72,7 +72,7 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
         Row::new(GROUP, shown("load"), loaded.as_secs_f64(), "s").note(format!(
             "text to kernel, {entries} entries after merging, no agent; reading and merging {:.2} s, kernel {:.2} s",
             read.as_secs_f64(),
-            (loaded - read).as_secs_f64()
+            loaded.saturating_sub(read).as_secs_f64()
         )),
         Row::new(GROUP, shown("the same again"), again.as_secs_f64(), "s")
             .note("compiled lists to kernel, in place of themselves"),
