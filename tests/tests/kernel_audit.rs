@@ -18,8 +18,8 @@ const MILLION: u32 = 1_000_000;
 const SLICE: u32 = 8192;
 
 /// Looks through everything; gives what was found in lists and in guards.
-fn audit(kernel: &mut Kernel, now: Now) -> Result<[usize; 2]> {
-    let (mut cursor, mut found) = (AuditCursor::default(), [0, 0]);
+fn audit(kernel: &mut Kernel, now: Now) -> Result<(usize, usize)> {
+    let (mut cursor, mut found) = (AuditCursor::default(), (0, 0));
     let (mut slices, mut longest) = (0, Duration::ZERO);
     let begun = Instant::now();
     loop {
@@ -27,8 +27,8 @@ fn audit(kernel: &mut Kernel, now: Now) -> Result<[usize; 2]> {
         let part = kernel.lists.audit(&mut cursor, SLICE, now)?;
         longest = longest.max(begun.elapsed());
         slices += 1;
-        found[0] += part.lists.added + part.lists.removed;
-        found[1] += part.guards.added + part.guards.removed;
+        found.0 += part.lists.added + part.lists.removed;
+        found.1 += part.guards.added + part.guards.removed;
         if part.done {
             break;
         }
@@ -69,7 +69,7 @@ fn one_wrong_word_among_a_million_entries_is_found_and_put_right() -> Result<()>
         };
         kernel.lists.replace(&wanted, 0, now, &mut |_| {})?;
         ensure!(
-            audit(&mut kernel, now)? == [0, 0],
+            audit(&mut kernel, now)? == (0, 0),
             "differences from nothing"
         );
 
@@ -79,9 +79,9 @@ fn one_wrong_word_among_a_million_entries_is_found_and_put_right() -> Result<()>
         let right = guard.get(&word, 0)?;
         ensure!(right != 0, "nothing is guarded there");
         guard.set(word, 0, 0)?;
-        ensure!(audit(&mut kernel, now)? == [0, 1], "not found, or not once");
+        ensure!(audit(&mut kernel, now)? == (0, 1), "not found, or not once");
         ensure!(guard.get(&word, 0)? == right, "not put right");
-        ensure!(audit(&mut kernel, now)? == [0, 0], "found again");
+        ensure!(audit(&mut kernel, now)? == (0, 0), "found again");
         Ok(())
     })
 }
