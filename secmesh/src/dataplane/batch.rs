@@ -20,8 +20,8 @@ const MOST: usize = 1 << 14;
 /// The batch member of `union bpf_attr`.
 #[repr(C)]
 struct Batch {
-    in_batch: u64,
-    out_batch: u64,
+    /// Where to begin and where it ended: for look-ups only.
+    positions: [u64; 2],
     keys: *const u32,
     values: *const libc::c_void,
     count: u32,
@@ -62,8 +62,7 @@ pub(super) fn set<V: Pod>(
 fn call<V: Pod>(array: &Array<MapData, V>, keys: &[u32], values: &[V]) -> io::Result<()> {
     // aya checked when it made the array that the map's elements are as long as a value.
     let mut attr = Batch {
-        in_batch: 0,
-        out_batch: 0,
+        positions: [0; 2],
         keys: keys.as_ptr(),
         values: values.as_ptr().cast(),
         count: u32::try_from(keys.len().min(values.len())).unwrap_or(0),
