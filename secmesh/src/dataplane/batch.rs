@@ -66,8 +66,6 @@ fn call<V: Pod>(array: &Array<MapData, V>, keys: &[u32], values: &[V]) -> io::Re
     let mut attr = UpdateMany {
         in_batch: 0,
         out_batch: 0,
-    let mut attr = Batch {
-        positions: [0; 2],
         keys: keys.as_ptr(),
         values: values.as_ptr().cast(),
         count: u32::try_from(keys.len().min(values.len())).unwrap_or(0),
