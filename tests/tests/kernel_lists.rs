@@ -285,14 +285,23 @@ fn the_next_agent_finds_the_lists_and_replaces_them_whatever_its_settings() -> R
         addrs.extend(probes(&mut random, &wanted[1]));
         let mut kernel = Kernel::load(&pinned(768, 1024))?;
         replace(&mut kernel.lists, &wanted[0])?;
-        // Larger, smaller and the same settings: the tables stay as long as their pins.
-        for (n, (addresses, prefixes)) in [(768, 1024), (100_000, 20_000), (768, 1024), (8, 8)]
-            .into_iter()
-            .enumerate()
-        {
-            let (old, new) = (&wanted[n % 2], &wanted[(n + 1) % 2]);
+        // With other sizes the tables are new ones, and empty: the agent writes its lists into them before it
+        // switches the program.
+        let nothing = Compiled::default();
+        let mut sizes = (768, 1024);
+        let changes = [sizes, (100_000, 20_000), (100_000, 20_000), sizes, sizes];
+        for (n, (addresses, prefixes)) in changes.into_iter().enumerate() {
+            let is_changing = sizes != (addresses, prefixes);
+            let (old, new) = if is_changing {
+                (&nothing, &wanted[(n + 1) % 2])
+            } else {
+                (&wanted[n % 2], &wanted[(n + 1) % 2])
+            };
+            sizes = (addresses, prefixes);
             drop(kernel);
             kernel = Kernel::load(&pinned(addresses, prefixes))?;
+            ensure!(kernel.dataplane.is_changing() == is_changing);
+            kernel.dataplane.finish_change()?;
             let context = || format!("SECMESH_SEED={seed}, settings {addresses} and {prefixes}");
             for addr in &addrs {
                 let is = is_dropped(&mut kernel, *addr).with_context(context)?;
