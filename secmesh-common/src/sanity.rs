@@ -27,16 +27,21 @@ fn bytes(words: &Words) -> [u8; 4] {
     first.to_ne_bytes()
 }
 
-/// Whether the packet is plainly none of what [`insane`] looks for: a segment in the midst of a connection,
-/// between addresses that nobody doubts. Most packets are, and this is cheaper to see.
+/// Whether the packet is plainly none of what [`insane`] and [`is_amplifier`] look for: a segment in the midst
+/// of a connection or a datagram from no such port, between addresses that nobody doubts. Most packets are, and
+/// this is cheaper to see.
 #[inline(always)]
 pub fn is_plain(packet: &Packet) -> bool {
     let [first, .., last] = packet.src;
     let [other_first, .., other_last] = packet.dst;
     let [byte, ..] = first.to_ne_bytes();
-    matches!(packet.fragment, Fragment::Whole)
-        && packet.proto == PROTO_TCP
-        && packet.tcp_flags & !PSH == ACK
+    let harmless = match packet.proto {
+        PROTO_TCP => packet.tcp_flags & !PSH == ACK,
+        PROTO_UDP => !is_amplifier(packet),
+        _ => false,
+    };
+    harmless
+        && matches!(packet.fragment, Fragment::Whole)
         && ((first ^ other_first) | (last ^ other_last)) != 0
         && byte != 0
         && byte != 127
