@@ -451,11 +451,11 @@ impl Dataplane {
     /// If they were taken before, or the kernel refuses to read what an earlier agent left in them.
     pub fn take_lists(&mut self) -> Result<ListTables, DataplaneError> {
         let maps = ListMaps {
-            hosts4: array(&mut self.ebpf, "LIST4")?,
-            hosts6: array(&mut self.ebpf, "LIST6")?,
-            ranges4: array(&mut self.ebpf, "RANGE4")?,
-            ranges6: array(&mut self.ebpf, "RANGE6")?,
-            index: array(&mut self.ebpf, "INDEX")?,
+            hosts4: resumed_array(&mut self.ebpf, "LIST4")?,
+            hosts6: resumed_array(&mut self.ebpf, "LIST6")?,
+            ranges4: resumed_array(&mut self.ebpf, "RANGE4")?,
+            ranges6: resumed_array(&mut self.ebpf, "RANGE6")?,
+            index: resumed_array(&mut self.ebpf, "INDEX")?,
         };
         ListTables::new(maps, self.guard.clone(), self.config.clone())
             .map_err(DataplaneError::Table)
@@ -676,6 +676,22 @@ fn array<V: aya::Pod>(
     name: &'static str,
 ) -> Result<aya::maps::Array<MapData, V>, DataplaneError> {
     take(ebpf, name)?.try_into().map_err(DataplaneError::Map)
+}
+
+/// As [`array`], with the size that the map has: one that an earlier agent pinned keeps its own, whatever
+/// the settings say now.
+fn resumed_array<V: aya::Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<aya::maps::Array<MapData, V>, DataplaneError> {
+    let map = match take(ebpf, name)? {
+        aya::maps::Map::Array(data) => {
+            let id = data.info().map_err(DataplaneError::Map)?.id();
+            aya::maps::Map::Array(MapData::from_id(id).map_err(DataplaneError::Map)?)
+        }
+        other => other,
+    };
+    map.try_into().map_err(DataplaneError::Map)
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, DataplaneError> {

@@ -36,7 +36,7 @@ pub enum TableError {
     },
     /// Not enough room for all of it; nothing was changed.
     #[error(
-        "{wanted} entries do not fit the kernel's {map} table of {room}; raise [dataplane] {setting} and restart the agent"
+        "{wanted} entries do not fit the kernel's {map} table of {room}; raise [dataplane] {setting}, run `secmesh detach` and start the agent again"
     )]
     NoRoom {
         /// Which table.
@@ -50,7 +50,7 @@ pub enum TableError {
     },
     /// A hash table found no place for a host although it is not full: hardly possible below its limit.
     #[error(
-        "a list table is too crowded; raise [dataplane] max_list_addresses and restart the agent"
+        "a list table is too crowded; raise [dataplane] max_list_addresses, run `secmesh detach` and start the agent again"
     )]
     Crowded,
     /// Anything else.
