@@ -77,7 +77,7 @@ pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdi
             return Verdict::Blocked(reason);
         }
     }
-    if guard & GUARD_LIST != 0 && list::listed(packet, config) {
+    if guard & GUARD_LIST != 0 && list::listed(packet, config, counters) {
         // The controller takes allowed addresses out of lists before it writes them.
         return if config.list_generation == config.allow_generation {
             Verdict::Vetted(Reason::List)

@@ -78,10 +78,7 @@ impl Bytes for Frame<'_> {
         if start + N > self.ctx.data_end() {
             return None;
         }
-        Some([
-            load_word(start),
-            load_word(start + N - size_of::<u32>()),
-        ])
+        Some([load_word(start), load_word(start + N - size_of::<u32>())])
     }
 
     #[inline(always)]

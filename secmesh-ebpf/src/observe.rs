@@ -77,9 +77,7 @@ pub extern "C" fn secmesh_observe(
         return FOUND | reason as u32;
     }
     let mut next = 0;
-    if config.features & ATTACKS != 0
-        && (config.features & ATTACKS_ALL != 0 || !is_plain(packet))
-    {
+    if config.features & ATTACKS != 0 && (config.features & ATTACKS_ALL != 0 || !is_plain(packet)) {
         next |= ASK_ATTACK;
     }
     if cookie::concerns(packet, config) {

@@ -45,7 +45,10 @@ use secmesh_common::{
     cookie::{Listener, Verified},
     counters::Counters,
     limit::{Limit, SourceLimit},
-    list::{BUCKET4, BUCKET6, HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6},
+    list::{
+        BUCKET4, BUCKET6, GROUP6_SHIFT, HotSource, ListBucket4, ListBucket6, ListRange4,
+        ListRange6, Listed,
+    },
     port::{PortPolicy, SharedLimit},
 };
 
@@ -94,8 +97,12 @@ const PINNED_MAPS: &[(&str, usize, usize)] = &[
     ("HOT", size_of::<u32>(), size_of::<HotSource>()),
     ("LIST4", size_of::<u32>(), size_of::<ListBucket4>()),
     ("LIST6", size_of::<u32>(), size_of::<ListBucket6>()),
+    ("SOONEST6", size_of::<u32>(), size_of::<u32>()),
+    ("LISTED4", size_of::<u32>(), size_of::<Listed>()),
+    ("LISTED6", size_of::<u32>(), size_of::<Listed>()),
     ("RANGE4", size_of::<u32>(), size_of::<ListRange4>()),
     ("RANGE6", size_of::<u32>(), size_of::<ListRange6>()),
+    ("SEARCH6", size_of::<u32>(), size_of::<u64>()),
     ("INDEX", size_of::<u32>(), size_of::<u32>()),
     ("PORT", size_of::<u32>(), size_of::<PortPolicy>()),
     ("PORT_LIMIT", size_of::<u32>(), size_of::<SharedLimit>()),
@@ -211,6 +218,9 @@ impl Dataplane {
     /// What the object is loaded with, but for the pins.
     fn loader<'a>(options: &'a LoadOptions, globals: &'a Globals) -> EbpfLoader<'a> {
         let mut loader = EbpfLoader::new();
+        let buckets4 = cuckoo::buckets_for::<lists::Four>(options.max_list_addresses);
+        let buckets6 = cuckoo::buckets_for::<lists::Six>(options.max_list_addresses);
+        let guard = guard::words_for(options.max_list_addresses, options.max_list_prefixes);
         if let Ok(offsets) = &globals.offsets {
             offsets.set(&mut loader);
         }
@@ -223,10 +233,19 @@ impl Dataplane {
             .map_max_entries("BLOCK6", options.max_blocks)
             .map_max_entries("PREFIX4", options.max_prefixes)
             .map_max_entries("PREFIX6", options.max_prefixes)
-            .map_max_entries("LIST4", buckets(options.max_list_addresses, BUCKET4))
-            .map_max_entries("LIST6", buckets(options.max_list_addresses, BUCKET6))
+            .map_max_entries("GUARD4", guard)
+            .map_max_entries("GUARD6", guard)
+            .map_max_entries("LIST4", buckets4)
+            .map_max_entries("LIST6", buckets6)
+            .map_max_entries("SOONEST6", (buckets6 >> GROUP6_SHIFT) + 1)
+            .map_max_entries("LISTED4", buckets4.saturating_mul(BUCKET4 as u32))
+            .map_max_entries("LISTED6", buckets6.saturating_mul(BUCKET6 as u32))
             .map_max_entries("RANGE4", options.max_list_prefixes.saturating_mul(2).max(2))
             .map_max_entries("RANGE6", options.max_list_prefixes.saturating_mul(2).max(2))
+            .map_max_entries(
+                "SEARCH6",
+                options.max_list_prefixes.saturating_mul(2).max(2),
+            )
             .verifier_log_level(VerifierLogLevel::STATS);
         loader
     }
@@ -307,11 +326,11 @@ impl Dataplane {
             c.amplified_limit = protection.amplified_limit;
         })?;
         let guard = Guard::open(
-            array(&mut ebpf, "GUARD4")?,
-            array(&mut ebpf, "GUARD6")?,
+            resumed_array(&mut ebpf, "GUARD4")?,
+            resumed_array(&mut ebpf, "GUARD6")?,
             config.clone(),
             !ours,
-        );
+        )?;
         let cookies = CookieMaps::open(&mut ebpf, resumed)?;
         Ok(Self {
             ebpf,
@@ -453,8 +472,12 @@ impl Dataplane {
         let maps = ListMaps {
             hosts4: resumed_array(&mut self.ebpf, "LIST4")?,
             hosts6: resumed_array(&mut self.ebpf, "LIST6")?,
+            soonest6: resumed_array(&mut self.ebpf, "SOONEST6")?,
+            listed4: resumed_array(&mut self.ebpf, "LISTED4")?,
+            listed6: resumed_array(&mut self.ebpf, "LISTED6")?,
             ranges4: resumed_array(&mut self.ebpf, "RANGE4")?,
             ranges6: resumed_array(&mut self.ebpf, "RANGE6")?,
+            search6: resumed_array(&mut self.ebpf, "SEARCH6")?,
             index: resumed_array(&mut self.ebpf, "INDEX")?,
         };
         ListTables::new(maps, self.guard.clone(), self.config.clone())
@@ -659,16 +682,6 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
         .ok_or(DataplaneError::Missing(PROGRAM))?
         .try_into()
         .map_err(DataplaneError::Verifier)
-}
-
-/// Buckets, a power of two, that hold `hosts` hosts at three quarters of their slots.
-fn buckets(hosts: u32, slots: usize) -> u32 {
-    let slots = u32::try_from(slots).unwrap_or(1);
-    hosts
-        .saturating_mul(4)
-        .div_ceil(3 * slots)
-        .max(2)
-        .next_power_of_two()
 }
 
 fn array<V: aya::Pod>(
