@@ -63,11 +63,36 @@ pub fn listed(packet: &Packet, config: &Config, counters: &Counters) -> bool {
     let now = now_ns(config) >> EXPIRY_SHIFT;
     let met = counters.get(Counter::DropList) + counters.get(Counter::WouldDropList);
     let sampled = met & (HIT_SAMPLE - 1) == 0;
-    match packet.family {
-        Family::V4 => host4(packet, config, now, sampled) || range4(packet, config, now, sampled),
-        Family::V6 => host6(packet, config, now, sampled) || range6(packet, config, now, sampled),
-        Family::Other => false,
+    let host = match packet.family {
+        Family::V4 => host4(packet, config, now, sampled),
+        Family::V6 => host6(packet, config, now, sampled),
+        Family::Other => return false,
+    };
+    host || secmesh_range(packet, config, now, sampled.into()) != 0
+}
+
+/// Whether a range of a list names the source: 1 or 0. A function of its own: its searches need the most
+/// registers, and most of what lists name are hosts.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn secmesh_range(
+    packet: *const Packet,
+    config: *const Config,
+    now: u64,
+    sampled: u32,
+) -> u32 {
+    if packet.is_null() || config.is_null() {
+        return 0;
     }
+    // SAFETY: the one caller passes a packet on its stack, all of it written, and the configuration's entry; the
+    // verifier checks that.
+    let (packet, config) = unsafe { (&*packet, &*config) };
+    let found = match packet.family {
+        Family::V4 => range4(packet, config, now, sampled != 0),
+        Family::V6 => range6(packet, config, now, sampled != 0),
+        Family::Other => false,
+    };
+    u32::from(found)
 }
 
 #[inline(always)]
@@ -87,14 +112,11 @@ fn host4(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
         let Some(bucket) = LIST4.get_ptr(places[n]) else {
             return false;
         };
+        // The bucket, and so the addresses at its beginning, is aligned to four.
+        let addrs = bucket.cast::<u32>();
         // SAFETY: array entries are never freed while the program runs; aligned plain integers that the
         // controller may write, each of them read or written whole.
-        let (addrs, soonest) = unsafe {
-            (
-                (&raw const (*bucket).addrs).cast::<u32>(),
-                (*bucket).soonest,
-            )
-        };
+        let soonest = unsafe { (*bucket).soonest };
         let mut slot = 0;
         while slot < BUCKET4 {
             // SAFETY: as above, and below the array's length.
@@ -142,11 +164,11 @@ fn host6(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
         let Some(bucket) = LIST6.get_ptr(places[n]) else {
             return false;
         };
-        // SAFETY: as in `host4`; a bucket is aligned to eight.
-        let addrs = unsafe { (&raw const (*bucket).addrs).cast::<[u64; 2]>() };
+        // The bucket is its addresses, and aligned to eight.
+        let addrs = bucket.cast::<[u64; 2]>();
         let mut slot = 0;
         while slot < BUCKET6 {
-            // SAFETY: as above, and below the array's length.
+            // SAFETY: as in `host4`, and below the array's length.
             let other = unsafe { addrs.add(slot).read() };
             if other[0] == low && other[1] == high {
                 let soonest = SOONEST6.get(places[n] >> GROUP6_SHIFT).map_or(0, |s| *s);

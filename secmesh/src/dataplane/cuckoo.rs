@@ -39,6 +39,11 @@ pub(super) fn buckets_for<G: Geometry>(hosts: u32) -> u32 {
         .max(MIN_BUCKETS)
 }
 
+/// Slots of so many buckets.
+pub(super) fn slots_of<G: Geometry>(buckets: u32) -> u32 {
+    buckets.saturating_mul(u32::try_from(G::SLOTS).unwrap_or(u32::MAX))
+}
+
 /// One bucket that has to be written.
 pub(super) struct Write<'a, K: Copy> {
     pub bucket: u32,

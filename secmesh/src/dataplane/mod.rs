@@ -45,10 +45,7 @@ use secmesh_common::{
     cookie::{Listener, Verified},
     counters::Counters,
     limit::{Limit, SourceLimit},
-    list::{
-        BUCKET4, BUCKET6, GROUP6_SHIFT, HotSource, ListBucket4, ListBucket6, ListRange4,
-        ListRange6, Listed,
-    },
+    list::{GROUP6_SHIFT, HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed},
     port::{PortPolicy, SharedLimit},
 };
 
@@ -238,8 +235,8 @@ impl Dataplane {
             .map_max_entries("LIST4", buckets4)
             .map_max_entries("LIST6", buckets6)
             .map_max_entries("SOONEST6", (buckets6 >> GROUP6_SHIFT) + 1)
-            .map_max_entries("LISTED4", buckets4.saturating_mul(BUCKET4 as u32))
-            .map_max_entries("LISTED6", buckets6.saturating_mul(BUCKET6 as u32))
+            .map_max_entries("LISTED4", cuckoo::slots_of::<lists::Four>(buckets4))
+            .map_max_entries("LISTED6", cuckoo::slots_of::<lists::Six>(buckets6))
             .map_max_entries("RANGE4", options.max_list_prefixes.saturating_mul(2).max(2))
             .map_max_entries("RANGE6", options.max_list_prefixes.saturating_mul(2).max(2))
             .map_max_entries(
