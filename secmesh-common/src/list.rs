@@ -311,3 +311,64 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for HotSource {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// Numbers that look random.
+    fn numbers() -> impl Iterator<Item = u64> {
+        (1..20_000_u64).map(|n| n.wrapping_mul(SEED) ^ (n << 7))
+    }
+
+    #[test]
+    fn buckets_are_below_their_number_and_evenly_used() {
+        let count = 1000_u32;
+        let mut used = [0_u32; 1000];
+        for n in numbers() {
+            let words = [n as u32, (n >> 32) as u32, 7, (n >> 16) as u32];
+            for place in buckets4(n as u32, SEED, count)
+                .into_iter()
+                .chain(buckets6(&words, SEED, count))
+            {
+                used[place as usize] += 1;
+            }
+        }
+        // 80 on average; the ends are many standard deviations away.
+        assert!(used.iter().all(|n| (30..150).contains(n)), "{used:?}");
+    }
+
+    #[test]
+    fn a_guard_of_any_size_has_every_place() {
+        for words in [GUARD_MIN_WORDS, 1 << 15, GUARD_MAX_WORDS] {
+            let shift = guard_shift(words);
+            for n in numbers() {
+                for place in [
+                    guard4_long(n as u32, SEED, shift),
+                    guard4_short(n as u32, SEED, shift),
+                    guard6_long(n, SEED, shift),
+                    guard6_short(n, SEED, shift),
+                ] {
+                    assert!(place.word < words && place.shift < 64, "{place:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_neighbourhood_has_one_place() {
+        let shift = guard_shift(1 << 15);
+        let (a, b) = (0x0a01_0203, 0x0a01_02ff);
+        assert_eq!(guard4_long(a, SEED, shift), guard4_long(b, SEED, shift));
+        assert_ne!(
+            guard4_long(a, SEED, shift),
+            guard4_long(a + 256, SEED, shift)
+        );
+        assert_eq!(
+            guard4_short(a, SEED, shift),
+            guard4_short(b + 256, SEED, shift)
+        );
+    }
+}

@@ -241,6 +241,18 @@ mod tests {
             assert!(!(forged && is_plain(&v4(source, HERE, PROTO_TCP))));
         }
         assert!(is_plain(&v4([198, 51, 100, 7], HERE, PROTO_TCP)));
+        let datagram = v4([198, 51, 100, 7], HERE, PROTO_UDP);
+        assert!(is_plain(&datagram));
+        // What another check has to see is not plain.
+        assert!(!is_plain(&Packet {
+            sport: 53,
+            ..datagram
+        }));
+        assert!(!is_plain(&Packet {
+            fragment: Fragment::First,
+            ..datagram
+        }));
+        assert!(!is_plain(&v4(HERE, HERE, PROTO_UDP)));
         let mut here = [0; 16];
         here[0] = 0x20;
         let (mut loopback, mut group) = ([0; 16], [0; 16]);
