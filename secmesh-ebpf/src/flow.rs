@@ -43,26 +43,42 @@ const LONGEST: u32 = 1 << 24;
 
 /// Counts a packet that came in and passes.
 #[inline(always)]
-pub fn incoming(ctx: &XdpContext, packet: &Packet, config: &Config) {
+pub fn incoming(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Counters) {
     if config.features & ENABLED == 0 {
         return;
     }
-    let _counted: u8 = secmesh_incoming(ctx.ctx, packet);
+    let _counted: u8 = secmesh_incoming(ctx.ctx, packet, config, counters);
 }
 
 /// [`incoming`] for those who want flows; apart, so that the others do not carry its code.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn secmesh_incoming(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
-    if packet.is_null() {
+pub extern "C" fn secmesh_incoming(
+    ctx: *mut xdp_md,
+    packet: *const Packet,
+    config: *const Config,
+    counters: *mut Counters,
+) -> u8 {
+    if packet.is_null() || config.is_null() || counters.is_null() {
         return 0;
     }
-    // SAFETY: the caller passes a packet on its stack, all of it written; the verifier checks that.
-    let packet = unsafe { &*packet };
+    // SAFETY: the callers pass a packet on their stack, all of it written, and entries of two maps; the verifier
+    // checks that.
+    let (packet, config, counters) = unsafe { (&*packet, &*config, &mut *counters) };
     let ctx = XdpContext::new(ctx);
     let word = tcp_word(&Frame::new(&ctx), packet);
-    let interface = ctx.ingress_ifindex() as u32;
-    secmesh_flow(packet, word, interface, 0, 0)
+    let mut arrival = Arrival {
+        now_ns: now_ns(config),
+        ifindex: ctx.ingress_ifindex() as u32,
+        outgoing: 0,
+        tcp_len: 0,
+        window: 0,
+        segments: 0,
+        segment_size: 0,
+    }
+    .with_tcp(word.to_ne_bytes());
+    record(packet, &mut arrival, config, counters);
+    0
 }
 
 /// Bytes 12 to 15 of the TCP header as they stand in the frame; 0 if there is none.
@@ -75,7 +91,7 @@ fn tcp_word<B: Bytes>(bytes: &B, packet: &Packet) -> u32 {
     bytes.load_words::<1>(at + 12).map_or(0, |[word]| word)
 }
 
-/// Counts a packet into its flow: a function of its own to the verifier, and one for both directions.
+/// Counts a packet that leaves into its flow: a function of its own to the verifier.
 ///
 /// `segments` has the number of packets that the card makes of this one in its upper half and the payload
 /// of each in its lower half. The answer means nothing; the verifier wants one.
@@ -86,7 +102,6 @@ pub extern "C" fn secmesh_flow(
     tcp_word: u32,
     ifindex: u32,
     segments: u64,
-    outgoing: u32,
 ) -> u8 {
     let (Some(counters), Some(config)) = (counters(), CONFIG.get(0)) else {
         return 0;
@@ -99,7 +114,7 @@ pub extern "C" fn secmesh_flow(
     let mut arrival = Arrival {
         now_ns: now_ns(config),
         ifindex,
-        outgoing: (outgoing & 1) as u8,
+        outgoing: 1,
         tcp_len: 0,
         window: 0,
         segments: (segments >> 32) as u32,
@@ -307,7 +322,7 @@ pub fn secmesh_egress(ctx: TcContext) -> i32 {
     // SAFETY: fields of the context, which the kernel makes loads of (Linux 5.1 and 5.7).
     let (ifindex, count, size) = unsafe { ((*skb).ifindex, (*skb).gso_segs, (*skb).gso_size) };
     let segments = (u64::from(count) << 32) | u64::from(size);
-    let _counted: u8 = secmesh_flow(&raw const packet, word, ifindex, segments, 1);
+    let _counted: u8 = secmesh_flow(&raw const packet, word, ifindex, segments);
     NEXT
 }
 

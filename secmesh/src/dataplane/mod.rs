@@ -52,7 +52,7 @@ use secmesh_common::{
     cookie::{Listener, Verified},
     counters::Counters,
     limit::{Limit, SourceLimit},
-    list::{HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6},
+    list::{HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed},
     port::{PortPolicy, SharedLimit},
 };
 
@@ -107,8 +107,12 @@ const PINNED_MAPS: &[(&str, usize, usize)] = &[
     ("HOT", size_of::<u32>(), size_of::<HotSource>()),
     ("LIST4", size_of::<u32>(), size_of::<ListBucket4>()),
     ("LIST6", size_of::<u32>(), size_of::<ListBucket6>()),
+    ("SOONEST6", size_of::<u32>(), size_of::<u32>()),
+    ("LISTED4", size_of::<u32>(), size_of::<Listed>()),
+    ("LISTED6", size_of::<u32>(), size_of::<Listed>()),
     ("RANGE4", size_of::<u32>(), size_of::<ListRange4>()),
     ("RANGE6", size_of::<u32>(), size_of::<ListRange6>()),
+    ("SEARCH6", size_of::<u32>(), size_of::<u64>()),
     ("INDEX", size_of::<u32>(), size_of::<u32>()),
     ("PORT", size_of::<u32>(), size_of::<PortPolicy>()),
     ("PORT_LIMIT", size_of::<u32>(), size_of::<SharedLimit>()),
@@ -331,7 +335,7 @@ impl Dataplane {
             array(&mut ebpf, "GUARD6")?,
             config.clone(),
             !ours,
-        );
+        )?;
         let cookies = CookieMaps::open(&mut ebpf, resumed)?;
         Ok(Self {
             ebpf,
@@ -474,8 +478,12 @@ impl Dataplane {
         let maps = ListMaps {
             hosts4: array(&mut self.ebpf, "LIST4")?,
             hosts6: array(&mut self.ebpf, "LIST6")?,
+            soonest6: array(&mut self.ebpf, "SOONEST6")?,
+            listed4: array(&mut self.ebpf, "LISTED4")?,
+            listed6: array(&mut self.ebpf, "LISTED6")?,
             ranges4: array(&mut self.ebpf, "RANGE4")?,
             ranges6: array(&mut self.ebpf, "RANGE6")?,
+            search6: array(&mut self.ebpf, "SEARCH6")?,
             index: array(&mut self.ebpf, "INDEX")?,
         };
         ListTables::new(maps, self.guard.clone(), self.config.clone())
@@ -715,16 +723,6 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
         .ok_or(DataplaneError::Missing(PROGRAM))?
         .try_into()
         .map_err(DataplaneError::Verifier)
-}
-
-/// Buckets, a power of two, that hold `hosts` hosts at three quarters of their slots.
-fn buckets(hosts: u32, slots: usize) -> u32 {
-    let slots = u32::try_from(slots).unwrap_or(1);
-    hosts
-        .saturating_mul(4)
-        .div_ceil(3 * slots)
-        .max(2)
-        .next_power_of_two()
 }
 
 fn array<V: aya::Pod>(

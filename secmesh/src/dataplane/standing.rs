@@ -11,10 +11,15 @@ use aya::maps::{MapData, MapInfo};
 use secmesh_common::{
     SCHEMA,
     block::{AllowEntry, BlockEntry},
+    list::GROUP6_SHIFT,
 };
 use tracing::warn;
 
-use super::{DataplaneError, LoadOptions, PINNED_MAPS, bpf, kernel_types::KernelTypes};
+use super::{
+    DataplaneError, LoadOptions, PINNED_MAPS, bpf, cuckoo, guard,
+    kernel_types::KernelTypes,
+    lists::{Four, Six},
+};
 
 /// The oldest schema that is understood.
 const OLDEST: u32 = 1;
@@ -100,18 +105,26 @@ pub(super) struct OldSet {
 }
 
 /// The maps whose sizes are configured, with the sizes that `options` ask for.
-pub(super) fn sizes(options: &LoadOptions) -> [(&'static str, u32); 8] {
-    use secmesh_common::list::{BUCKET4, BUCKET6};
+pub(super) fn sizes(options: &LoadOptions) -> [(&'static str, u32); 14] {
     let ranges = options.max_list_prefixes.saturating_mul(2).max(2);
+    let buckets4 = cuckoo::buckets_for::<Four>(options.max_list_addresses);
+    let buckets6 = cuckoo::buckets_for::<Six>(options.max_list_addresses);
+    let guard = guard::words_for(options.max_list_addresses, options.max_list_prefixes);
     [
         ("BLOCK4", options.max_blocks),
         ("BLOCK6", options.max_blocks),
         ("PREFIX4", options.max_prefixes),
         ("PREFIX6", options.max_prefixes),
-        ("LIST4", super::buckets(options.max_list_addresses, BUCKET4)),
-        ("LIST6", super::buckets(options.max_list_addresses, BUCKET6)),
+        ("GUARD4", guard),
+        ("GUARD6", guard),
+        ("LIST4", buckets4),
+        ("LIST6", buckets6),
+        ("SOONEST6", (buckets6 >> GROUP6_SHIFT) + 1),
+        ("LISTED4", cuckoo::slots_of::<Four>(buckets4)),
+        ("LISTED6", cuckoo::slots_of::<Six>(buckets6)),
         ("RANGE4", ranges),
         ("RANGE6", ranges),
+        ("SEARCH6", ranges),
     ]
 }
 

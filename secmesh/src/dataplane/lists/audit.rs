@@ -4,10 +4,22 @@
 //! index follow from what was compiled. So an audit reads the kernel's arrays once, from end to end, and writes
 //! only where they differ.
 
-use secmesh_common::list::{INDEX4, ListBucket4, ListBucket6, ListRange4, ListRange6};
+use aya::maps::{Array, MapData};
+use secmesh_common::list::{
+    GROUP6_SHIFT, INDEX4, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed,
+};
 
-use super::{ListTables, count, kernel_expiry, pair, refused};
-use crate::{dataplane::TableError, respond::Now};
+use super::{
+    Four, ListTables, Six, beside, bucket4, bucket6, count, kernel_expiry, listed, pair, refused,
+    soonest,
+};
+use crate::{
+    dataplane::{
+        TableError,
+        cuckoo::{Geometry as _, Value},
+    },
+    respond::Now,
+};
 
 /// Ends of ranges may differ by so many units: they follow from two clocks that drift apart.
 const MAX_DRIFT: u32 = 4;
@@ -84,17 +96,41 @@ pub struct Audited {
     pub done: bool,
 }
 
-/// Whether a host of the kernel's table differs from the one that should be there: wrong, or left over.
-fn differs<A: PartialEq>(
-    wanted: Option<(A, (u32, u16))>,
-    addr: A,
-    expires: u32,
-    list: u16,
-) -> (bool, bool) {
-    match wanted {
-        Some(host) => (host != (addr, (expires, list)), false),
-        None => (false, expires != 0),
+/// What of a bucket's table beside differs from what should be there, slot by slot.
+fn audit_beside<K>(
+    map: &mut Array<MapData, Listed>,
+    name: &'static str,
+    first: u32,
+    slots: &[Option<(K, Value)>],
+    found: &mut Differences,
+) -> Result<(), TableError> {
+    for (at, wanted) in (first..).zip(slots) {
+        let there = map.get(&at, 0).map_err(refused(name))?;
+        let right = listed(wanted.as_ref().map(|(_, value)| *value));
+        if (there.expires, there.list) == (right.expires, right.list) {
+            continue;
+        }
+        found.note(wanted.is_some(), true);
+        map.set(at, right, 0).map_err(refused(name))?;
     }
+    Ok(())
+}
+
+/// Notes the slots whose addresses differ; whether there are any.
+fn wrong_slots<A: PartialEq, K>(
+    there: &[A],
+    right: &[A],
+    slots: &[Option<(K, Value)>],
+    found: &mut Differences,
+) -> bool {
+    let mut any = false;
+    for ((there, right), wanted) in there.iter().zip(right).zip(slots) {
+        if there != right {
+            found.note(wanted.is_some(), true);
+            any = true;
+        }
+    }
+    any
 }
 
 impl ListTables {
@@ -132,7 +168,7 @@ impl ListTables {
             Phase::Ranges6 => count(self.current.ranges6.len()),
             Phase::Index if self.current.ranges4.is_empty() => 0,
             Phase::Index => INDEX4,
-            Phase::Guard4 | Phase::Guard6 => count(secmesh_common::list::GUARD_WORDS),
+            Phase::Guard4 | Phase::Guard6 => self.guard.words(),
         };
         let end = cursor.at.saturating_add(slice).min(all);
         for n in cursor.at..end {
@@ -166,60 +202,57 @@ impl ListTables {
         Ok(found)
     }
 
+    /// Addresses, their ends, and the soonest of them. One that is too soon only costs a look beside, and a bucket
+    /// that was never written says that nothing in it is in force.
     fn audit_bucket4(&mut self, n: u32, found: &mut Differences) -> Result<(), TableError> {
+        let seed = self.config.get().table_seed;
+        let slots = self.hosts4.bucket(n);
+        let first = beside::<Four>(n, 0);
+        audit_beside(&mut self.maps.listed4, "LISTED4", first, slots, found)?;
         let map = &mut self.maps.hosts4;
         let there = map.get(&n, 0).map_err(refused("LIST4"))?;
-        let mut right = ListBucket4::default();
-        let mut any = false;
-        for ((host, to), wanted) in there
-            .hosts
-            .iter()
-            .zip(&mut right.hosts)
-            .zip(self.hosts4.bucket(n))
-        {
-            let addr = u32::from_be_bytes(host.addr);
-            let (wrong, left_over) = differs(*wanted, addr, host.expires, host.list);
-            found.note(wrong, left_over);
-            any |= wrong || left_over;
-            if let Some((addr, (expires, list))) = *wanted {
-                to.addr = addr.to_be_bytes();
-                to.expires = expires;
-                to.list = list;
-                to.hits = if wrong { 0 } else { host.hits };
-            }
+        let untouched = there == ListBucket4::default() && slots.iter().all(Option::is_none);
+        if untouched {
+            return Ok(());
         }
-        if any {
-            map.set(n, right, 0).map_err(refused("LIST4"))?;
+        let right = bucket4(n, slots, soonest(slots), seed, self.hosts4.buckets());
+        let wrong = wrong_slots(&there.addrs, &right.addrs, slots, found);
+        let late = there.soonest > right.soonest;
+        if !(wrong || late) {
+            return Ok(());
         }
-        Ok(())
+        found.note(late && !wrong, false);
+        map.set(n, right, 0).map_err(refused("LIST4"))
     }
 
     fn audit_bucket6(&mut self, n: u32, found: &mut Differences) -> Result<(), TableError> {
-        let map = &mut self.maps.hosts6;
-        let there = map.get(&n, 0).map_err(refused("LIST6"))?;
-        let mut right = ListBucket6::default();
-        let mut any = false;
-        for ((host, to), wanted) in there
-            .hosts
-            .iter()
-            .zip(&mut right.hosts)
-            .zip(self.hosts6.bucket(n))
-        {
-            let addr = u128::from_be_bytes(host.addr);
-            let (wrong, left_over) = differs(*wanted, addr, host.expires, host.list);
-            found.note(wrong, left_over);
-            any |= wrong || left_over;
-            if let Some((addr, (expires, list))) = *wanted {
-                to.addr = addr.to_be_bytes();
-                to.expires = expires;
-                to.list = list;
-                to.hits = if wrong { 0 } else { host.hits };
+        let (seed, buckets) = (self.config.get().table_seed, self.hosts6.buckets());
+        let group = n >> GROUP6_SHIFT;
+        if n.is_multiple_of(1 << GROUP6_SHIFT) {
+            let right = soonest(self.hosts6.group(n));
+            let map = &mut self.maps.soonest6;
+            if map.get(&group, 0).map_err(refused("SOONEST6"))? > right {
+                found.note(true, false);
+                map.set(group, right, 0).map_err(refused("SOONEST6"))?;
             }
         }
-        if any {
-            map.set(n, right, 0).map_err(refused("LIST6"))?;
+        let slots = self.hosts6.bucket(n);
+        let first = beside::<Six>(n, 0);
+        audit_beside(&mut self.maps.listed6, "LISTED6", first, slots, found)?;
+        let map = &mut self.maps.hosts6;
+        let there = map.get(&n, 0).map_err(refused("LIST6"))?;
+        // Never written, and nobody would look here for the address that is all zeros.
+        let untouched = there == ListBucket6::default()
+            && slots.iter().all(Option::is_none)
+            && !Six::places(0, seed, buckets).contains(&n);
+        if untouched {
+            return Ok(());
         }
-        Ok(())
+        let right = bucket6(n, slots, seed, buckets);
+        if !wrong_slots(&there.addrs, &right.addrs, slots, found) {
+            return Ok(());
+        }
+        map.set(n, right, 0).map_err(refused("LIST6"))
     }
 
     fn audit_range4(
@@ -284,6 +317,12 @@ impl ListTables {
         if !same || drift > MAX_DRIFT {
             found.note(true, false);
             map.set(at, right, 0).map_err(refused("RANGE6"))?;
+        }
+        let [high, _] = right.start;
+        let map = &mut self.maps.search6;
+        if map.get(&at, 0).map_err(refused("SEARCH6"))? != high {
+            found.note(true, false);
+            map.set(at, high, 0).map_err(refused("SEARCH6"))?;
         }
         Ok(())
     }
