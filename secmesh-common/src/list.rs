@@ -232,7 +232,10 @@ pub const fn buckets6(words: &Words, seed: u64, buckets: u32) -> [u32; 2] {
 /// need not be a power of two.
 #[inline(always)]
 const fn two(hash: u64, buckets: u32) -> [u32; 2] {
+    // Two products with a fold between them: neighbours differ in the upper bits only, and a product spreads
+    // upwards only.
     let hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let (first, second) = (hash >> 32, (hash ^ (hash >> 32)) & 0xffff_ffff);
     [
         ((first * buckets as u64) >> 32) as u32,
