@@ -43,7 +43,7 @@ use crate::{
         CONFIG, COOKIE_ADDRESS, COOKIE_FLOOD, COOKIE_LISTENER, COOKIE_SCRATCH, COOKIE_VERIFIED,
         PORT,
     },
-    observe::tuple_of,
+    observe::{cleared, tuple_of},
 };
 
 /// Nothing to say about the packet.
@@ -164,10 +164,9 @@ fn listener(tag: u64, now: u64, claim: bool) -> Option<&'static mut Listener> {
     } else {
         return None;
     };
-    *free = Listener {
-        tag,
-        ..Listener::default()
-    };
+    // SAFETY: the same memory, and all its bytes may be anything before they are cleared.
+    let free = cleared(unsafe { &mut *core::ptr::from_mut(free).cast::<MaybeUninit<Listener>>() });
+    free.tag = tag;
     Some(free)
 }
 
@@ -351,8 +350,11 @@ fn attempt(
     if listener.probe_due(now) {
         match ask(ctx, packet, scratch) {
             Answer::Nobody => {
-                listener.marked_ns = 0;
-                listener.listens_ns = 0;
+                // One by one, or the compiler makes a call of `memset` of the two (see `cleared`).
+                for word in [&raw mut listener.marked_ns, &raw mut listener.listens_ns] {
+                    // SAFETY: fields of the entry in hand.
+                    unsafe { word.write_volatile(0) };
+                }
                 return GO_ON;
             }
             Answer::Taken => {
