@@ -71,7 +71,19 @@ impl Agent {
                 self.block(subject, ttl_s, mesh, reason, override_risky)
                     .await
             }
-            Request::Unblock { subject, signed } => self.unblock(subject, signed).await,
+            Request::Unblock {
+                subject,
+                signed,
+                false_positive,
+                verdict,
+            } => match self.judge(subject, false_positive, verdict).await {
+                Ok(()) => self.unblock(subject, signed).await,
+                Err(error) => Err(error),
+            },
+            Request::VerdictTerms { subject } => self
+                .verdict_terms(subject)
+                .and_then(|terms| to_value(&terms)),
+            Request::Trust { node } => self.trust_view(node.as_deref()),
             Request::ReleaseTerms { subject } => {
                 let draft =
                     self.engine
@@ -188,6 +200,8 @@ impl Agent {
             ("flow_records_mixed", self.watch.flows_mixed),
             ("process_records", self.watch.processes.next()),
             ("records_unknown", self.watch.unknown),
+            ("evidence_not_kept", self.trust.not_kept),
+            ("outcomes_dropped", self.trust.outcomes_dropped),
         ];
         let scrapes = self.scrapes.iter().flat_map(|scrapes| {
             [
@@ -216,7 +230,8 @@ impl Agent {
             .collect()
     }
 
-    fn peers(&self) -> Vec<Peer> {
+    fn peers(&mut self) -> Vec<Peer> {
+        let trust = self.trust_weights();
         let me = self.engine.node();
         let connected = self.engine.connected();
         let liars = self.engine.liars();
@@ -230,6 +245,7 @@ impl Agent {
                 address: member.record.address.map(|a| a.to_string()),
                 connected: *node == me || connected.contains(node),
                 weight: u64::from(member.weight),
+                trust: trust(node),
                 equivocated: liars.contains(node),
                 this_node: *node == me,
             })

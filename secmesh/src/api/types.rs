@@ -80,6 +80,23 @@ pub enum Request {
         /// votes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         signed: Option<String>,
+        /// The subject was harmless: evidence on the nodes that confirmed the block.
+        #[serde(default)]
+        false_positive: bool,
+        /// The same as a verdict signed by the operator key, base64 of its canonical bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        verdict: Option<String>,
+    },
+    /// [`VerdictTerms`](super::trust::VerdictTerms): what an operator's verdict has to cover.
+    VerdictTerms {
+        /// Address or prefix.
+        subject: Prefix,
+    },
+    /// [`TrustView`](super::trust::TrustView).
+    Trust {
+        /// Only the node with this name, or whose id begins so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
     },
     /// [`ReleaseTerms`]: what an operator's signature has to cover.
     ReleaseTerms {
@@ -392,6 +409,9 @@ pub struct Peer {
     pub connected: bool,
     /// Its weight in this epoch.
     pub weight: u64,
+    /// The weight that follows from the evidence; see `secmesh trust`.
+    #[serde(default)]
+    pub trust: u32,
     /// Whether it was proved to lie.
     pub equivocated: bool,
     /// Whether it is this node.

@@ -352,7 +352,8 @@ fn counters(
 
 /// The nodes of the mesh.
 pub fn peers(peers: &[Peer], paint: Paint) -> String {
-    let mut table = Table::new(&["NAME", "ID", "ZONE", "ADDRESS", "WEIGHT", "STATE"]).right(&[4]);
+    let headings = ["NAME", "ID", "ZONE", "ADDRESS", "WEIGHT", "TRUST", "STATE"];
+    let mut table = Table::new(&headings).right(&[4, 5]);
     for peer in peers {
         let state = if peer.equivocated {
             styled("proved to lie, counts nothing", Style::Bad)
@@ -369,6 +370,7 @@ pub fn peers(peers: &[Peer], paint: Paint) -> String {
             plain(&peer.zone),
             plain(peer.address.as_deref().unwrap_or("-")),
             plain(peer.weight.to_string()),
+            plain(peer.trust.to_string()),
             state,
         ]);
     }
@@ -545,7 +547,7 @@ packets
     fn peers_are_a_table() {
         let list: Vec<Peer> = serde_json::from_value(json!([
             {"id": "00112233445566778899aabbccddeeff", "name": "n1", "zone": "z1", "address": "10.0.0.1:4747",
-             "connected": false, "weight": 100, "equivocated": false, "this_node": true},
+             "connected": false, "weight": 100, "trust": 98, "equivocated": false, "this_node": true},
             {"id": "ff112233445566778899aabbccddeeff", "name": "node2", "zone": "z2", "address": null,
              "connected": true, "weight": 0, "equivocated": true, "this_node": false},
         ]))
@@ -553,9 +555,9 @@ packets
         assert_eq!(
             peers(&list, Paint(false)),
             "\
-NAME   ID            ZONE  ADDRESS        WEIGHT  STATE
-n1     001122334455  z1    10.0.0.1:4747     100  this node
-node2  ff1122334455  z2    -                   0  proved to lie, counts nothing
+NAME   ID            ZONE  ADDRESS        WEIGHT  TRUST  STATE
+n1     001122334455  z1    10.0.0.1:4747     100     98  this node
+node2  ff1122334455  z2    -                   0      0  proved to lie, counts nothing
 "
         );
     }

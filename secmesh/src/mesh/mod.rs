@@ -7,6 +7,7 @@ pub mod cert;
 pub mod crypto;
 pub mod decision;
 pub mod engine;
+pub mod evidence;
 pub mod genesis;
 pub mod identity;
 pub mod ids;
@@ -17,6 +18,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod trust;
 #[cfg(test)]
 mod vectors_tests;
 pub mod vote;

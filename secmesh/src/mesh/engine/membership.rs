@@ -6,6 +6,7 @@ use super::io::{Output, QuorumState, RefusalReason};
 use super::{Call, Engine, KNOWN_EPOCHS};
 use crate::mesh::admission::{AdmissionError, AdmittedRecord, SignedGrant};
 use crate::mesh::decision::Warrant;
+use crate::mesh::evidence::Misconduct;
 use crate::mesh::ids::NodeId;
 use crate::mesh::message::{EquivocationProof, Message, pack};
 use crate::mesh::roster::{MAX_NODES, Offered, Roster};
@@ -179,7 +180,8 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::Equivocation(proof.clone()).to_bytes(),
         ));
-        call.out.push(Output::Equivocation(proof));
+        call.out.push(Output::Equivocation(proof.clone()));
+        self.catch(call, Misconduct::Equivocation(proof));
     }
 
     pub(super) fn peer_up(&mut self, call: &mut Call<'_>, peer: NodeId) {
