@@ -152,3 +152,52 @@ fn story(text: &mut String, node: &TrustNode, change: &TrustChange, now_us: u64)
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn standings_are_a_table_with_what_changed_them() {
+        let view: TrustView = serde_json::from_value(json!({
+            "epoch": 900, "epoch_s": 3600, "statements": 3, "frontier": "00112233445566778899",
+            "nodes": [
+                {"id": "aa", "name": "n1", "weight": 100, "votes_with": 100, "alpha": 0.0, "beta": 0.0,
+                 "per_mille": 500, "strikes": 0, "proofs": [], "idle_epochs": 0, "statements": 1,
+                 "local_per_mille": 500, "this_node": true, "changes": []},
+                {"id": "bb", "name": "n2", "weight": 33, "votes_with": 100, "alpha": 0.0, "beta": 4.0,
+                 "per_mille": 166, "strikes": 0, "proofs": [], "idle_epochs": 2, "statements": 2,
+                 "local_per_mille": 980, "this_node": false, "changes": [
+                    {"epoch": 898, "cause": "verdict", "ruling": "false_positive", "hits": 0, "misses": 4,
+                     "strikes": 0, "because": [{"author": "aa", "author_name": "n1", "sequence": 0,
+                       "made_unix_us": 1_700_000_000_000_000_u64, "subject": "203.0.113.7",
+                       "decision": "0123456789abcdef"}]}]},
+                {"id": "cc", "name": "n3", "weight": 0, "votes_with": 100, "alpha": 1.5, "beta": 0.0,
+                 "per_mille": 714, "strikes": 0, "proofs": ["evidence_fork"], "idle_epochs": 1,
+                 "statements": 0, "local_per_mille": 333, "this_node": false, "changes": []}
+            ]
+        }))
+        .unwrap();
+        assert_eq!(
+            render(&view, true, 1_700_000_060_000_000, Paint(false)),
+            "\
+NAME  WEIGHT  VOTES  ALPHA  BETA  SHARE  STRIKES  IDLE  LOCAL  STATE
+n1       100    100   0.00  0.00  50.0%        0     0    50%  this node
+n2        33    100   0.00  4.00  16.6%        0     2    98%  distrusted
+n3         0    100   1.50  0.00  71.4%        0     1    33%  proved: evidence_fork
+
+n2 confirmed a block that the operator called a false positive: +4 to beta
+    2023-11-14T22:13:20Z (1 min ago) by n1, statement 0, about 203.0.113.7, decision 0123456789ab
+
+epoch 900 of 3600 s, 3 statements, frontier 001122334455
+"
+        );
+        let nothing = TrustView {
+            nodes: Vec::new(),
+            ..view
+        };
+        assert!(render(&nothing, true, 0, Paint(false)).contains("Nothing has changed"));
+    }
+}

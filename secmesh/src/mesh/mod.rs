@@ -11,6 +11,7 @@ pub mod evidence;
 pub mod genesis;
 pub mod identity;
 pub mod ids;
+pub mod inventory;
 pub mod join;
 pub mod message;
 pub mod roster;

@@ -5,7 +5,8 @@
 //!
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
-//! - `membership`: admissions, tickets, epochs, what a peer is told when it connects
+//! - `membership`: admissions, tickets, epochs
+//! - `inventory`: what a peer is told when it connects
 //! - `incidents`: the bounded table of what is being voted on
 //! - `statements`: what this node states about the others; where everybody stands
 //! - `questions`: test questions
@@ -13,6 +14,7 @@
 
 mod decisions;
 mod incidents;
+mod inventory;
 mod io;
 mod membership;
 mod questions;
@@ -263,6 +265,7 @@ impl Engine {
             Message::Equivocation(proof) => self.peer_proof(call, from, &proof),
             Message::Release(signed) => self.signed_release(call, from, *signed, false),
             Message::Evidence(message) => self.evidence_message(call, from, *message),
+            Message::Inventory(message) => self.peer_inventory(call, from, *message),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
         }

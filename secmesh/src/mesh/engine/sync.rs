@@ -14,6 +14,8 @@ use crate::mesh::roster::MAX_NODES;
 
 /// How often this node compares itself with one peer, microseconds.
 const COMPARE_US: u64 = 3 * 1_000_000;
+/// Every so many comparisons it also compares everything else, in case something was lost on the way.
+const INVENTORY_TURNS: u64 = 20;
 /// A request that brought nothing for so long is made again, microseconds.
 const REQUEST_US: u64 = 10 * 1_000_000;
 /// Statements asked for at a time.
@@ -39,6 +41,7 @@ pub(super) struct Sync {
     sent: BTreeMap<NodeId, (u64, usize)>,
     last_peer: Option<NodeId>,
     next_us: u64,
+    turns: u64,
 }
 
 impl Sync {
@@ -326,6 +329,10 @@ impl Engine {
         if let Some(peer) = next {
             self.statements.sync.last_peer = Some(peer);
             self.compare_with(call, peer);
+            self.statements.sync.turns = self.statements.sync.turns.wrapping_add(1);
+            if self.statements.sync.turns.is_multiple_of(INVENTORY_TURNS) {
+                self.tell_sums(call, peer);
+            }
         }
     }
 }

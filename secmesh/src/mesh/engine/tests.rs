@@ -2,6 +2,7 @@
 
 mod bounds;
 mod evidence;
+mod inventory;
 mod join;
 mod networks;
 mod refusals;

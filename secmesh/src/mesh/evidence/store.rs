@@ -8,7 +8,7 @@
 //! before the end is refused.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -149,7 +149,10 @@ impl EvidenceFile {
             });
         }
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(io)?;
+        Read::by_ref(&mut file)
+            .take(MAX_FILE)
+            .read_to_end(&mut bytes)
+            .map_err(io)?;
         let header = header(mesh, node);
         if header.starts_with(&bytes) && bytes.len() < header.len() {
             // New, or a crash while it was made: nothing was said yet.

@@ -10,6 +10,7 @@ use crate::mesh::ids::{Hash, MeshId};
 use crate::mesh::message::Message;
 use crate::mesh::testing::*;
 use crate::mesh::wire::MAX_MESSAGE;
+use crate::state::{read_capped, write_atomic};
 
 fn statements() -> Vec<Statement> {
     let mut logs = Logs::default();
@@ -198,10 +199,10 @@ fn the_file_gives_back_what_was_appended_whatever_a_crash_cut_off() {
     }
     drop(file);
     let path = dir.path().join(EVIDENCE_FILE);
-    let whole = std::fs::read(&path).unwrap();
+    let whole = read_capped(&path, 1 << 20).unwrap();
     let last = whole.len() - (4 + all.last().unwrap().len() + 8);
     for cut in [last, last + 1, last + 4, whole.len() - 1, whole.len()] {
-        std::fs::write(&path, &whole[..cut]).unwrap();
+        write_atomic(&path, &whole[..cut], 0o600).unwrap();
         let (mut file, found) = open(dir.path()).unwrap();
         assert!(found.existed);
         let kept = if cut == whole.len() {
@@ -220,7 +221,7 @@ fn the_file_gives_back_what_was_appended_whatever_a_crash_cut_off() {
     // A file system may lengthen a file before it writes what belongs there.
     let mut zeros = whole.clone();
     zeros.extend([0; 100]);
-    std::fs::write(&path, &zeros).unwrap();
+    write_atomic(&path, &zeros, 0o600).unwrap();
     assert_eq!(open(dir.path()).unwrap().1.statements, all);
 }
 
@@ -233,22 +234,22 @@ fn a_file_that_was_changed_or_is_anothers_is_refused() {
         file.append(&statement.to_bytes(), true).unwrap();
     }
     drop(file);
-    let whole = std::fs::read(&path).unwrap();
+    let whole = read_capped(&path, 1 << 20).unwrap();
     let mut damaged = whole.clone();
     damaged[200] ^= 1;
-    std::fs::write(&path, &damaged).unwrap();
+    write_atomic(&path, &damaged, 0o600).unwrap();
     let error = open(dir.path()).unwrap_err().to_string();
     assert!(
         error.contains("damaged") && error.contains("backup"),
         "{error}"
     );
-    std::fs::write(&path, &whole).unwrap();
+    write_atomic(&path, &whole, 0o600).unwrap();
     let other = EvidenceFile::open(dir.path(), genesis().mesh_id(), node_id(2));
     assert!(other.unwrap_err().to_string().contains("another node"));
     let mut newer = whole;
     let at = newer.iter().position(|b| *b == b'1').unwrap();
     newer[at] = b'2';
-    std::fs::write(&path, &newer).unwrap();
+    write_atomic(&path, &newer, 0o600).unwrap();
     let error = open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("version 2"), "{error}");
 }

@@ -6,7 +6,8 @@ use super::fold::Checks;
 use super::*;
 use crate::mesh::evidence::testing::*;
 use crate::mesh::evidence::{
-    Body, EvidenceSet, Frontier, LogHead, OutcomeKind, Remediation, Ruling, Say, Statement,
+    Body, Dossier, EvidenceSet, Frontier, LogHead, Misconduct, Outcome, OutcomeKind, ProofKind,
+    Remediation, Ruling, Say, Statement,
 };
 use crate::mesh::ids::{DecisionId, NodeId};
 use crate::mesh::testing::*;
@@ -246,8 +247,8 @@ fn forged(body: &Body) -> Body {
     };
     let mut votes = outcome.dossier.votes().clone();
     votes.votes[0].signature[0] ^= 1;
-    Body::Outcome(crate::mesh::evidence::Outcome {
-        dossier: crate::mesh::evidence::Dossier::new(votes).unwrap(),
+    Body::Outcome(Outcome {
+        dossier: Dossier::new(votes).unwrap(),
         ..outcome.clone()
     })
 }
@@ -265,8 +266,8 @@ fn forged_evidence_proves_itself() {
     signed.signature[0] ^= 1;
     logs.says(3, T0, Body::Verdict(signed, dossier));
     // A proof that is none.
-    let mut accused = equivocation(1).to_owned();
-    if let crate::mesh::evidence::Misconduct::Equivocation(proof) = &mut accused {
+    let mut accused = equivocation(1);
+    if let Misconduct::Equivocation(proof) = &mut accused {
         let (first, second) = (*proof.votes().0, *proof.votes().1);
         let mut invented = second;
         invented.signature[0] ^= 1;
@@ -286,7 +287,7 @@ fn forged_evidence_proves_itself() {
         assert_eq!(weight(&standings, liar), 0, "node {liar}");
         assert_eq!(
             standings[&node_id(liar)].proofs,
-            [crate::mesh::evidence::ProofKind::ForgedEvidence]
+            [ProofKind::ForgedEvidence]
         );
     }
 }
