@@ -189,7 +189,7 @@ n2        33    100   0.00  4.00  16.6%        0     2    98%  distrusted
 n3         0    100   1.50  0.00  71.4%        0     1    33%  proved: evidence_fork
 
 n2 confirmed a block that the operator called a false positive: +4 to beta
-    2023-11-14T22:13:20Z (1 min ago) by n1, statement 0, about 203.0.113.7, decision 0123456789ab
+    2023-11-14T22:13:20.000Z (1 min ago) by n1, statement 0, about 203.0.113.7, decision 0123456789ab
 
 epoch 900 of 3600 s, 3 statements, frontier 001122334455
 "

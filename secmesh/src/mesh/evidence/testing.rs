@@ -40,7 +40,7 @@ impl Logs {
     pub fn question(&mut self, asker: u8, target: u8, expected: Say, say: Say) {
         let mesh = self.set.mesh();
         let (from, to) = (node_id(asker), node_id(target));
-        let nonce = crate::mesh::crypto::sha256(&self.all.len().to_be_bytes());
+        let nonce = [u8::try_from(self.all.len() % 256).unwrap(); 32];
         let commitment = commitment(mesh, from, to, &subject(), expected, &nonce);
         let asked = Question {
             target: to,

@@ -281,9 +281,17 @@ fn forged_evidence_proves_itself() {
     };
     reveal.expected = Say::Harmless;
     logs.says(5, T0, Body::Reveal(reveal));
+    // The same without an answer, which would have given it away by itself.
+    logs.question(6, 1, Say::Hostile, Say::Hostile);
+    let Some(Body::Reveal(mut reveal)) = logs.all.last().map(|s| s.body.clone()) else {
+        panic!("a reveal");
+    };
+    reveal.nonce[0] ^= 1;
+    reveal.answer = None;
+    logs.says(6, T0, Body::Reveal(reveal));
     let standings = standings(&logs, 7);
     assert_eq!(weight(&standings, 1), 100);
-    for liar in 2..=5 {
+    for liar in 2..=6 {
         assert_eq!(weight(&standings, liar), 0, "node {liar}");
         assert_eq!(
             standings[&node_id(liar)].proofs,

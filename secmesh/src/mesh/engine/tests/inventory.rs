@@ -1,6 +1,7 @@
 //! A peer that connects is told what it lacks, and nothing that it has.
 
 use super::*;
+use crate::mesh::inventory::{BUCKETS, Inventory};
 
 fn messages_of(net: &Net, kinds: impl Fn(&Message) -> bool) -> usize {
     net.outputs
@@ -92,4 +93,52 @@ fn what_was_lost_on_the_way_is_told_again_without_a_reconnect() {
         net.run();
     }
     assert!(net.blocks(4, subject()));
+}
+
+/// What node 1 sends node 4 when that says it has this.
+fn told(net: &mut Net, inventory: Inventory) -> Vec<Message> {
+    net.outputs.clear();
+    net.inject(4, 1, &Message::Inventory(Box::new(inventory)));
+    net.queue.clear();
+    net.outputs[&1]
+        .iter()
+        .filter_map(|output| match output {
+            Output::Send { bytes, .. } => Message::from_bytes(bytes).ok(),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn exactly_what_is_missing_of_a_bucket_is_told() {
+    let mut net = Net::four();
+    for i in 0..20 {
+        decide(&mut net, i);
+    }
+    // A peer that has nothing is named everything.
+    let named = told(&mut net, Inventory::Sums(Box::new([0; BUCKETS])));
+    let [Message::Inventory(named)] = named.as_slice() else {
+        panic!("one message of ids: {named:?}");
+    };
+    let Inventory::Ids { ids, .. } = &**named else {
+        panic!("ids");
+    };
+    // Four members and twenty decisions.
+    assert_eq!(ids.len(), 24);
+    let buckets: Vec<u8> = (0..=u8::MAX).collect();
+    for lost in [None, Some(3), Some(17)] {
+        let ids: Vec<u64> = (0..)
+            .zip(ids)
+            .filter(|(at, _)| Some(*at) != lost)
+            .map(|(_, id)| *id)
+            .collect();
+        let buckets = buckets.clone();
+        let sent = told(&mut net, Inventory::Ids { buckets, ids });
+        let parts = match sent.as_slice() {
+            [] => 0,
+            [Message::Batch(parts)] => parts.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parts, usize::from(lost.is_some()));
+    }
 }
