@@ -121,7 +121,8 @@ impl Agent {
         answer.unwrap_or_else(|error| json!({ "error": error }))
     }
 
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
+        let trust = self.trust_totals();
         let genesis = self.engine.genesis();
         let (desired, enforced, not_enforced) = self.blocks.totals(MAX_NAMED);
         let ledger = self.ledger.status();
@@ -151,6 +152,7 @@ impl Agent {
             cookies: self.cookies_view(),
             counters: self.kernel_counters(),
             controller: self.controller_counters(),
+            trust,
             ledger: LedgerView {
                 entries: ledger.entries,
                 head: to_hex(&ledger.head),

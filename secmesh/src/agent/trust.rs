@@ -12,7 +12,7 @@ use super::{
 use crate::{
     addr::Prefix,
     api::{
-        trust::{TrustChange, TrustNode, TrustReason, TrustView, VerdictTerms},
+        trust::{TrustChange, TrustNode, TrustReason, TrustTotals, TrustView, VerdictTerms},
         types::{DecisionState, Origin},
     },
     entropy,
@@ -20,7 +20,7 @@ use crate::{
         engine::{Engine, Input},
         evidence::{EvidenceFile, EvidenceFileError, OutcomeKind, Ruling, SignedVerdict},
         ids::{DecisionId, NodeId},
-        trust::{Change, EPOCH_US, ONE},
+        trust::{Change, EPOCH_US, ONE, Params, Standing},
     },
     respond::Now,
     state::StateDir,
@@ -307,6 +307,21 @@ impl Agent {
                     subject: reference.subject,
                     decision: reference.decision.map(|d| d.to_string()),
                 })
+                .collect(),
+        }
+    }
+
+    /// For `status`.
+    pub(super) fn trust_totals(&mut self) -> TrustTotals {
+        let report = self.engine.trust(self.clock.unix_us());
+        let full = Standing::default().weight(&Params::default());
+        TrustTotals {
+            statements: self.engine.evidence().len(),
+            lowered: report
+                .nodes
+                .iter()
+                .filter(|(_, trust)| trust.weight < full)
+                .map(|(node, trust)| (self.name_of(node), trust.weight))
                 .collect(),
         }
     }

@@ -1,5 +1,7 @@
 //! Trust in nodes, as `secmesh trust` shows it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::addr::Prefix;
@@ -89,6 +91,15 @@ pub struct TrustReason {
     /// The decision that it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<String>,
+}
+
+/// Trust in one line.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustTotals {
+    /// Signed statements that this node knows.
+    pub statements: usize,
+    /// Nodes below a newcomer's weight, with the weight that follows from the evidence, by name.
+    pub lowered: BTreeMap<String, u32>,
 }
 
 /// What an operator's verdict has to name.

@@ -295,6 +295,9 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// The controller's counters by name: refused messages by reason, bounded queues, detectors.
     pub controller: BTreeMap<String, u64>,
+    /// What evidence says of the nodes.
+    #[serde(default)]
+    pub trust: super::trust::TrustTotals,
     /// State of the ledger.
     pub ledger: LedgerView,
     /// Seconds since the agent started.

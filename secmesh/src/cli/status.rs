@@ -90,6 +90,9 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
     if status.cookies.total > 0 {
         line("cookies", cookies(status, paint));
     }
+    if status.trust.statements > 0 {
+        line("trust", trust(status, paint));
+    }
     line("ledger", ledger(status, paint));
     out.push_str(&table.render(paint));
     for warning in warnings(status) {
@@ -98,6 +101,21 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
     counters(&mut out, "packets", &status.counters, all, paint);
     counters(&mut out, "agent", &status.controller, all, paint);
     out
+}
+
+fn trust(status: &Status, paint: Paint) -> String {
+    let said = count(status.trust.statements, "statement");
+    if status.trust.lowered.is_empty() {
+        return format!("{said}, nobody lowered");
+    }
+    let lowered: Vec<String> = status
+        .trust
+        .lowered
+        .iter()
+        .map(|(name, weight)| format!("{} {weight}", clean(name)))
+        .collect();
+    let lowered = lowered.join(", ");
+    format!("{said}; lowered: {}", paint.apply(Style::Warning, &lowered))
 }
 
 /// The first characters of an id, enough to tell two apart by eye.
@@ -541,6 +559,18 @@ packets
         }
         fixture.quorum = Value::Null;
         assert!(status(&fixture, false, Paint(false)).contains("quorum      unknown"));
+    }
+
+    #[test]
+    fn who_is_trusted_less_is_named() {
+        let mut status = fixture();
+        status.trust.statements = 7;
+        assert!(
+            super::status(&status, false, Paint(false)).contains("7 statements, nobody lowered")
+        );
+        status.trust.lowered.insert("n2".to_owned(), 33);
+        let text = super::status(&status, false, Paint(false));
+        assert!(text.contains("7 statements; lowered: n2 33"), "{text}");
     }
 
     #[test]

@@ -102,6 +102,9 @@ impl Engine {
                 continue;
             }
             if head.size > set.head(author).size {
+                if self.is_on_its_way(call.now, from, author, head.size) {
+                    continue;
+                }
                 until.insert(*author, head.size);
             } else if set.root_at(author, head.size) != Some(head.root) {
                 // Two histories, and one statement proves it: each head names the root before it.
@@ -139,6 +142,18 @@ impl Engine {
                 self.request(call, from);
             }
         }
+    }
+
+    /// Whether another peer, which has served this node no worse, was asked for all of it just now: what
+    /// several have is asked of one.
+    fn is_on_its_way(&self, now: u64, from: NodeId, author: &NodeId, size: u64) -> bool {
+        let local = &self.statements.local;
+        self.statements.sync.wants.iter().any(|(peer, wants)| {
+            *peer != from
+                && wants.until.get(author).is_some_and(|until| *until >= size)
+                && now.abs_diff(wants.asked_us) < REQUEST_US
+                && local.score(peer) >= local.score(&from)
+        })
     }
 
     /// Asks a peer for the next of what it has and this node lacks.

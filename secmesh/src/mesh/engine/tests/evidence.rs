@@ -406,3 +406,37 @@ fn a_fork_proof_that_is_none_is_nobodys_trouble() {
     assert_eq!(report.nodes[&node_id(4)].weight, 100);
     assert_eq!(report.nodes[&node_id(3)].weight, 0);
 }
+
+#[test]
+fn what_several_peers_have_is_asked_of_one() {
+    let mut net = Net::four();
+    net.split(&[4], &[1, 2, 3]);
+    let decision = decided(&mut net);
+    for i in 1..=3 {
+        outcome_at(&mut net, i, decision, OutcomeKind::Hit);
+    }
+    net.run();
+    net.outputs.clear();
+    for i in 1..=3 {
+        net.connect(4, i);
+    }
+    settle(&mut net, 9);
+    assert!(converged(&net));
+    let received = [1, 2, 3]
+        .iter()
+        .flat_map(|i| net.outputs.get(i).into_iter().flatten())
+        .filter_map(|output| match output {
+            Output::Send { to, bytes } if *to == node_id(4) => Message::from_bytes(bytes).ok(),
+            _ => None,
+        })
+        .filter_map(|message| match message {
+            Message::Evidence(message) => Some(*message),
+            _ => None,
+        })
+        .map(|message| match message {
+            EvidenceMessage::Statements(statements) => statements.len(),
+            _ => 0,
+        })
+        .sum::<usize>();
+    assert_eq!(received, 3, "each statement once");
+}
