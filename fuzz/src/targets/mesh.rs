@@ -16,7 +16,7 @@ use crate::feed::Feed;
 use crate::samples::{Mesh, mesh};
 
 /// Decodes; what decodes has these bytes as its only encoding.
-fn canonical<T: PartialEq + Debug, E>(
+pub(super) fn canonical<T: PartialEq + Debug, E>(
     bytes: &[u8],
     decode: impl Fn(&[u8]) -> Result<T, E>,
     encode: impl Fn(&T) -> Vec<u8>,

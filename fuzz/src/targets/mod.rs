@@ -4,6 +4,7 @@ mod accounting;
 mod api_request;
 mod capture;
 mod config;
+mod evidence;
 mod host_tables;
 mod ledger;
 mod limits;
@@ -80,6 +81,13 @@ pub const TARGETS: &[Target] = &[
         mesh::certificate_seeds,
         16 << 10,
         16,
+    ),
+    target(
+        "mesh_evidence",
+        evidence::run,
+        evidence::seeds,
+        32 << 10,
+        64,
     ),
     target("mesh_join", mesh::join, mesh::join_seeds, 8 << 10, 32),
     target(

@@ -22,6 +22,7 @@ use super::{
     escalation::Escalation,
     interfaces::Interfaces,
     reconcile::Reconciler,
+    trust::TrustWork,
     watch::{WatchStreams, Watched},
 };
 use crate::{
@@ -136,6 +137,7 @@ pub(super) struct Agent {
     pub transport: TransportHandle,
     pub allowed: Arc<AllowedPeers>,
     pub store: MeshStore,
+    pub trust: TrustWork,
     pub tally: Tally,
     pub watch: Watched,
     pub started_ns: u64,
@@ -432,6 +434,7 @@ impl Agent {
             self.unwatch(addr);
         }
         self.escalate().await;
+        self.gather_evidence(now).await;
         self.reconcile_a_little(now);
         self.update_sizes();
         self.record_lists();

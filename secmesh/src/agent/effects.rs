@@ -59,6 +59,10 @@ impl Agent {
                         self.silenced = true;
                     }
                 }
+                Output::KeepEvidence { bytes, own } => self.keep_evidence_statement(&bytes, own),
+                Output::Caught { node, proof } => {
+                    warn!(node = %self.name_of(&node), %proof, "caught: its weight becomes 0");
+                }
                 Output::Broadcast(_) | Output::Send { .. } if self.silenced => {}
                 Output::Broadcast(bytes) => self.transport.broadcast(&Bytes::from(bytes)),
                 Output::Send { to, bytes } => {
@@ -291,8 +295,10 @@ impl Agent {
             ..self.entry_of(decision)
         };
         info!(subject = %entry.subject, class = %entry.class, decision = %entry.id, "the mesh has decided: blocked");
-        // The outcome is in the book and in the record.
-        drop(self.enforce(entry, Some(&decision.warrant)));
+        let (id, subject) = (entry.id.clone(), entry.subject);
+        if self.enforce(entry, Some(&decision.warrant)).is_ok() {
+            self.await_outcome(id, subject, self.clock.unix_us());
+        }
     }
 
     pub(super) fn entry_of(&mut self, decision: &Decision) -> Entry {

@@ -22,6 +22,7 @@ mod reconcile;
 mod recover;
 mod requests;
 mod setup;
+mod trust;
 mod watch;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -74,6 +75,9 @@ pub enum AgentError {
     /// The record.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The statements of the nodes.
+    #[error(transparent)]
+    Evidence(#[from] crate::mesh::evidence::EvidenceFileError),
     /// The mesh port.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -132,5 +136,5 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // On the heap: what starting needs is too much for the stack of whoever awaits this.
     let mut agent = Box::pin(setup::start(options)).await?;
     agent.run().await;
-    agent.stop().await
+    Box::pin(agent.stop()).await
 }

@@ -72,7 +72,19 @@ impl Agent {
                 self.block(subject, ttl_s, mesh, reason, override_risky)
                     .await
             }
-            Request::Unblock { subject, signed } => self.unblock(subject, signed).await,
+            Request::Unblock {
+                subject,
+                signed,
+                false_positive,
+                verdict,
+            } => match self.judge(subject, false_positive, verdict).await {
+                Ok(()) => self.unblock(subject, signed).await,
+                Err(error) => Err(error),
+            },
+            Request::VerdictTerms { subject } => self
+                .verdict_terms(subject)
+                .and_then(|terms| to_value(&terms)),
+            Request::Trust { node } => self.trust_view(node.as_deref()),
             Request::ReleaseTerms { subject } => {
                 let draft =
                     self.engine
@@ -110,7 +122,8 @@ impl Agent {
         answer.unwrap_or_else(|error| json!({ "error": error }))
     }
 
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
+        let trust = self.trust_totals();
         let genesis = self.engine.genesis();
         let (desired, enforced, not_enforced) = self.blocks.totals(MAX_NAMED);
         let ledger = self.ledger.status();
@@ -142,6 +155,7 @@ impl Agent {
             cookies: self.cookies_view(),
             counters: self.kernel_counters(),
             controller: self.controller_counters(),
+            trust,
             ledger: LedgerView {
                 entries: ledger.entries,
                 head: to_hex(&ledger.head),
@@ -204,6 +218,8 @@ impl Agent {
             ("flow_records_mixed", self.watch.flows_mixed),
             ("process_records", self.watch.processes.next()),
             ("records_unknown", self.watch.unknown),
+            ("evidence_not_kept", self.trust.not_kept),
+            ("outcomes_dropped", self.trust.outcomes_dropped),
         ];
         let scrapes = self.scrapes.iter().flat_map(|scrapes| {
             [
@@ -232,7 +248,8 @@ impl Agent {
             .collect()
     }
 
-    fn peers(&self) -> Vec<Peer> {
+    fn peers(&mut self) -> Vec<Peer> {
+        let trust = self.trust_weights();
         let me = self.engine.node();
         let connected = self.engine.connected();
         let liars = self.engine.liars();
@@ -246,6 +263,7 @@ impl Agent {
                 address: member.record.address.map(|a| a.to_string()),
                 connected: *node == me || connected.contains(node),
                 weight: u64::from(member.weight),
+                trust: trust(node),
                 equivocated: liars.contains(node),
                 this_node: *node == me,
             })

@@ -21,6 +21,7 @@ use super::{
     protect,
     reconcile::Reconciler,
     recover,
+    trust::TrustWork,
     watch::{WatchStreams, Watched},
 };
 use crate::{
@@ -138,7 +139,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     let identity = Identity::load(&state)?;
     let store = MeshStore::load(&state)?;
     let (ledger, memory) = open_ledger(&state, &identity, &clock)?;
-    let engine = Engine::new(
+    let mut engine = Engine::new(
         EngineConfig {
             genesis: store.genesis.genesis.clone(),
             node: identity.node_id(),
@@ -149,6 +150,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         },
         store.members.iter().cloned(),
     );
+    let trust = TrustWork::open(&state, &mut engine, clock.unix_us())?;
     let kernel = load_kernel(&options)?;
     let (watch, watch_streams) = kernel.watch;
     let allowed = Arc::new(AllowedPeers::new());
@@ -206,6 +208,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         transport,
         allowed,
         store,
+        trust,
         started_ns,
         _lock: lock,
     };

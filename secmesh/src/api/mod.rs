@@ -6,6 +6,7 @@
 pub mod client;
 pub mod lists;
 pub mod server;
+pub mod trust;
 pub mod types;
 
 /// Longest request or answer line, bytes. Answers are lists that are bounded by their own limits.

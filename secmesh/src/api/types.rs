@@ -80,6 +80,23 @@ pub enum Request {
         /// votes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         signed: Option<String>,
+        /// The subject was harmless: evidence on the nodes that confirmed the block.
+        #[serde(default)]
+        false_positive: bool,
+        /// The same as a verdict signed by the operator key, base64 of its canonical bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        verdict: Option<String>,
+    },
+    /// [`VerdictTerms`](super::trust::VerdictTerms): what an operator's verdict has to cover.
+    VerdictTerms {
+        /// Address or prefix.
+        subject: Prefix,
+    },
+    /// [`TrustView`](super::trust::TrustView).
+    Trust {
+        /// Only the node with this name, or whose id begins so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
     },
     /// [`ReleaseTerms`]: what an operator's signature has to cover.
     ReleaseTerms {
@@ -285,6 +302,9 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// The controller's counters by name: refused messages by reason, bounded queues, detectors.
     pub controller: BTreeMap<String, u64>,
+    /// What evidence says of the nodes.
+    #[serde(default)]
+    pub trust: super::trust::TrustTotals,
     /// State of the ledger.
     pub ledger: LedgerView,
     /// Seconds since the agent started.
@@ -422,6 +442,9 @@ pub struct Peer {
     pub connected: bool,
     /// Its weight in this epoch.
     pub weight: u64,
+    /// The weight that follows from the evidence; see `secmesh trust`.
+    #[serde(default)]
+    pub trust: u32,
     /// Whether it was proved to lie.
     pub equivocated: bool,
     /// Whether it is this node.

@@ -112,6 +112,20 @@ Examples:
     /// Show the nodes of the mesh
     #[command(after_help = "Example:\n  secmesh peers")]
     Peers,
+    /// Show how far each node is trusted, and why
+    #[command(after_help = "\
+The weight follows from signed evidence that all nodes gather: outcomes of blocks, the operator's \
+verdicts, test questions, proofs. Nodes that show the same frontier show the same weights.
+
+Examples:
+  secmesh trust
+  secmesh trust n2
+  secmesh trust --json | jq '.nodes[] | {name, weight}'")]
+    Trust {
+        /// Only this node, with its whole history: its name or the beginning of its id
+        #[arg(value_name = "NODE")]
+        node: Option<String>,
+    },
     /// Show what this node's detectors raised, newest first
     #[command(
         after_help = "Examples:\n  secmesh alerts\n  secmesh alerts --limit 1000 --json | jq '.[].subject'"
@@ -176,7 +190,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   secmesh unblock 203.0.113.9
-  secmesh unblock 203.0.113.9 --operator-key /var/lib/secmesh/operator.key    without a vote")]
+  secmesh unblock 203.0.113.9 --operator-key /var/lib/secmesh/operator.key    without a vote
+  secmesh unblock 203.0.113.9 --false-positive --operator-key FILE            it was harmless")]
     Unblock(UnblockArgs),
     /// Change and show what is never blocked
     #[command(
@@ -449,6 +464,10 @@ pub struct UnblockArgs {
     /// Sign the release with this operator key: the mesh then takes no vote
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub operator_key: Option<PathBuf>,
+    /// Say that it was harmless: whoever claimed to have seen it attack loses trust. With --operator-key
+    /// at once on every node; without, as far as more than a third of the mesh says the same
+    #[arg(long)]
+    pub false_positive: bool,
 }
 
 /// `secmesh allow …`

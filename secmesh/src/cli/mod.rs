@@ -28,6 +28,7 @@ mod show;
 mod status;
 mod table;
 mod time;
+mod trust;
 mod watch;
 
 use std::cell::OnceCell;
@@ -87,6 +88,7 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         Command::Status { all } => show::status(context, all, out),
         Command::Metrics => show::metrics(context, out),
         Command::Peers => show::peers(context, out),
+        Command::Trust { node } => trust::trust(context, node, out),
         Command::Alerts { limit } => show::alerts(context, limit, out),
         Command::Flows { limit, follow } => watch::flows(context, limit, follow, out),
         Command::Processes { limit, follow } => watch::processes(context, limit, follow, out),

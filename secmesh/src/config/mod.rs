@@ -15,6 +15,7 @@ mod flows;
 mod limits;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod values;
 
 use std::fs::File;
@@ -36,6 +37,7 @@ pub use flows::{FlowsConfig, HostConfig};
 pub use limits::{
     ByteRate, ChecksConfig, CountRate, LimitsConfig, Port, SourceLimits, TripwireConfig,
 };
+pub use trust::TrustConfig;
 pub use values::{AttachMode, CookieMode, KernelLog, Mode};
 
 /// Largest configuration file accepted, in bytes.
@@ -87,6 +89,8 @@ pub struct Config {
     pub checks: ChecksConfig,
     /// Ports that name whoever sends to them.
     pub tripwire: TripwireConfig,
+    /// Evidence on the nodes of the mesh.
+    pub trust: TrustConfig,
 }
 
 /// `[node]`
@@ -348,6 +352,7 @@ impl Config {
         check.section("limits", |check| self.limits.check(check));
         check.section("checks", ChecksConfig::check);
         check.section("tripwire", |check| self.tripwire.check(check));
+        check.section("trust", |check| self.trust.check(check));
         check
     }
 }

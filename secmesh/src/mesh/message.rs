@@ -4,6 +4,8 @@ use super::admission::{AdmittedRecord, SignedGrant};
 use super::cert::Certificate;
 use super::crypto::CryptoError;
 use super::decision::SignedRelease;
+use super::evidence::EvidenceMessage;
+use super::inventory::Inventory;
 use super::roster::Roster;
 use super::vote::{Ballot, SignedVote};
 use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
@@ -119,6 +121,10 @@ pub enum Message {
     Release(Box<SignedRelease>),
     /// Several of the others (never a batch), each as its own encoding.
     Batch(Vec<Vec<u8>>),
+    /// Kinds 24 to 29: statements and what it takes to compare them.
+    Evidence(Box<EvidenceMessage>),
+    /// Kinds 30 and 31: what the sender has of everything else.
+    Inventory(Box<Inventory>),
 }
 
 impl Message {
@@ -140,6 +146,16 @@ impl Message {
                         let _written = e.bytes("part", part, MAX_PART).is_ok();
                     }
                 }
+                &mut e
+            }
+            Self::Inventory(message) => {
+                e.u8(message.kind());
+                message.write(&mut e);
+                &mut e
+            }
+            Self::Evidence(message) => {
+                e.u8(message.kind());
+                message.write(&mut e);
                 &mut e
             }
         };
@@ -175,6 +191,8 @@ impl Message {
                 }
                 Self::Batch(parts)
             }
+            30..=31 => Self::Inventory(Box::new(Inventory::from_body(kind, body)?)),
+            24..=29 => Self::Evidence(Box::new(EvidenceMessage::from_body(kind, body)?)),
             _ => {
                 return Err(WireError::Invalid {
                     field: "message kind",

@@ -7,9 +7,11 @@ pub mod cert;
 pub mod crypto;
 pub mod decision;
 pub mod engine;
+pub mod evidence;
 pub mod genesis;
 pub mod identity;
 pub mod ids;
+pub mod inventory;
 pub mod join;
 pub mod message;
 pub mod roster;
@@ -17,6 +19,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod trust;
 #[cfg(test)]
 mod vectors_tests;
 pub mod vote;

@@ -21,7 +21,8 @@ fn computed() -> BTreeMap<&'static str, String> {
     let certificate: Certificate = certificate(&roster, block, &votes);
     let release = OperatorRelease::new(roster.mesh(), roster.epoch_hash(), subject(), T0, 60);
     let proof = EquivocationProof::new(vote.signed, lie.signed).unwrap();
-    BTreeMap::from([
+    let evidence = super::evidence::testing::vectors();
+    let mut all = BTreeMap::from([
         ("operator_public_key", to_hex(&operator().public())),
         ("genesis", to_hex(&genesis().to_bytes())),
         (
@@ -55,7 +56,9 @@ fn computed() -> BTreeMap<&'static str, String> {
             "operator_release",
             to_hex(&release.sign(&operator()).to_bytes()),
         ),
-    ])
+    ]);
+    all.extend(evidence);
+    all
 }
 
 #[test]

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::addr::Prefix;
 use crate::mesh::admission::{AdmittedRecord, SignedGrant};
 use crate::mesh::decision::{Decision, SignedRelease};
+use crate::mesh::evidence::{OutcomeKind, ProofKind, SignedVerdict};
 use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::Tolerance;
@@ -55,6 +56,31 @@ pub enum Input<'a> {
     Admit(Box<AdmittedRecord>),
     /// The operator of this node made a ticket.
     OpenGrant(Box<SignedGrant>),
+    /// What became of a block of the mesh on this host.
+    Outcome {
+        /// The block.
+        decision: DecisionId,
+        /// Whether the source kept coming, or was harmless by the word of this node's operator.
+        kind: OutcomeKind,
+        /// Packets that were dropped for it.
+        packets: u64,
+    },
+    /// The operator's verdict on blocks of the mesh, handed in at this node.
+    Verdict(Box<SignedVerdict>),
+    /// Ask a peer a test question.
+    Question {
+        /// Random bytes: they choose whom, about what, and hide the answer.
+        seed: [u8; 32],
+    },
+    /// What was done to a node by a decision of the mesh helped, or did not.
+    Remediated {
+        /// The node.
+        node: NodeId,
+        /// The decision.
+        decision: DecisionId,
+        /// Whether it helped.
+        succeeded: bool,
+    },
 }
 
 /// What the engine wants done, in order.
@@ -63,6 +89,22 @@ pub enum Output {
     /// Put these bytes (a ballot) on the disk, durably, before any later output of this call is
     /// carried out. If that fails, drop the rest of the call's `Broadcast`s and `Send`s.
     Persist(Vec<u8>),
+    /// Append this statement to the evidence log on the disk. An own one durably, before any later output
+    /// of this call is carried out; if that fails, drop the rest of the call's `Broadcast`s and `Send`s.
+    KeepEvidence {
+        /// The statement.
+        bytes: Vec<u8>,
+        /// Whether this node made it.
+        own: bool,
+    },
+    /// A node is proved to have done what no honest node does; a statement about it follows, here or by
+    /// another node.
+    Caught {
+        /// Who.
+        node: NodeId,
+        /// What.
+        proof: ProofKind,
+    },
     /// Send to every connected peer.
     Broadcast(Vec<u8>),
     /// Send to one peer.
@@ -229,6 +271,14 @@ reasons!(
     OverBudget = "over_budget",
     /// This node is not in the roster and cannot vote.
     NotAMember = "not_a_member",
+    /// A statement by nobody that this node knows.
+    UnknownAuthor = "unknown_author",
+    /// A statement that does not continue its author's log as it is known here.
+    ForkedEvidence = "forked_evidence",
+    /// More statements, questions or requests than one node may have.
+    TooMuchEvidence = "too_much_evidence",
+    /// A test question, its answer or a verdict that nothing here fits to.
+    NothingToJudge = "nothing_to_judge",
 );
 
 impl fmt::Display for RefusalReason {

@@ -1,20 +1,17 @@
-//! Admissions, tickets, epochs, and what a peer is told when it connects.
+//! Admissions, tickets, epochs, proofs.
 
 use std::collections::VecDeque;
 
 use super::io::{Output, QuorumState, RefusalReason};
 use super::{Call, Engine, KNOWN_EPOCHS};
 use crate::mesh::admission::{AdmissionError, AdmittedRecord, SignedGrant};
-use crate::mesh::decision::Warrant;
+use crate::mesh::evidence::Misconduct;
 use crate::mesh::ids::NodeId;
-use crate::mesh::message::{EquivocationProof, Message, pack};
+use crate::mesh::message::{EquivocationProof, Message};
 use crate::mesh::roster::{MAX_NODES, Offered, Roster};
 
 /// Most open tickets.
 const MAX_GRANTS: usize = 1_024;
-/// Most messages of the backlog sent to one peer per call: 2 MiB, so that a peer that comes up
-/// does not keep this node from voting.
-const BACKLOG_STEP: usize = 32;
 
 impl Engine {
     /// `local`: this node lets the joiner in right now, so the ticket has to be valid right now.
@@ -179,70 +176,8 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::Equivocation(proof.clone()).to_bytes(),
         ));
-        call.out.push(Output::Equivocation(proof));
-    }
-
-    pub(super) fn peer_up(&mut self, call: &mut Call<'_>, peer: NodeId) {
-        if peer == self.config.node
-            || (self.connected.len() >= MAX_NODES && !self.connected.contains(&peer))
-        {
-            return;
-        }
-        self.connected.insert(peer);
-        let records = self
-            .registry
-            .records()
-            .map(|r| Message::Admission(Box::new(r.clone())));
-        let grants = self
-            .grants
-            .values()
-            .map(|g| Message::Grant(Box::new(g.clone())));
-        let proofs = self
-            .proofs
-            .values()
-            .map(|p| Message::Equivocation(Box::new(*p)));
-        // Own votes on what is still open, so that a mesh that was split can decide after all.
-        let votes = self
-            .own_votes
-            .values()
-            .filter(|ballot| {
-                let vote = &ballot.signed.vote;
-                vote.epoch_hash == self.roster.epoch_hash()
-                    && self
-                        .incidents
-                        .get(&(vote.incident, vote.round))
-                        .is_some_and(|i| !i.decided && i.is_open(call.now))
-            })
-            .map(|ballot| Message::Vote(Box::new(*ballot)));
-        let decisions = self.decisions.values().filter_map(|decision| {
-            match &decision.warrant {
-                Warrant::Operator(signed) => Some(Message::Release(Box::new(*signed))),
-                // What today's roster would not have decided, the peer would refuse.
-                Warrant::Votes(certificate) => certificate
-                    .count(&self.roster, &self.zeroed)
-                    .check()
-                    .is_ok()
-                    .then(|| Message::Certificate(Box::new(certificate.clone()))),
-            }
-        });
-        let parts = records
-            .chain(grants)
-            .chain(proofs)
-            .chain(votes)
-            .chain(decisions)
-            .map(|message| message.to_bytes());
-        let batches: VecDeque<Vec<u8>> = pack(parts).into();
-        self.backlog.insert(peer, batches);
-        self.send_backlog(call);
-    }
-
-    pub(super) fn send_backlog(&mut self, call: &mut Call<'_>) {
-        for (peer, batches) in &mut self.backlog {
-            for bytes in batches.drain(..batches.len().min(BACKLOG_STEP)) {
-                call.out.push(Output::Send { to: *peer, bytes });
-            }
-        }
-        self.backlog.retain(|_, batches| !batches.is_empty());
+        call.out.push(Output::Equivocation(proof.clone()));
+        self.catch(call, Misconduct::Equivocation(proof));
     }
 
     pub(super) fn report_state(&mut self, call: &mut Call<'_>) {

@@ -5,13 +5,21 @@
 //!
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
-//! - `membership`: admissions, tickets, epochs, what a peer is told when it connects
+//! - `membership`: admissions, tickets, epochs
+//! - `inventory`: what a peer is told when it connects
 //! - `incidents`: the bounded table of what is being voted on
+//! - `statements`: what this node states about the others; where everybody stands
+//! - `questions`: test questions
+//! - `sync`: how the statements of all nodes reach all nodes
 
 mod decisions;
 mod incidents;
+mod inventory;
 mod io;
 mod membership;
+mod questions;
+mod statements;
+mod sync;
 mod view;
 mod votes;
 mod window;
@@ -21,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 pub use self::io::{Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+use self::statements::Statements;
 pub use self::view::{IncidentView, RestoreError};
 use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
@@ -122,6 +131,8 @@ pub struct Engine {
     pending: VecDeque<(u64, NodeId, Vec<u8>)>,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
+    /// Signed evidence on the nodes.
+    statements: Statements,
 }
 
 impl Engine {
@@ -161,6 +172,7 @@ impl Engine {
             pending: VecDeque::new(),
             refusals: BTreeMap::new(),
             last_state: None,
+            statements: Statements::new(mesh),
         }
     }
 
@@ -191,14 +203,30 @@ impl Engine {
                 None => self.propose_release(call, subject),
             },
             Input::Message { from, bytes } => self.message(call, from, bytes),
-            Input::PeerUp(peer) => self.peer_up(call, peer),
+            Input::PeerUp(peer) => {
+                self.peer_up(call, peer);
+                self.compare_with(call, peer);
+            }
             Input::PeerDown(peer) => {
                 self.connected.remove(&peer);
                 self.backlog.remove(&peer);
+                self.statements.peer_down(&peer);
             }
             Input::Tick => self.tick(call),
             Input::Admit(admitted) => self.admit(call, self.config.node, *admitted, true),
             Input::OpenGrant(grant) => self.open_grant(call, self.config.node, *grant, true),
+            Input::Outcome {
+                decision,
+                kind,
+                packets,
+            } => self.outcome(call, decision, kind, packets),
+            Input::Verdict(verdict) => self.verdict(call, &verdict),
+            Input::Question { seed } => self.ask(call, seed),
+            Input::Remediated {
+                node,
+                decision,
+                succeeded,
+            } => self.remediated(call, node, decision, succeeded),
         }
         self.report_state(call);
     }
@@ -236,6 +264,8 @@ impl Engine {
             Message::Grant(grant) => self.open_grant(call, from, *grant, false),
             Message::Equivocation(proof) => self.peer_proof(call, from, &proof),
             Message::Release(signed) => self.signed_release(call, from, *signed, false),
+            Message::Evidence(message) => self.evidence_message(call, from, *message),
+            Message::Inventory(message) => self.peer_inventory(call, from, *message),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
         }
@@ -283,6 +313,7 @@ impl Engine {
         }
         self.agree_to_releases(call);
         self.send_backlog(call);
+        self.tick_statements(call);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Several engines in one process, joined by a network that a test (or a random schedule) runs.
 
 mod bounds;
+mod evidence;
+mod inventory;
 mod join;
 mod networks;
 mod refusals;
@@ -13,6 +15,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::mesh::cert::CertVerdict;
+use crate::mesh::evidence::EvidenceMessage;
 use crate::mesh::testing::*;
 use crate::mesh::vote::{Action, Verdict};
 
@@ -52,6 +55,8 @@ struct Net {
     policies: BTreeMap<u8, TestPolicy>,
     /// Votes on the disk of each node.
     disks: BTreeMap<u8, Vec<Vec<u8>>>,
+    /// Statements on the disk of each node.
+    evidence: BTreeMap<u8, Vec<Vec<u8>>>,
     outputs: BTreeMap<u8, Vec<Output>>,
     links: BTreeSet<(u8, u8)>,
     queue: Vec<Packet>,
@@ -76,6 +81,7 @@ impl Net {
             engines: BTreeMap::new(),
             policies: BTreeMap::new(),
             disks: BTreeMap::new(),
+            evidence: BTreeMap::new(),
             outputs: BTreeMap::new(),
             links: BTreeSet::new(),
             queue: Vec::new(),
@@ -156,6 +162,10 @@ impl Net {
                     self.disks.entry(i).or_default().push(bytes.clone());
                     continue;
                 }
+                Output::KeepEvidence { bytes, .. } => {
+                    self.evidence.entry(i).or_default().push(bytes.clone());
+                    continue;
+                }
                 Output::Broadcast(bytes) => (bytes, None),
                 Output::Send { to, bytes } => (bytes, Some(*to)),
                 _ => continue,
@@ -167,6 +177,18 @@ impl Net {
                     disk.is_some_and(|disk| disk.contains(&ballot)),
                     "a vote left before it was on the disk"
                 );
+            }
+            if let Ok(Message::Evidence(message)) = Message::from_bytes(bytes)
+                && let EvidenceMessage::Statements(statements) = *message
+            {
+                let own = statements
+                    .iter()
+                    .filter(|s| s.head().author == node_id(i))
+                    .all(|s| {
+                        let disk = self.evidence.get(&i);
+                        disk.is_some_and(|disk| disk.contains(&s.to_bytes()))
+                    });
+                assert!(own, "a statement left before it was on the disk");
             }
             for (_, peer) in self.links.iter().filter(|(from, _)| *from == i) {
                 if to.is_none_or(|to| to == node_id(*peer)) {
