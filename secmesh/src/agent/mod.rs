@@ -16,6 +16,8 @@ mod lists;
 mod membership;
 mod metrics;
 mod mode;
+mod notary;
+mod outbox;
 mod protect;
 mod reconcile;
 mod recover;

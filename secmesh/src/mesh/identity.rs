@@ -14,6 +14,8 @@ pub use keys::{
 pub use keys::{TlsIdentity, ed25519_spki_sha256};
 pub use ticket::{Ticket, TicketError};
 
+use std::sync::Arc;
+
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,7 @@ use super::admission::NodeRecord;
 use super::ids::{Hash, Name, NodeId, Zone};
 use super::pq::{PqError, PqSigner};
 use crate::entropy::EntropyError;
+use crate::ledger::LedgerKeys;
 use crate::state::{StateDir, StateError};
 
 const FILE: &str = "identity.json";
@@ -94,7 +97,7 @@ pub struct Identity {
     advertise: Option<String>,
     vote: SigningKey,
     ledger: SigningKey,
-    ledger_pq: PqSigner,
+    ledger_pq: Arc<PqSigner>,
     tls: TlsIdentity,
 }
 
@@ -126,7 +129,7 @@ impl Identity {
         let vote = keys::create(&dir.file(Purpose::Vote.file()), Purpose::Vote)?;
         let ledger = keys::create(&dir.file(Purpose::Ledger.file()), Purpose::Ledger)?;
         let seed = keys::create_seed(&dir.file(Purpose::LedgerPq.file()), Purpose::LedgerPq)?;
-        let ledger_pq = PqSigner::from_seed(&seed)?;
+        let ledger_pq = Arc::new(PqSigner::from_seed(&seed)?);
         let tls = TlsIdentity::new(&keys::create(&dir.file(Purpose::Tls.file()), Purpose::Tls)?)?;
         let identity = Self {
             incarnation: 1,
@@ -159,7 +162,7 @@ impl Identity {
         let vote = keys::load(&dir.file(Purpose::Vote.file()), Purpose::Vote)?;
         let ledger = keys::load(&dir.file(Purpose::Ledger.file()), Purpose::Ledger)?;
         let seed = keys::load_seed(&dir.file(Purpose::LedgerPq.file()), Purpose::LedgerPq)?;
-        let ledger_pq = PqSigner::from_seed(&seed)?;
+        let ledger_pq = Arc::new(PqSigner::from_seed(&seed)?);
         let tls = TlsIdentity::new(&keys::load(&dir.file(Purpose::Tls.file()), Purpose::Tls)?)?;
         for (public, stored, detail) in [
             (
@@ -295,8 +298,17 @@ impl Identity {
     }
 
     /// The ML-DSA-44 key that signs the ledger too.
-    pub fn ledger_pq_key(&self) -> &PqSigner {
+    pub fn ledger_pq_key(&self) -> &Arc<PqSigner> {
         &self.ledger_pq
+    }
+
+    /// All that the ledger is signed with.
+    pub fn ledger_keys(&self) -> LedgerKeys {
+        LedgerKeys {
+            node: self.node_id().0,
+            key: self.ledger.clone(),
+            pq: Arc::clone(&self.ledger_pq),
+        }
     }
 
     /// The key and certificate for TLS.

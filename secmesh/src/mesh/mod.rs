@@ -16,9 +16,10 @@ pub mod pq;
 pub mod roster;
 pub mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod transport;
 #[cfg(test)]
 mod vectors_tests;
 pub mod vote;
 pub mod wire;
+pub mod witness;

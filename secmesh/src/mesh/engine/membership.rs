@@ -9,6 +9,7 @@ use crate::mesh::decision::Warrant;
 use crate::mesh::ids::NodeId;
 use crate::mesh::message::{EquivocationProof, Message, pack};
 use crate::mesh::roster::{MAX_NODES, Offered, Roster};
+use crate::mesh::witness::LedgerMessage;
 
 /// Most open tickets.
 const MAX_GRANTS: usize = 1_024;
@@ -201,6 +202,10 @@ impl Engine {
             .proofs
             .values()
             .map(|p| Message::Equivocation(Box::new(*p)));
+        let forks = self
+            .forks
+            .values()
+            .map(|p| Message::Ledger(LedgerMessage::Fork(Box::new(p.clone()))));
         // Own votes on what is still open, so that a mesh that was split can decide after all.
         let votes = self
             .own_votes
@@ -228,6 +233,7 @@ impl Engine {
         let parts = records
             .chain(grants)
             .chain(proofs)
+            .chain(forks)
             .chain(votes)
             .chain(decisions)
             .map(|message| message.to_bytes());

@@ -6,9 +6,11 @@
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
 //! - `membership`: admissions, tickets, epochs, what a peer is told when it connects
+//! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
 
 mod decisions;
+mod forks;
 mod incidents;
 mod io;
 mod membership;
@@ -33,6 +35,7 @@ use super::roster::{Registry, Roster};
 use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
 use super::wire::MAX_MESSAGE;
 use crate::addr::Prefix;
+use crate::ledger::fork::LedgerForkProof;
 
 /// How many earlier epochs' certificates are still understood.
 pub const KNOWN_EPOCHS: usize = 16;
@@ -110,6 +113,7 @@ pub struct Engine {
     evidence: BTreeMap<(Prefix, AttackClass), Evidence>,
     windows: BTreeMap<NodeId, ReplayWindow>,
     proofs: BTreeMap<NodeId, EquivocationProof>,
+    forks: BTreeMap<NodeId, LedgerForkProof>,
     /// Keys of `proofs`, in the form the counting rule takes.
     zeroed: BTreeSet<NodeId>,
     decisions: BTreeMap<DecisionId, Decision>,
@@ -153,6 +157,7 @@ impl Engine {
             evidence: BTreeMap::new(),
             windows: BTreeMap::new(),
             proofs: BTreeMap::new(),
+            forks: BTreeMap::new(),
             zeroed: BTreeSet::new(),
             decisions: BTreeMap::new(),
             by_subject: BTreeMap::new(),
@@ -199,6 +204,7 @@ impl Engine {
             Input::Tick => self.tick(call),
             Input::Admit(admitted) => self.admit(call, self.config.node, *admitted, true),
             Input::OpenGrant(grant) => self.open_grant(call, self.config.node, *grant, true),
+            Input::LedgerFork(proof) => self.fork(call, self.config.node, *proof),
         }
         self.report_state(call);
     }
@@ -236,6 +242,7 @@ impl Engine {
             Message::Grant(grant) => self.open_grant(call, from, *grant, false),
             Message::Equivocation(proof) => self.peer_proof(call, from, &proof),
             Message::Release(signed) => self.signed_release(call, from, *signed, false),
+            Message::Ledger(message) => self.about_ledgers(call, from, message),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
         }
