@@ -80,7 +80,7 @@ fn peers_cosign_checkpoints_and_an_entry_is_proved_offline() -> Result<()> {
     let segment = moved.join("00000000000000000001.seg");
     let length = segment.metadata()?.len();
     let mut found = false;
-    for cut in 1..length.min(4000) {
+    for cut in (1..length.min(4000)).step_by(25) {
         std::fs::File::options()
             .write(true)
             .open(&segment)?
