@@ -67,14 +67,14 @@ fn peers_cosign_checkpoints_and_an_entry_is_proved_offline() -> Result<()> {
     copy(&folder, &moved)?;
     // Node 2 has never seen the ledger, only the two files.
     let path = file.to_str().context("a path that is text")?;
-    let proved = lab.agent(2)?.json(&["ledger", "verify", path])?;
+    let proved: Value = lab.agent(2)?.json(&["ledger", "verify", path])?;
     let names = proved["checkpoint"]["witnesses"].as_array();
     ensure!(
         proved["ok"] == true && names.is_some_and(|names| names.len() >= 3),
         "{proved}"
     );
     let path = moved.to_str().context("a path that is text")?;
-    let copied = lab.agent(2)?.json(&["ledger", "verify", path])?;
+    let copied: Value = lab.agent(2)?.json(&["ledger", "verify", path])?;
     ensure!(copied["ok"] == true, "{copied}");
     // Its end cut off at a signature: whole in itself, but the checkpoint knows more.
     let segment = moved.join("00000000000000000001.seg");
