@@ -15,7 +15,7 @@ const POLL: Duration = Duration::from_millis(250);
 
 fn witnessed() -> Result<Lab> {
     let mut options = options()?.nodes(4);
-    options.extra_config = "[ledger]\ncheckpoint = \"1s\"\n".to_owned();
+    "[ledger]\ncheckpoint = \"1s\"\n".clone_into(&mut options.extra_config);
     Lab::start(options)
 }
 
@@ -37,9 +37,11 @@ fn wait_for_witnesses(lab: &Lab, node: usize, entries: u64) -> Result<Value> {
     let mut last = Value::Null;
     let found = clock::wait_until(PATIENCE, POLL, || {
         last = lab.agent(node)?.json(&["ledger", "verify"])?;
-        let checkpoint = &last["checkpoint"];
-        let names = checkpoint["witnesses"].as_array().map_or(0, Vec::len);
-        let size = checkpoint["size"].as_u64().unwrap_or(0);
+        let of = |key| last.get("checkpoint").and_then(|c| c.get(key));
+        let names = of("witnesses")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len);
+        let size = of("size").and_then(Value::as_u64).unwrap_or(0);
         Ok((names == 3 && size >= entries).then(|| last.clone()))
     })?;
     found.with_context(|| format!("not cosigned by three: {last}"))

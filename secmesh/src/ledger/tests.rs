@@ -307,6 +307,10 @@ fn a_rewritten_entry_without_the_key_is_found() {
     };
     let json = serde_json::to_vec(&note(2)).unwrap();
     let leaf = format::encode_entry(&mut forged, head, &json);
+    // The node's own seal stays behind it.
+    let seal = bytes.len() - (format::FRAME + format::SEAL + format::CHECK);
+    put(&path, &[forged.as_slice(), &bytes[seal..]].concat());
+    assert!(matches!(verify(&dir).unwrap_err().what, Fault::Corrupt(_)));
     let other = SigningKey::from_bytes(&[66; 32]);
     format::encode_seal(&mut forged, &other, &NODE, 1, leaf);
     put(&path, &forged);
