@@ -122,13 +122,13 @@ enum Task {
     },
     /// Measure, beside a peer on the same machine in the same run.
     #[command(
-        after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --row flood --row drop\n  cargo xtask bench dataplane --full --json"
+        after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --row flood --row drop\n  cargo xtask bench dataplane --full --json\n  cargo xtask bench mesh --row ledger --json"
     )]
     Bench {
         /// What to measure.
         #[arg(value_enum)]
         suite: Suite,
-        /// Only these groups of rows, such as drop, pass, flood, syn, blocklist.
+        /// Only these groups of rows, such as drop, pass, flood, syn, blocklist; ledger.
         #[arg(long)]
         row: Vec<String>,
         /// Every size and more turns; takes some minutes.
@@ -144,6 +144,8 @@ enum Task {
 enum Suite {
     /// The kernel program beside xdp-filter, nftables, ipset and the kernel's own cookies.
     Dataplane,
+    /// What the mesh costs: the ledger.
+    Mesh,
 }
 
 #[derive(Args)]
@@ -254,9 +256,12 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             full,
             json,
         } => {
-            setup::ensure(Profile::Bench, false, false)?;
             let report = match suite {
-                Suite::Dataplane => bench::dataplane(&bench::Selection { rows: row, full })?,
+                Suite::Dataplane => {
+                    setup::ensure(Profile::Bench, false, false)?;
+                    bench::dataplane(&bench::Selection { rows: row, full })?
+                }
+                Suite::Mesh => bench::mesh(&bench::Selection { rows: row, full })?,
             };
             if json {
                 println!("{}", serde_json::to_string_pretty(&report)?);
@@ -342,6 +347,7 @@ mod tests {
             "xtask vm --kernel 6.1 --kernel 6.12 --json --limit 60",
             "xtask bench dataplane",
             "xtask bench dataplane --json",
+            "xtask bench mesh --row ledger --json",
             "xtask bench dataplane --row flood --row syn --full",
             "xtask fuzz",
             "xtask fuzz --list --json",

@@ -6,11 +6,13 @@ use secmesh::mesh::admission::{AdmittedRecord, SignedGrant};
 use secmesh::mesh::cert::{Certificate, MAX_CERT_VOTES};
 use secmesh::mesh::decision::{SignedRelease, Warrant};
 use secmesh::mesh::genesis::{MAX_BLOCK_TTL_S, SignedGenesis};
+use secmesh::mesh::ids::NodeId;
 use secmesh::mesh::join::JoinReply;
 use secmesh::mesh::message::{EquivocationProof, Message, pack};
 use secmesh::mesh::transport::MAX_MESSAGE;
 use secmesh::mesh::transport::fuzzing::{Read, read_and_write};
 use secmesh::mesh::vote::Ballot;
+use secmesh::mesh::witness::{Answer, LedgerMessage, Offer, Outcome};
 
 use crate::feed::Feed;
 use crate::samples::{Mesh, mesh};
@@ -53,6 +55,34 @@ pub(super) fn message_seeds() -> Vec<Vec<u8>> {
                 .map(|g| Message::Grant(Box::new(g))),
         );
         all.push(Message::Release(Box::new(mesh.release)));
+        let note = b"secmesh/00\n1\nAAAA\n".to_vec();
+        for message in [
+            LedgerMessage::Offer(Box::new(Offer {
+                old_size: 1,
+                proof: vec![[7; 32]; 3],
+                note: note.clone(),
+                pq: None,
+            })),
+            LedgerMessage::Answer(Box::new(Answer {
+                size: 5,
+                root: [1; 32],
+                outcome: Outcome::Cosigned {
+                    time_s: 9,
+                    signature: [2; 64],
+                },
+            })),
+            LedgerMessage::Answer(Box::new(Answer {
+                size: 5,
+                root: [1; 32],
+                outcome: Outcome::Knows(Some(note.clone())),
+            })),
+            LedgerMessage::Seen {
+                node: NodeId([3; 16]),
+                note,
+            },
+        ] {
+            all.push(Message::Ledger(message));
+        }
         if let Some(ballot) = mesh.ballots.first() {
             let mut other = ballot.signed;
             other.vote.sequence += 1;

@@ -99,6 +99,13 @@ pub const TARGETS: &[Target] = &[
     ),
     target("mesh_frame", mesh::frame, mesh::frame_seeds, 160 << 10, 8),
     target("ledger", ledger::run, ledger::seeds, 512 << 10, 64),
+    target(
+        "ledger_note",
+        ledger::note,
+        ledger::note_seeds,
+        16 << 10,
+        32,
+    ),
     target("prefix", prefix::run, prefix::seeds, 4 << 10, 32),
     target("ticket", ticket::run, ticket::seeds, 64 << 10, 16),
     target(

@@ -15,6 +15,8 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+use super::notary::Notary;
+use super::outbox::Outbox;
 use super::{
     AgentError, Options,
     capture::Captures,
@@ -34,7 +36,7 @@ use crate::{
         WatchTable,
     },
     detect::{Alert, Detectors, TimeBase},
-    ledger::{LedgerHandle, Record},
+    ledger::{LedgerHandle, Record, fork::LedgerForkProof},
     mesh::{
         engine::{Engine, Input, Policy},
         identity::Identity,
@@ -134,6 +136,9 @@ pub(super) struct Agent {
     pub interfaces: Interfaces,
     pub book: Book,
     pub ledger: LedgerHandle,
+    pub notary: Notary,
+    /// When the ledger was last shown to witnesses, on the monotonic clock.
+    pub checkpointed_ns: u64,
     pub transport: TransportHandle,
     pub allowed: Arc<AllowedPeers>,
     pub store: MeshStore,
@@ -144,9 +149,8 @@ pub(super) struct Agent {
     /// Unix time at the monotonic clock's zero, µs; moves when the wall clock is set.
     pub clock_origin_us: u64,
     pub last_discovery_us: u64,
-    /// The disk refused a vote of ours. The engine may still hold it, so nothing of this node leaves any
-    /// more until it is started again on a disk that works.
-    pub silenced: bool,
+    /// What leaves, behind the votes that have to be on the disk first.
+    pub outbox: Outbox,
     /// Why the loop ended, if not by a signal.
     pub ring_failed: Option<std::io::Error>,
     /// What must stay reachable without being on the allowlist, because `[allow] builtin` is off or it is
@@ -170,6 +174,8 @@ pub(super) struct Streams {
     pub links: Option<LinkWatch>,
     pub peers: mpsc::Receiver<TransportEvent>,
     pub calls: mpsc::Receiver<Call>,
+    /// Proofs that this node has found as a witness.
+    pub forks: mpsc::Receiver<LedgerForkProof>,
     pub interrupt: Signal,
     pub terminate: Signal,
 }
@@ -239,6 +245,14 @@ impl Agent {
                     self.notice_interfaces(self.now());
                 }
                 Some(event) = streams.peers.recv() => self.take_peer(event).await,
+                written = self.outbox.next() => {
+                    if let Err(error) = written {
+                        self.not_persisted(&error);
+                    }
+                }
+                Some(proof) = streams.forks.recv() => {
+                    self.drive(Input::LedgerFork(Box::new(proof))).await;
+                }
                 Some(call) = streams.calls.recv() => {
                     let answer = self.answer(call.request).await;
                     // The asker may have gone.
@@ -265,6 +279,9 @@ impl Agent {
                 Some(error) => format!("the event ring failed: {error}"),
             },
         };
+        if let Err(error) = self.outbox.drain().await {
+            self.not_persisted(&error);
+        }
         if let Err(error) = self.ledger.append_durable(&record).await {
             warn!(%error, "the ledger did not take the last entry");
         }
@@ -383,10 +400,12 @@ impl Agent {
                     self.discover_allowlist(false);
                 }
                 info!(peer = %self.name_of(&node), "connected");
+                self.notary.up(node);
                 self.drive(Input::PeerUp(node)).await;
             }
             TransportEvent::PeerDown { node } => {
                 warn!(peer = %self.name_of(&node), "disconnected");
+                self.notary.down(node);
                 self.drive(Input::PeerDown(node)).await;
             }
             TransportEvent::Message { from, bytes } => {
@@ -443,7 +462,17 @@ impl Agent {
             self.discover_allowlist(false);
         }
         self.refresh_cookies(false);
+        self.checkpoint(now);
         self.drive(Input::Tick).await;
+    }
+
+    /// Has the ledger cosigned, now and then.
+    fn checkpoint(&mut self, now: Now) {
+        let every = self.options.config.ledger.checkpoint.as_nanos();
+        if u128::from(now.mono_ns.saturating_sub(self.checkpointed_ns)) >= every {
+            self.checkpointed_ns = now.mono_ns;
+            self.notary.round(self.engine.connected());
+        }
     }
 
     /// Kernel entries end on the monotonic clock, decisions on the wall clock: when that is set, the

@@ -17,6 +17,8 @@ mod lists;
 mod membership;
 mod metrics;
 mod mode;
+mod notary;
+mod outbox;
 mod protect;
 mod reconcile;
 mod recover;

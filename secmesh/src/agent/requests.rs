@@ -229,11 +229,25 @@ impl Agent {
             ]
             .map(|(name, n)| (name, n.load(Ordering::Relaxed)))
         });
+        let notary = &self.notary.counters;
+        let witness = [
+            ("ledger_cosigned", &notary.cosigned),
+            ("ledger_cosignatures", &notary.got),
+            ("ledger_offers_refused", &notary.refused),
+            ("ledger_messages_dropped", &notary.dropped),
+            ("ledger_cut_back_from", &notary.cut_back),
+        ]
+        .map(|(name, n)| (name, n.load(Ordering::Relaxed)));
         let transport = self.transport.counters();
         let refusals = self.engine.refusals();
         own.into_iter()
             .chain(scrapes)
             .chain(self.list_counters())
+            .chain(witness)
+            .chain([(
+                "ledger_forks",
+                self.engine.forks().count().try_into().unwrap_or(u64::MAX),
+            )])
             .map(|(k, v)| (k.to_owned(), v))
             .chain(
                 transport

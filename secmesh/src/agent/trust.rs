@@ -92,7 +92,7 @@ impl Agent {
             self.trust.not_kept += 1;
             if own {
                 error!(%error, "an own statement is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
-                self.silenced = true;
+                self.outbox.silence();
             } else {
                 warn!(%error, "a peer's statement is not on the disk; it comes again after the next start");
             }

@@ -237,8 +237,10 @@ Switching to enforce is refused if a block would cut off the SSH session that as
         after_help = "\
 Examples:
   secmesh ledger verify
-  secmesh ledger verify /backup/n1/ledger.log
-  secmesh ledger show --last 20"
+  secmesh ledger verify /backup/n1/ledger
+  secmesh ledger show --last 20
+  secmesh ledger prove 17 > entry-17.json
+  secmesh ledger verify entry-17.json"
     )]
     Ledger(LedgerCommand),
     /// Run the detectors over packet captures and print the alerts
@@ -495,9 +497,9 @@ pub enum AllowCommand {
 /// `secmesh ledger …`
 #[derive(Debug, Subcommand)]
 pub enum LedgerCommand {
-    /// Check structure, hash chain and every signature
+    /// Check every entry, the signatures over them, and the checkpoint with its witnesses; or a proof
     Verify {
-        /// A ledger or a copy of one [default: this node's]
+        /// A ledger's directory, one segment of it, a copy of either, or a proof [default: this node's]
         #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
         path: Option<PathBuf>,
     },
@@ -508,6 +510,15 @@ pub enum LedgerCommand {
         last: Option<usize>,
         /// A ledger or a copy of one [default: this node's]
         #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
+        path: Option<PathBuf>,
+    },
+    /// Print a proof of one entry that `ledger verify` accepts anywhere, without the ledger
+    Prove {
+        /// Number of the entry, as `ledger show` prints it
+        #[arg(value_name = "ENTRY", value_parser = clap::value_parser!(u64).range(1..))]
+        entry: u64,
+        /// A ledger's directory or a copy of it [default: this node's]
+        #[arg(value_name = "PATH", value_hint = ValueHint::DirPath)]
         path: Option<PathBuf>,
     },
 }

@@ -81,6 +81,8 @@ fn the_contracts_lines_parse() {
         "secmesh ledger verify",
         "secmesh ledger verify f",
         "secmesh ledger show --last 3",
+        "secmesh ledger prove 17",
+        "secmesh ledger prove 17 dir",
         "secmesh replay a b --json",
         "secmesh detach",
         "secmesh completions bash",

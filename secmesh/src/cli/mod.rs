@@ -125,6 +125,9 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         Command::Ledger(LedgerCommand::Show { last, path }) => {
             ledger::show(context, last, path, out)
         }
+        Command::Ledger(LedgerCommand::Prove { entry, path }) => {
+            ledger::prove(context, entry, path, out)
+        }
         Command::Replay { files } => replay::replay(context, &files, out),
         Command::Capture(args) => capture::capture(context, &args, out),
         Command::Detach => run::detach(context, out),

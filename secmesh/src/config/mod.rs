@@ -12,6 +12,7 @@ mod detect;
 mod document;
 mod error;
 mod flows;
+mod ledger;
 mod limits;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use detect::{DetectConfig, FloodConfig, ScanConfig};
 use document::Document;
 pub use error::{ConfigError, Problem};
 pub use flows::{FlowsConfig, HostConfig};
+pub use ledger::LedgerConfig;
 pub use limits::{
     ByteRate, ChecksConfig, CountRate, LimitsConfig, Port, SourceLimits, TripwireConfig,
 };
@@ -79,6 +81,8 @@ pub struct Config {
     pub respond: RespondConfig,
     /// What it tells a Prometheus.
     pub metrics: MetricsConfig,
+    /// The record.
+    pub ledger: LedgerConfig,
     /// Flow records.
     pub flows: FlowsConfig,
     /// What is watched of this host beside its traffic.
@@ -347,6 +351,7 @@ impl Config {
         check.section("detect", |check| self.detect.check(check));
         check.section("respond", |check| self.respond.check(check));
         check.section("metrics", |check| self.metrics.check(check));
+        check.section("ledger", |check| self.ledger.check(check));
         check.section("flows", |check| self.flows.check(check));
         check.section("host", |check| self.host.check(check));
         check.section("limits", |check| self.limits.check(check));

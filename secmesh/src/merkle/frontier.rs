@@ -30,7 +30,7 @@ impl Frontier {
 
     /// Appends a leaf and tells `completed` each subtree that it completes, the leaf first, by level
     /// and hash.
-    pub(super) fn push_with(&mut self, leaf: Hash, mut completed: impl FnMut(u32, &Hash)) {
+    pub(crate) fn push_with(&mut self, leaf: Hash, mut completed: impl FnMut(u32, &Hash)) {
         let mut hash = leaf;
         completed(0, &hash);
         // Each trailing one of the old size is a subtree that now has its sibling.

@@ -9,6 +9,7 @@ use super::inventory::Inventory;
 use super::roster::Roster;
 use super::vote::{Ballot, SignedVote};
 use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
+use super::witness::LedgerMessage;
 
 const TAG: &str = "secmesh/msg/1";
 
@@ -119,6 +120,8 @@ pub enum Message {
     Equivocation(Box<EquivocationProof>),
     /// The operator ends a block.
     Release(Box<SignedRelease>),
+    /// About ledgers: kinds 8 to 11.
+    Ledger(LedgerMessage),
     /// Several of the others (never a batch), each as its own encoding.
     Batch(Vec<Vec<u8>>),
     /// Kinds 24 to 29: statements and what it takes to compare them.
@@ -138,6 +141,7 @@ impl Message {
             Self::Grant(grant) => e.u8(4).fixed(&grant.to_bytes()),
             Self::Equivocation(proof) => e.u8(5).fixed(&proof.to_bytes()),
             Self::Release(release) => e.u8(6).fixed(&release.to_bytes()),
+            Self::Ledger(message) => e.u8(message.kind()).fixed(&message.to_bytes()),
             Self::Batch(parts) => {
                 e.u8(7);
                 for part in parts {
@@ -184,6 +188,9 @@ impl Message {
             4 => Self::Grant(Box::new(SignedGrant::from_bytes(body)?)),
             5 => Self::Equivocation(Box::new(EquivocationProof::from_bytes(body)?)),
             6 => Self::Release(Box::new(SignedRelease::from_bytes(body)?)),
+            kind if LedgerMessage::KINDS.contains(&kind) => {
+                Self::Ledger(LedgerMessage::from_bytes(kind, body)?)
+            }
             7 => {
                 let mut parts = Vec::new();
                 while !d.rest().is_empty() {

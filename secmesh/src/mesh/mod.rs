@@ -14,13 +14,15 @@ pub mod ids;
 pub mod inventory;
 pub mod join;
 pub mod message;
+pub mod pq;
 pub mod roster;
 pub mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod transport;
 pub mod trust;
 #[cfg(test)]
 mod vectors_tests;
 pub mod vote;
 pub mod wire;
+pub mod witness;

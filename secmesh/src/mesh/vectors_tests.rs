@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use ed25519_dalek::SigningKey;
+
 use super::cert::Certificate;
 use super::decision::OperatorRelease;
 use super::ids::to_hex;
 use super::message::{EquivocationProof, Message};
 use super::testing::*;
 use super::vote::{Action, AttackClass, Verdict};
+use crate::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::mesh::genesis::Params;
 
 const PUBLISHED: &str = include_str!("../../../docs/vectors/protocol.json");
@@ -20,6 +23,15 @@ fn computed() -> BTreeMap<&'static str, String> {
     let votes = [(1, Verdict::Confirm), (2, Verdict::Confirm)];
     let certificate: Certificate = certificate(&roster, block, &votes);
     let release = OperatorRelease::new(roster.mesh(), roster.epoch_hash(), subject(), T0, 60);
+    let checkpoint = Checkpoint::of(&node_id(1).0, 3, [7; 32]);
+    let signed = SignedCheckpoint {
+        note: checkpoint
+            .sign(&SigningKey::from_bytes(&[1; 32]), &pq(1), T0 / S)
+            .unwrap(),
+        checkpoint: checkpoint.clone(),
+        time_s: T0 / S,
+    };
+    let cosignature = signed.cosign(&node_id(2).0, &SigningKey::from_bytes(&[2; 32]), T0 / S);
     let proof = EquivocationProof::new(vote.signed, lie.signed).unwrap();
     let evidence = super::evidence::testing::vectors();
     let mut all = BTreeMap::from([
@@ -31,6 +43,7 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
         ("mesh_id", genesis().mesh_id().to_string()),
         ("node_1_id", node_id(1).to_string()),
+        ("node_1_pq_key_hash", to_hex(&pq(1).public().hash())),
         ("node_1_record", to_hex(&record(1, "a").to_bytes())),
         ("node_1_admitted", to_hex(&admitted(1, "a").to_bytes())),
         ("grant", to_hex(&grant(0x70).to_bytes())),
@@ -51,6 +64,24 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
         ("certificate", to_hex(&certificate.to_bytes())),
         ("decision_id", certificate.decision().to_string()),
+        ("checkpoint_text", to_hex(checkpoint.text().as_bytes())),
+        (
+            "checkpoint_ed25519_signature",
+            to_hex(&signed.note.signatures()[0].signature),
+        ),
+        (
+            "checkpoint_ed25519_key_id",
+            to_hex(&signed.note.signatures()[0].id),
+        ),
+        (
+            "checkpoint_ml_dsa_44_key_id",
+            to_hex(&signed.note.signatures()[1].id),
+        ),
+        (
+            "checkpoint_ml_dsa_44_message",
+            to_hex(&checkpoint.cosigned(&checkpoint.origin, T0 / S)),
+        ),
+        ("checkpoint_cosignature", to_hex(&cosignature.signature)),
         ("equivocation_proof", to_hex(&proof.to_bytes())),
         (
             "operator_release",

@@ -10,6 +10,7 @@ use crate::mesh::ids::NodeId;
 use crate::mesh::inventory::{Inventory, bucket_of, differing, sums};
 use crate::mesh::message::{Message, pack};
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::witness::LedgerMessage;
 
 /// Most batches of the backlog sent to one peer per call: 2 MiB, so that a peer that comes up
 /// does not keep this node from voting.
@@ -53,6 +54,7 @@ impl Engine {
             .keys()
             .map(|ticket| hashed(2, ticket.as_bytes()));
         let proofs = self.proofs.keys().map(|voter| hashed(3, voter.as_bytes()));
+        let forks = self.forks.keys().map(|author| hashed(4, author.as_bytes()));
         let decisions = self
             .decisions
             .values()
@@ -61,6 +63,7 @@ impl Engine {
         records
             .chain(grants)
             .chain(proofs)
+            .chain(forks)
             .chain(decisions)
             .collect()
     }
@@ -157,6 +160,11 @@ impl Engine {
             .iter()
             .filter(|(voter, _)| lacks(hashed(3, voter.as_bytes())))
             .map(|(_, p)| Message::Equivocation(Box::new(*p)));
+        let forks = self
+            .forks
+            .iter()
+            .filter(|(author, _)| lacks(hashed(4, author.as_bytes())))
+            .map(|(_, p)| Message::Ledger(LedgerMessage::Fork(Box::new(p.clone()))));
         let decisions = self
             .decisions
             .values()
@@ -168,6 +176,7 @@ impl Engine {
         records
             .chain(grants)
             .chain(proofs)
+            .chain(forks)
             .chain(decisions)
             .map(|message| message.to_bytes())
     }

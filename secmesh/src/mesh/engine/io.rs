@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::addr::Prefix;
+use crate::ledger::fork::LedgerForkProof;
 use crate::mesh::admission::{AdmittedRecord, SignedGrant};
 use crate::mesh::decision::{Decision, SignedRelease};
 use crate::mesh::evidence::{OutcomeKind, ProofKind, SignedVerdict};
@@ -12,6 +13,7 @@ use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::Tolerance;
 use crate::mesh::vote::{ActionKind, AttackClass, Verdict};
+use crate::mesh::witness::LedgerMessage;
 
 /// What happens to the engine. Every call carries the time.
 #[derive(Debug, Clone)]
@@ -81,6 +83,8 @@ pub enum Input<'a> {
         /// Whether it helped.
         succeeded: bool,
     },
+    /// This node, as a witness, has found that another signed two ledgers.
+    LedgerFork(Box<LedgerForkProof>),
 }
 
 /// What the engine wants done, in order.
@@ -138,6 +142,15 @@ pub enum Output {
     },
     /// A node is proved to have lied; its weight is zero from now on.
     Equivocation(Box<EquivocationProof>),
+    /// A node is proved to have signed two ledgers: a strike. It comes once per node.
+    LedgerFork(Box<LedgerForkProof>),
+    /// A peer sent something for this node as a witness, or as one that has witnesses.
+    Ledger {
+        /// The peer, who is in the roster.
+        from: NodeId,
+        /// What it sent; never a fork.
+        message: Box<LedgerMessage>,
+    },
     /// A node is in the roster now; keep the record on the disk.
     Admitted(Box<AdmittedRecord>),
     /// A second record under one ticket: neither of the two is in the roster any more. This is the one

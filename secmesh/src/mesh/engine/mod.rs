@@ -7,12 +7,14 @@
 //! - `decisions`: certificates and releases, from votes or from peers
 //! - `membership`: admissions, tickets, epochs
 //! - `inventory`: what a peer is told when it connects
+//! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
 //! - `statements`: what this node states about the others; where everybody stands
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
 
 mod decisions;
+mod forks;
 mod incidents;
 mod inventory;
 mod io;
@@ -42,6 +44,7 @@ use super::roster::{Registry, Roster};
 use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
 use super::wire::MAX_MESSAGE;
 use crate::addr::Prefix;
+use crate::ledger::fork::LedgerForkProof;
 
 /// How many earlier epochs' certificates are still understood.
 pub const KNOWN_EPOCHS: usize = 16;
@@ -119,6 +122,7 @@ pub struct Engine {
     evidence: BTreeMap<(Prefix, AttackClass), Evidence>,
     windows: BTreeMap<NodeId, ReplayWindow>,
     proofs: BTreeMap<NodeId, EquivocationProof>,
+    forks: BTreeMap<NodeId, LedgerForkProof>,
     /// Keys of `proofs`, in the form the counting rule takes.
     zeroed: BTreeSet<NodeId>,
     decisions: BTreeMap<DecisionId, Decision>,
@@ -164,6 +168,7 @@ impl Engine {
             evidence: BTreeMap::new(),
             windows: BTreeMap::new(),
             proofs: BTreeMap::new(),
+            forks: BTreeMap::new(),
             zeroed: BTreeSet::new(),
             decisions: BTreeMap::new(),
             by_subject: BTreeMap::new(),
@@ -227,6 +232,7 @@ impl Engine {
                 decision,
                 succeeded,
             } => self.remediated(call, node, decision, succeeded),
+            Input::LedgerFork(proof) => self.fork(call, self.config.node, *proof),
         }
         self.report_state(call);
     }
@@ -266,6 +272,7 @@ impl Engine {
             Message::Release(signed) => self.signed_release(call, from, *signed, false),
             Message::Evidence(message) => self.evidence_message(call, from, *message),
             Message::Inventory(message) => self.peer_inventory(call, from, *message),
+            Message::Ledger(message) => self.about_ledgers(call, from, message),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
         }
