@@ -145,10 +145,7 @@ fn ranges_that_have_ended_are_no_difference_and_are_not_brought_back() -> Result
         };
         ranges.set(at, lasting, 0)?;
         ensure!(audit(&mut kernel, later)? == (1, 0), "not found");
-        ensure!(
-            ranges.get(&at, 0)?.expires != EXPIRY_NEVER,
-            "not put right"
-        );
+        ensure!(ranges.get(&at, 0)?.expires != EXPIRY_NEVER, "not put right");
         Ok(())
     })
 }
