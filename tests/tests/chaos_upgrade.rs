@@ -353,7 +353,7 @@ fn a_death_at_any_step_leaves_one_set_in_force() -> Result<()> {
             (entries_of(&node, "BLOCK4")? == 3_333) == counts,
             "{step}: the wrong set is in its place"
         );
-        // The real one, of other sizes than both, finishes or begins anew.
+        // The real one, of the old set's sizes: it finishes, or finds nothing to change.
         lab.start_agent(1)?;
         fire.ensure_held(&format!("started after a death when {step}"))?;
         ensure!(link_of(&node)?.0 == link, "{step}: another link, so a gap");
