@@ -59,6 +59,10 @@ impl Agent {
                         self.silenced = true;
                     }
                 }
+                Output::PersistEpoch(state) => self.persist_epoch_lock(&state),
+                Output::Epoch(epoch) => self.epoch_began(&epoch),
+                Output::Removal(removal) => self.removal_known(&removal),
+                Output::EpochLie(proof) => self.epoch_lied(&proof),
                 Output::Broadcast(_) | Output::Send { .. } if self.silenced => {}
                 Output::Broadcast(bytes) => self.transport.broadcast(&Bytes::from(bytes)),
                 Output::Send { to, bytes } => {

@@ -16,6 +16,7 @@ use super::{
     capture::Captures,
     cookies::Cookies,
     core::{Agent, Streams, Tally},
+    epochs,
     escalation::Escalation,
     interfaces::Interfaces,
     protect,
@@ -138,7 +139,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     let identity = Identity::load(&state)?;
     let store = MeshStore::load(&state)?;
     let (ledger, memory) = open_ledger(&state, &identity, &clock)?;
-    let engine = Engine::new(
+    let mut engine = Engine::new(
         EngineConfig {
             genesis: store.genesis.genesis.clone(),
             node: identity.node_id(),
@@ -149,6 +150,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         },
         store.members.iter().cloned(),
     );
+    epochs::restore(&state, &mut engine)?;
     let kernel = load_kernel(&options)?;
     let (watch, watch_streams) = kernel.watch;
     let allowed = Arc::new(AllowedPeers::new());

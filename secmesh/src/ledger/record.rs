@@ -133,6 +133,22 @@ pub enum Record {
         /// Hash over the two votes, to find the same proof in other ledgers.
         hash: String,
     },
+    /// An epoch came into force.
+    Epoch {
+        /// Its number.
+        number: u64,
+        /// Hash of its record.
+        hash: String,
+        /// Record and precommits.
+        epoch: String,
+    },
+    /// The operator removed a node.
+    Removal {
+        /// Id of the node.
+        node: String,
+        /// The signed removal.
+        removal: String,
+    },
     /// Messages were refused.
     Refused {
         /// Whose: an address or a node id.
@@ -184,6 +200,8 @@ impl Record {
             Self::Refused { .. } => 13,
             Self::Recovered { .. } => 14,
             Self::List { .. } => 15,
+            Self::Epoch { .. } => 22,
+            Self::Removal { .. } => 23,
         }
     }
 }

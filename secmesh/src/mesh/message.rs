@@ -4,6 +4,7 @@ use super::admission::{AdmittedRecord, SignedGrant};
 use super::cert::Certificate;
 use super::crypto::CryptoError;
 use super::decision::SignedRelease;
+use super::epoch::{CertifiedEpoch, EpochProof, Proposal, SignedEpochVote, SignedRemoval};
 use super::roster::Roster;
 use super::vote::{Ballot, SignedVote};
 use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
@@ -117,6 +118,18 @@ pub enum Message {
     Equivocation(Box<EquivocationProof>),
     /// The operator ends a block.
     Release(Box<SignedRelease>),
+    /// What the next epoch might be.
+    EpochProposal(Box<Proposal>),
+    /// A vote on that.
+    EpochVote(Box<SignedEpochVote>),
+    /// The sender's epoch number: whoever has later ones sends them, whoever has none so late asks.
+    EpochWant(u64),
+    /// An epoch, certified.
+    Epoch(Box<CertifiedEpoch>),
+    /// Somebody lied about an epoch.
+    EpochLie(Box<EpochProof>),
+    /// The operator removes a node.
+    Removal(Box<SignedRemoval>),
     /// Several of the others (never a batch), each as its own encoding.
     Batch(Vec<Vec<u8>>),
 }
@@ -132,6 +145,12 @@ impl Message {
             Self::Grant(grant) => e.u8(4).fixed(&grant.to_bytes()),
             Self::Equivocation(proof) => e.u8(5).fixed(&proof.to_bytes()),
             Self::Release(release) => e.u8(6).fixed(&release.to_bytes()),
+            Self::EpochProposal(proposal) => e.u8(16).fixed(&proposal.to_bytes()),
+            Self::EpochVote(signed) => e.u8(17).fixed(&signed.to_bytes()),
+            Self::EpochWant(number) => e.u8(18).u64(*number),
+            Self::Epoch(epoch) => e.u8(19).fixed(&epoch.to_bytes()),
+            Self::EpochLie(proof) => e.u8(20).fixed(&proof.to_bytes()),
+            Self::Removal(removal) => e.u8(21).fixed(&removal.to_bytes()),
             Self::Batch(parts) => {
                 e.u8(7);
                 for part in parts {
@@ -168,6 +187,16 @@ impl Message {
             4 => Self::Grant(Box::new(SignedGrant::from_bytes(body)?)),
             5 => Self::Equivocation(Box::new(EquivocationProof::from_bytes(body)?)),
             6 => Self::Release(Box::new(SignedRelease::from_bytes(body)?)),
+            16 => Self::EpochProposal(Box::new(Proposal::from_bytes(body)?)),
+            17 => Self::EpochVote(Box::new(SignedEpochVote::from_bytes(body)?)),
+            18 => {
+                let number = d.u64("epoch number")?;
+                d.finish()?;
+                Self::EpochWant(number)
+            }
+            19 => Self::Epoch(Box::new(CertifiedEpoch::from_bytes(body)?)),
+            20 => Self::EpochLie(Box::new(EpochProof::from_bytes(body)?)),
+            21 => Self::Removal(Box::new(SignedRemoval::from_bytes(body)?)),
             7 => {
                 let mut parts = Vec::new();
                 while !d.rest().is_empty() {

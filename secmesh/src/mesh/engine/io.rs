@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::addr::Prefix;
 use crate::mesh::admission::{AdmittedRecord, SignedGrant};
 use crate::mesh::decision::{Decision, SignedRelease};
+use crate::mesh::epoch::{CertifiedEpoch, EpochProof, SignedRemoval};
 use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::Tolerance;
@@ -55,6 +56,8 @@ pub enum Input<'a> {
     Admit(Box<AdmittedRecord>),
     /// The operator of this node made a ticket.
     OpenGrant(Box<SignedGrant>),
+    /// The operator takes a node out of the mesh.
+    Remove(Box<SignedRemoval>),
 }
 
 /// What the engine wants done, in order.
@@ -63,6 +66,17 @@ pub enum Output {
     /// Put these bytes (a ballot) on the disk, durably, before any later output of this call is
     /// carried out. If that fails, drop the rest of the call's `Broadcast`s and `Send`s.
     Persist(Vec<u8>),
+    /// Put these bytes (what this node has signed about the next epoch) on the disk in place of what it was
+    /// before, durably, before any later output of this call is carried out. If that fails, as above.
+    PersistEpoch(Vec<u8>),
+    /// An epoch is in force. Put [`super::Engine::stored_epochs`] on the disk, durably, before any later
+    /// output of this call is carried out. If that fails, as above.
+    Epoch(Box<CertifiedEpoch>),
+    /// The operator has removed a node; it leaves with the next epoch. Put
+    /// [`super::Engine::stored_epochs`] on the disk.
+    Removal(Box<SignedRemoval>),
+    /// A node is proved to have lied about an epoch; its weight is zero from now on.
+    EpochLie(Box<EpochProof>),
     /// Send to every connected peer.
     Broadcast(Vec<u8>),
     /// Send to one peer.
@@ -96,7 +110,7 @@ pub enum Output {
     },
     /// A node is proved to have lied; its weight is zero from now on.
     Equivocation(Box<EquivocationProof>),
-    /// A node is in the roster now; keep the record on the disk.
+    /// A node was admitted, and is in the roster from the next epoch on; keep the record on the disk.
     Admitted(Box<AdmittedRecord>),
     /// A second record under one ticket: neither of the two is in the roster any more. This is the one
     /// that came last; keep it on the disk.
@@ -223,6 +237,12 @@ reasons!(
     TicketExpired = "ticket_expired",
     /// A second record under one ticket.
     TicketReused = "ticket_reused",
+    /// The operator has removed a node of that id.
+    Removed = "removed",
+    /// A proposal, vote or certificate of an epoch that does not hold.
+    BadEpoch = "bad_epoch",
+    /// Another epoch of the number that is in force here: more than a third of the weight lied.
+    ForkedEpoch = "forked_epoch",
     /// A limit of this node is reached.
     Full = "full",
     /// As many networks are blocked as may be.
@@ -275,8 +295,12 @@ pub struct QuorumState {
     pub needed: u64,
     /// Nodes in the roster.
     pub nodes: usize,
+    /// Those of them that have weight; the others are on probation, or the evidence gives them none.
+    pub voters: usize,
     /// Number of the epoch.
     pub epoch: u64,
+    /// Hash of its record.
+    pub epoch_hash: Hash,
     /// What the roster can withstand, and why not more.
     pub tolerance: Tolerance,
 }

@@ -1,9 +1,9 @@
-//! Admissions, tickets, epochs, and what a peer is told when it connects.
+//! Admissions, tickets, and what a peer is told when it connects.
 
 use std::collections::VecDeque;
 
 use super::io::{Output, QuorumState, RefusalReason};
-use super::{Call, Engine, KNOWN_EPOCHS};
+use super::{Call, Engine};
 use crate::mesh::admission::{AdmissionError, AdmittedRecord, SignedGrant};
 use crate::mesh::decision::Warrant;
 use crate::mesh::ids::NodeId;
@@ -37,6 +37,11 @@ impl Engine {
                 return self.refuse(call, from, RefusalReason::BadAdmission);
             }
         }
+        if self.removals.contains_key(&admitted.record.node)
+            && self.registry.by_hash(&admitted.record.hash()).is_none()
+        {
+            return self.refuse(call, from, RefusalReason::Removed);
+        }
         let future = call.now.saturating_add(self.skew_us());
         if admitted.record.joined_unix_us > future {
             return self.refuse(call, from, RefusalReason::FromFuture);
@@ -60,7 +65,7 @@ impl Engine {
                 ));
                 call.out.push(Output::TicketBurned(Box::new(admitted)));
                 self.refuse(call, from, RefusalReason::TicketReused);
-                return self.new_epoch(call);
+                return self.membership_known(call);
             }
             Offered::Changed => {}
         }
@@ -75,35 +80,41 @@ impl Engine {
             Message::Admission(Box::new(admitted.clone())).to_bytes(),
         ));
         call.out.push(Output::Admitted(Box::new(admitted)));
-        self.new_epoch(call);
+        self.membership_known(call);
     }
 
-    /// Builds the roster anew. Votes of the old epoch no longer count, so what this node has
-    /// evidence for is voted on again, and what came too early is looked at again.
-    fn new_epoch(&mut self, call: &mut Call<'_>) {
-        let roster = self.registry.roster(self.mesh);
-        if roster.epoch_hash() == self.roster.epoch_hash() {
-            return;
-        }
-        let before = std::mem::replace(&mut self.roster, roster);
-        let mut known: VecDeque<Roster> = VecDeque::from([before]);
-        known.extend(self.known.drain(..));
-        known.extend(self.registry.earlier_rosters(self.mesh, KNOWN_EPOCHS));
-        let mut hashes = std::collections::BTreeSet::from([self.roster.epoch_hash()]);
-        known.retain(|roster| hashes.insert(roster.epoch_hash()));
-        known.truncate(KNOWN_EPOCHS);
-        self.known = known;
+    /// A new epoch is in force. Votes of the old one no longer count, so what this node has evidence for is
+    /// voted on again, and what came too early is looked at again.
+    pub(super) fn new_epoch(&mut self, call: &mut Call<'_>) {
         self.incidents
             .prune(call.now, self.valid_us(), self.roster.epoch_hash());
         let subjects: Vec<_> = self.evidence.keys().copied().collect();
         for (subject, class) in subjects {
             self.act_on(call, subject, Some(class));
         }
-        for (until, from, bytes) in std::mem::take(&mut self.pending) {
-            if until > call.now {
-                self.message(call, from, &bytes);
+        self.look_again(call);
+    }
+
+    /// Looks at what was put aside once more. What comes of that may be an epoch, and then there is more to
+    /// look at; it is done in a loop and not in itself, so that peers cannot make it deep.
+    pub(super) fn look_again(&mut self, call: &mut Call<'_>) {
+        if self.looking {
+            self.look_more = true;
+            return;
+        }
+        self.looking = true;
+        for _ in 0..super::MAX_PENDING {
+            self.look_more = false;
+            for (until, from, bytes) in std::mem::take(&mut self.pending) {
+                if until > call.now {
+                    self.message(call, from, &bytes);
+                }
+            }
+            if !self.look_more {
+                break;
             }
         }
+        self.looking = false;
     }
 
     /// The roster of the epoch with this hash, if it is the current one or one of the last 16.
@@ -228,6 +239,7 @@ impl Engine {
         let parts = records
             .chain(grants)
             .chain(proofs)
+            .chain(self.epoch_parts())
             .chain(votes)
             .chain(decisions)
             .map(|message| message.to_bytes());

@@ -5,10 +5,12 @@
 //!
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
-//! - `membership`: admissions, tickets, epochs, what a peer is told when it connects
+//! - `membership`: admissions, tickets, what a peer is told when it connects
+//! - `epochs`: who is in with which weight, and the agreement on what comes next
 //! - `incidents`: the bounded table of what is being voted on
 
 mod decisions;
+mod epochs;
 mod incidents;
 mod io;
 mod membership;
@@ -17,6 +19,7 @@ mod votes;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
@@ -26,6 +29,7 @@ use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
+use super::epoch::{Chain, EpochProof, Lock, LockState, Neutral, SignedRemoval, Standings};
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
@@ -95,6 +99,8 @@ pub struct Engine {
     config: EngineConfig,
     mesh: MeshId,
     registry: Registry,
+    /// The current epoch, and the way to it.
+    chain: Chain,
     roster: Roster,
     /// Rosters of earlier epochs, latest first.
     known: VecDeque<Roster>,
@@ -118,8 +124,25 @@ pub struct Engine {
     /// Those of them that block a network.
     networks: BTreeSet<DecisionId>,
     watched: BTreeMap<Prefix, u64>,
-    /// Messages of an epoch this node does not know yet: a record is still on its way.
+    /// Messages of an epoch this node does not know yet: it, or an admission, is still on its way.
     pending: VecDeque<(u64, NodeId, Vec<u8>)>,
+    /// The agreement on the next epoch.
+    lock: Option<Lock>,
+    /// What this node signed last about an epoch, from the disk, until the epoch before that is known.
+    lock_state: Option<LockState>,
+    removals: BTreeMap<NodeId, SignedRemoval>,
+    standings: Arc<dyn Standings>,
+    /// When the current epoch was adopted here; 0 before the first tick.
+    epoch_since_us: u64,
+    /// Admissions or removals wait for the next epoch.
+    membership_due: bool,
+    epoch_proofs: BTreeMap<NodeId, EpochProof>,
+    /// Who was told last how far this node is, and when.
+    asked: NodeId,
+    asked_us: u64,
+    /// Whether what was put aside is being looked at, and has to be once more.
+    looking: bool,
+    look_more: bool,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
 }
@@ -135,14 +158,13 @@ impl Engine {
                 registry.offer(admitted);
             }
         }
-        let roster = registry.roster(mesh);
-        let known = registry.earlier_rosters(mesh, KNOWN_EPOCHS).into();
-        Self {
+        let mut engine = Self {
             config,
             mesh,
             registry,
-            roster,
-            known,
+            chain: Chain::default(),
+            roster: Roster::with_weights(mesh, []),
+            known: VecDeque::new(),
             grants: BTreeMap::new(),
             connected: BTreeSet::new(),
             backlog: BTreeMap::new(),
@@ -159,9 +181,22 @@ impl Engine {
             networks: BTreeSet::new(),
             watched: BTreeMap::new(),
             pending: VecDeque::new(),
+            lock: None,
+            lock_state: None,
+            removals: BTreeMap::new(),
+            standings: Arc::new(Neutral),
+            epoch_since_us: 0,
+            membership_due: false,
+            epoch_proofs: BTreeMap::new(),
+            asked: NodeId([0; 16]),
+            asked_us: 0,
+            looking: false,
+            look_more: false,
             refusals: BTreeMap::new(),
             last_state: None,
-        }
+        };
+        engine.begin_epochs();
+        engine
     }
 
     /// Takes one input at a time (`now_unix_us`: wall clock, microseconds since 1970) and appends
@@ -199,6 +234,7 @@ impl Engine {
             Input::Tick => self.tick(call),
             Input::Admit(admitted) => self.admit(call, self.config.node, *admitted, true),
             Input::OpenGrant(grant) => self.open_grant(call, self.config.node, *grant, true),
+            Input::Remove(removal) => self.remove(call, self.config.node, *removal, true),
         }
         self.report_state(call);
     }
@@ -236,12 +272,18 @@ impl Engine {
             Message::Grant(grant) => self.open_grant(call, from, *grant, false),
             Message::Equivocation(proof) => self.peer_proof(call, from, &proof),
             Message::Release(signed) => self.signed_release(call, from, *signed, false),
+            Message::EpochProposal(proposal) => self.peer_epoch_proposal(call, from, *proposal),
+            Message::EpochVote(signed) => self.peer_epoch_vote(call, from, *signed),
+            Message::EpochWant(number) => self.peer_epoch_want(call, from, number),
+            Message::Epoch(epoch) => self.peer_epoch(call, from, *epoch),
+            Message::EpochLie(proof) => self.peer_epoch_lie(call, from, &proof),
+            Message::Removal(removal) => self.remove(call, from, *removal, false),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
         }
     }
 
-    /// Puts a message of an unknown epoch aside until the roster changes.
+    /// Puts a message of an unknown epoch aside until something of the membership changes.
     fn put_aside(&mut self, call: &mut Call<'_>, from: NodeId, message: &Message) {
         if self.pending.len() >= MAX_PENDING {
             self.pending.pop_front();
@@ -282,6 +324,7 @@ impl Engine {
             self.forget(&id);
         }
         self.agree_to_releases(call);
+        self.tick_epochs(call);
         self.send_backlog(call);
     }
 }

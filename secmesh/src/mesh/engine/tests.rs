@@ -1,6 +1,7 @@
 //! Several engines in one process, joined by a network that a test (or a random schedule) runs.
 
 mod bounds;
+mod epochs;
 mod join;
 mod networks;
 mod refusals;
@@ -13,6 +14,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::mesh::cert::CertVerdict;
+use crate::mesh::epoch::StoredEpochs;
 use crate::mesh::testing::*;
 use crate::mesh::vote::{Action, Verdict};
 
@@ -52,6 +54,9 @@ struct Net {
     policies: BTreeMap<u8, TestPolicy>,
     /// Votes on the disk of each node.
     disks: BTreeMap<u8, Vec<Vec<u8>>>,
+    /// What each node signed last about an epoch, and the epochs it knows.
+    locks: BTreeMap<u8, Vec<u8>>,
+    epochs: BTreeMap<u8, Vec<u8>>,
     outputs: BTreeMap<u8, Vec<Output>>,
     links: BTreeSet<(u8, u8)>,
     queue: Vec<Packet>,
@@ -76,6 +81,8 @@ impl Net {
             engines: BTreeMap::new(),
             policies: BTreeMap::new(),
             disks: BTreeMap::new(),
+            locks: BTreeMap::new(),
+            epochs: BTreeMap::new(),
             outputs: BTreeMap::new(),
             links: BTreeSet::new(),
             queue: Vec::new(),
@@ -97,6 +104,24 @@ impl Net {
     fn add(&mut self, i: u8, records: Vec<AdmittedRecord>) {
         self.engines.insert(i, engine(i, records));
         self.policies.entry(i).or_default();
+    }
+
+    /// Node `i` loses its memory and keeps its disk.
+    fn crash(&mut self, i: u8) {
+        let records = self.engines[&i].admissions().cloned().collect();
+        self.add(i, records);
+        let engine = self.engines.get_mut(&i).unwrap();
+        if let Some(bytes) = self.epochs.get(&i) {
+            engine
+                .restore_epochs(StoredEpochs::from_bytes(bytes).unwrap())
+                .unwrap();
+        }
+        if let Some(bytes) = self.locks.get(&i) {
+            engine.restore_lock(bytes).unwrap();
+        }
+        for bytes in self.disks.get(&i).cloned().unwrap_or_default() {
+            engine.restore_vote(&bytes).unwrap();
+        }
     }
 
     fn ids(&self) -> Vec<u8> {
@@ -146,6 +171,12 @@ impl Net {
         let now = self.now;
         let engine = self.engines.get_mut(&i).unwrap();
         engine.handle(now, input, &policy, &mut out);
+        if out
+            .iter()
+            .any(|o| matches!(o, Output::Epoch(_) | Output::Removal(_)))
+        {
+            self.epochs.insert(i, engine.stored_epochs().to_bytes());
+        }
         let sent_by_me = |bytes: &[u8]| match Message::from_bytes(bytes) {
             Ok(Message::Vote(ballot)) => Some(ballot.to_bytes()),
             _ => None,
@@ -156,11 +187,27 @@ impl Net {
                     self.disks.entry(i).or_default().push(bytes.clone());
                     continue;
                 }
+                Output::PersistEpoch(bytes) => {
+                    self.locks.insert(i, bytes.clone());
+                    continue;
+                }
                 Output::Broadcast(bytes) => (bytes, None),
                 Output::Send { to, bytes } => (bytes, Some(*to)),
                 _ => continue,
             };
             assert!(bytes.len() <= MAX_MESSAGE);
+            let epoch_vote = match Message::from_bytes(bytes) {
+                Ok(Message::EpochVote(signed)) => Some(*signed),
+                Ok(Message::EpochProposal(proposal)) => Some(proposal.signed),
+                _ => None,
+            };
+            if let Some(signed) = epoch_vote {
+                let lock = self.locks.get(&i).map(|b| LockState::from_bytes(b).unwrap());
+                assert!(
+                    lock.is_some_and(|lock| lock.holds(&signed)),
+                    "a vote on an epoch left before it was on the disk"
+                );
+            }
             if let Some(ballot) = sent_by_me(bytes) {
                 let disk = self.disks.get(&i);
                 assert!(

@@ -226,7 +226,9 @@ impl Engine {
             t_hi: roster.t_hi(),
             needed: roster.needed(),
             nodes: roster.len(),
+            voters: roster.voters(),
             epoch: roster.epoch(),
+            epoch_hash: roster.epoch_hash(),
             tolerance,
         }
     }
@@ -314,6 +316,9 @@ impl Engine {
     /// # Errors
     /// [`RestoreError`]; the engine is unchanged then.
     pub fn restore_proof(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+        if let Ok(proof) = crate::mesh::epoch::EpochProof::from_bytes(bytes) {
+            return self.restore_epoch_proof(proof);
+        }
         let proof = EquivocationProof::from_bytes(bytes)?;
         match proof.verify(&self.roster) {
             Ok(()) => {

@@ -146,6 +146,9 @@ fn a_vote_that_overtakes_the_admission_is_not_lost() {
     assert_eq!(net.roster().len(), 5);
     net.inject(2, 3, &vote);
     assert!(net.engines[&3].incidents(None).is_empty());
+    let epoch = net.engines[&1].epoch().unwrap().clone();
+    net.inject(1, 3, &Message::Epoch(Box::new(epoch)));
+    assert!(net.engines[&3].incidents(None).is_empty());
     net.inject(1, 3, &Message::Admission(Box::new(joiner)));
     assert_eq!(net.engines[&3].incidents(Some(&subject())).len(), 1);
 }
