@@ -134,6 +134,7 @@ fn record(genesis: &Genesis, number: u8) -> Option<NodeRecord> {
         incarnation: 1,
         vote_key: signer(number).public(),
         ledger_key: signer(number).public(),
+        pq_key_hash: [number; 32],
         tls_spki_sha256: [number; 32],
         address,
         joined_unix_us: T0 - 500 * S + u64::from(number),

@@ -177,6 +177,7 @@ pub fn record(
         incarnation: identity.incarnation(),
         vote_key: identity.vote_key().verifying_key().to_bytes(),
         ledger_key: identity.ledger_key().verifying_key().to_bytes(),
+        pq_key_hash: identity.ledger_pq_key().public().hash(),
         tls_spki_sha256: identity.tls().spki_sha256(),
         address,
         joined_unix_us,

@@ -13,6 +13,7 @@ pub mod identity;
 pub mod ids;
 pub mod join;
 pub mod message;
+pub mod pq;
 pub mod roster;
 pub mod store;
 #[cfg(test)]

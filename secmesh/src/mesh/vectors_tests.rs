@@ -30,6 +30,7 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
         ("mesh_id", genesis().mesh_id().to_string()),
         ("node_1_id", node_id(1).to_string()),
+        ("node_1_pq_key_hash", to_hex(&pq(1).public().hash())),
         ("node_1_record", to_hex(&record(1, "a").to_bytes())),
         ("node_1_admitted", to_hex(&admitted(1, "a").to_bytes())),
         ("grant", to_hex(&grant(0x70).to_bytes())),
