@@ -37,9 +37,8 @@ impl Engine {
                 return self.refuse(call, from, RefusalReason::BadAdmission);
             }
         }
-        if self.removals.contains_key(&admitted.record.node)
-            && self.registry.by_hash(&admitted.record.hash()).is_none()
-        {
+        // From peers it is taken: earlier epochs cannot be read without it, and it is in no later one.
+        if local && self.removals.contains_key(&admitted.record.node) {
             return self.refuse(call, from, RefusalReason::Removed);
         }
         let future = call.now.saturating_add(self.skew_us());

@@ -1,6 +1,7 @@
 //! Several engines in one process, joined by a network that a test (or a random schedule) runs.
 
 mod bounds;
+mod epoch_schedules;
 mod epochs;
 mod join;
 mod networks;
@@ -45,6 +46,15 @@ struct Packet {
     from: u8,
     to: u8,
     bytes: Vec<u8>,
+}
+
+/// Place of a second engine with the keys of node 4, which knows nothing of the first: together they are a
+/// liar that says one thing here and another there, and both by the rules.
+const TWIN: u8 = 14;
+
+/// The node at a place of the net.
+fn id_at(place: u8) -> NodeId {
+    node_id(if place == TWIN { 4 } else { place })
 }
 
 /// A mesh of nodes 1, 2, ….
@@ -102,7 +112,8 @@ impl Net {
     }
 
     fn add(&mut self, i: u8, records: Vec<AdmittedRecord>) {
-        self.engines.insert(i, engine(i, records));
+        let node = if i == TWIN { 4 } else { i };
+        self.engines.insert(i, engine(node, records));
         self.policies.entry(i).or_default();
     }
 
@@ -131,7 +142,7 @@ impl Net {
     fn connect(&mut self, a: u8, b: u8) {
         for (x, y) in [(a, b), (b, a)] {
             if self.links.insert((x, y)) {
-                self.input(x, Input::PeerUp(node_id(y)));
+                self.input(x, Input::PeerUp(id_at(y)));
             }
         }
     }
@@ -151,7 +162,7 @@ impl Net {
             .retain(|p| (p.from, p.to) != (a, b) && (p.from, p.to) != (b, a));
         for (x, y) in [(a, b), (b, a)] {
             if self.links.remove(&(x, y)) {
-                self.input(x, Input::PeerDown(node_id(y)));
+                self.input(x, Input::PeerDown(id_at(y)));
             }
         }
     }
@@ -216,7 +227,7 @@ impl Net {
                 );
             }
             for (_, peer) in self.links.iter().filter(|(from, _)| *from == i) {
-                if to.is_none_or(|to| to == node_id(*peer)) {
+                if to.is_none_or(|to| to == id_at(*peer)) {
                     self.queue.push(Packet {
                         from: i,
                         to: *peer,
@@ -233,7 +244,7 @@ impl Net {
             self.input(
                 packet.to,
                 Input::Message {
-                    from: node_id(packet.from),
+                    from: id_at(packet.from),
                     bytes: &packet.bytes,
                 },
             );

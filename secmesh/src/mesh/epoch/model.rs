@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use stateright::{Checker, Model, Property};
+use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use super::rules;
 
@@ -248,6 +248,7 @@ fn broken(bug: Bug, rounds: u32) -> Vec<&'static str> {
     let checker = Epoch { rounds, bug }
         .checker()
         .threads(2)
+        .finish_when(HasDiscoveries::AnyFailures)
         .spawn_bfs()
         .join();
     let mut broken: Vec<&'static str> = checker
