@@ -47,6 +47,7 @@ impl Agent {
         // Alerts that a report makes of what was seen before are inputs of their own; they wait until
         // this input's outputs are carried out.
         let mut rechecks = Vec::new();
+        let mut seals = Vec::new();
         for output in out {
             match output {
                 Output::Persist(vote) => {
@@ -61,6 +62,11 @@ impl Agent {
                 }
                 Output::PersistEpoch(state) => self.persist_epoch_lock(&state),
                 Output::Epoch(epoch) => self.epoch_began(&epoch),
+                Output::Seal(sealed) => match sealed.sign(self.identity.ledger_pq_key()) {
+                    Ok(seal) => seals.push(seal),
+                    Err(error) => error!(%error, "this epoch is not sealed by this node"),
+                },
+                Output::SealSeen { seal, weight } => self.seal_seen(&seal, weight),
                 Output::Removal(removal) => self.removal_known(&removal),
                 Output::EpochLie(proof) => self.epoch_lied(&proof),
                 Output::Broadcast(_) | Output::Send { .. } if self.silenced => {}
@@ -119,6 +125,9 @@ impl Agent {
                     );
                 }
             }
+        }
+        for seal in seals {
+            Box::pin(self.drive(Input::Sealed(Box::new(seal)))).await;
         }
         if !rechecks.is_empty() {
             self.recheck(rechecks).await;

@@ -14,7 +14,7 @@ use crate::{
     mesh::{
         crypto::sha256,
         engine::{Engine, Input},
-        epoch::{CertifiedEpoch, EpochProof, MAX_CHAIN_BYTES, SignedRemoval, StoredEpochs},
+        epoch::{CertifiedEpoch, EpochProof, EpochSeal, MAX_CHAIN_BYTES, SignedRemoval, StoredEpochs},
         ids::to_hex,
         roster::Tolerance,
     },
@@ -86,6 +86,24 @@ impl Agent {
             epoch: BASE64_STANDARD.encode(epoch.to_bytes()),
         });
         self.membership_changed();
+    }
+
+    /// Seals go into the record until they suffice: with the epoch's entry they prove it, offline.
+    pub(super) fn seal_seen(&self, seal: &EpochSeal, weight: u64) {
+        let before = self.engine.sealed_weight().map_or(0, |(_, needed)| needed);
+        let own = self.engine.node() == seal.sealed.node;
+        let last = self
+            .engine
+            .roster()
+            .get(&seal.sealed.node)
+            .map_or(0, |m| u64::from(m.weight));
+        if own || weight.saturating_sub(last) < before {
+            self.record(&Record::EpochSeal {
+                number: seal.sealed.number,
+                node: seal.sealed.node.to_string(),
+                seal: BASE64_STANDARD.encode(seal.to_bytes()),
+            });
+        }
     }
 
     pub(super) fn removal_known(&mut self, removal: &SignedRemoval) {
@@ -185,6 +203,7 @@ impl Agent {
                 let signed = e.precommits.signatures.iter();
                 signed.map(|(node, _)| self.name_of(node)).collect()
             }),
+            sealed_weight: engine.sealed_weight().map(|(weight, _)| weight),
             round: epoch.map_or(0, |e| e.precommits.round),
             evidence: epoch.map_or_else(Vec::new, |e| {
                 let entries = e.record.frontier.entries().iter();

@@ -29,6 +29,9 @@ pub struct EpochView {
     pub not_byzantine_tolerant: Option<String>,
     /// Names of the nodes whose precommits certify it; nobody's do the first one.
     pub signed_by: Vec<String>,
+    /// Weight of the epoch before that has sealed it with ML-DSA-44; none for the first epoch, or when the
+    /// epoch before is not known here.
+    pub sealed_weight: Option<u64>,
     /// The round it was decided in.
     pub round: u32,
     /// How many statements of which author the weights rest on.

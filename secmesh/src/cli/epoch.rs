@@ -69,6 +69,9 @@ fn text(view: &EpochView, now_us: u64, paint: Paint) -> String {
             false => format!("by {} (round {})", names(&view.signed_by), view.round),
         },
     );
+    if let Some(weight) = view.sealed_weight {
+        line("sealed", format!("with ML-DSA-44 by {weight} weight of the epoch before"));
+    }
     if !view.waiting.is_empty() {
         line("waiting", format!("{} for the next epoch", names(&view.waiting)));
     }
@@ -182,6 +185,7 @@ mod tests {
             t_hi: 267,
             not_byzantine_tolerant: None,
             signed_by: vec!["n1".to_owned(), "n2\u{1b}".to_owned()],
+            sealed_weight: Some(300),
             round: 0,
             evidence: Vec::new(),
             waiting: vec!["n6".to_owned()],

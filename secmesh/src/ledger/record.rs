@@ -142,6 +142,15 @@ pub enum Record {
         /// Record and precommits.
         epoch: String,
     },
+    /// A node sealed an epoch with ML-DSA-44.
+    EpochSeal {
+        /// Number of the epoch.
+        number: u64,
+        /// Id of the node.
+        node: String,
+        /// The seal.
+        seal: String,
+    },
     /// The operator removed a node.
     Removal {
         /// Id of the node.
@@ -202,6 +211,7 @@ impl Record {
             Self::List { .. } => 15,
             Self::Epoch { .. } => 22,
             Self::Removal { .. } => 23,
+            Self::EpochSeal { .. } => 24,
         }
     }
 }

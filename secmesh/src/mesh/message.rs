@@ -4,7 +4,7 @@ use super::admission::{AdmittedRecord, SignedGrant};
 use super::cert::Certificate;
 use super::crypto::CryptoError;
 use super::decision::SignedRelease;
-use super::epoch::{CertifiedEpoch, EpochProof, Proposal, SignedEpochVote, SignedRemoval};
+use super::epoch::{CertifiedEpoch, EpochProof, EpochSeal, Proposal, SignedEpochVote, SignedRemoval};
 use super::roster::Roster;
 use super::vote::{Ballot, SignedVote};
 use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
@@ -128,6 +128,8 @@ pub enum Message {
     Epoch(Box<CertifiedEpoch>),
     /// Somebody lied about an epoch.
     EpochLie(Box<EpochProof>),
+    /// A node's post-quantum signature on the current epoch.
+    EpochSeal(Box<EpochSeal>),
     /// The operator removes a node.
     Removal(Box<SignedRemoval>),
     /// Several of the others (never a batch), each as its own encoding.
@@ -150,6 +152,7 @@ impl Message {
             Self::EpochWant(number) => e.u8(18).u64(*number),
             Self::Epoch(epoch) => e.u8(19).fixed(&epoch.to_bytes()),
             Self::EpochLie(proof) => e.u8(20).fixed(&proof.to_bytes()),
+            Self::EpochSeal(seal) => e.u8(22).fixed(&seal.to_bytes()),
             Self::Removal(removal) => e.u8(21).fixed(&removal.to_bytes()),
             Self::Batch(parts) => {
                 e.u8(7);
@@ -197,6 +200,7 @@ impl Message {
             19 => Self::Epoch(Box::new(CertifiedEpoch::from_bytes(body)?)),
             20 => Self::EpochLie(Box::new(EpochProof::from_bytes(body)?)),
             21 => Self::Removal(Box::new(SignedRemoval::from_bytes(body)?)),
+            22 => Self::EpochSeal(Box::new(EpochSeal::from_bytes(body)?)),
             7 => {
                 let mut parts = Vec::new();
                 while !d.rest().is_empty() {

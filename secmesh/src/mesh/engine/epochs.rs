@@ -9,12 +9,12 @@ use crate::mesh::cert::CertError;
 use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::{
     App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
-    Frontier, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S, Proposal,
-    SignedEpochVote, SignedRemoval, StoredEpochs, needed, next_weights,
+    EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S, Proposal,
+    Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, needed, next_weights,
 };
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
-use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT, NodeRecord};
+use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT, NodeRecord, Roster};
 use crate::mesh::wire::WireError;
 
 /// Most epochs sent to one peer at one time; it asks again.
@@ -388,6 +388,8 @@ impl Engine {
         self.known.push_front(before);
         self.known.truncate(KNOWN_EPOCHS);
         self.epoch_since_us = call.now;
+        self.seals.clear();
+        self.seal_asked = false;
         self.renew_lock();
         call.out.push(Output::Epoch(Box::new(epoch)));
         self.new_epoch(call);
@@ -669,6 +671,63 @@ impl Engine {
         Ok(())
     }
 
+    /// The epoch that the current one was certified by, if its roster is known here.
+    fn before(&self) -> Option<&Roster> {
+        let number = self.roster.epoch().checked_sub(1)?;
+        self.known.front().filter(|roster| roster.epoch() == number)
+    }
+
+    /// Weight of the epoch before that has sealed the current record, and what `T_hi` of it is. None while
+    /// the epoch before is not known here, and for the first epoch.
+    pub fn sealed_weight(&self) -> Option<(u64, u64)> {
+        let before = self.before()?;
+        let weight = |node: &NodeId| before.get(node).map_or(0, |m| u64::from(m.weight));
+        Some((self.seals.keys().map(weight).sum(), before.needed_class_2()))
+    }
+
+    fn ask_for_seal(&mut self, call: &mut Call<'_>) {
+        let me = self.config.node;
+        let voter = self.before().and_then(|before| before.get(&me));
+        if self.seal_asked || voter.is_none_or(|m| m.weight == 0) {
+            return;
+        }
+        self.seal_asked = true;
+        call.out.push(Output::Seal(Sealed {
+            mesh: self.mesh,
+            number: self.roster.epoch(),
+            hash: self.roster.epoch_hash(),
+            node: me,
+        }));
+    }
+
+    /// Takes a seal on the current epoch. One of an epoch that is over, or not yet here, is of no use.
+    pub(super) fn seal(&mut self, call: &mut Call<'_>, from: NodeId, seal: EpochSeal) {
+        let sealed = seal.sealed;
+        if sealed.mesh != self.mesh {
+            return self.refuse(call, from, RefusalReason::WrongMesh);
+        }
+        let current = (self.roster.epoch(), self.roster.epoch_hash());
+        if (sealed.number, sealed.hash) != current || self.seals.contains_key(&sealed.node) {
+            return;
+        }
+        let Some(before) = self.before() else { return };
+        let Some(member) = before.get(&sealed.node).filter(|m| m.weight > 0) else {
+            return self.refuse(call, from, RefusalReason::UnknownVoter);
+        };
+        if seal.verify(&member.record.pq_key_hash).is_err() {
+            return self.refuse(call, from, RefusalReason::BadSignature);
+        }
+        self.seals.insert(sealed.node, seal.clone());
+        let seal = Box::new(seal);
+        if sealed.node == self.config.node {
+            call.out.push(Output::Broadcast(
+                Message::EpochSeal(seal.clone()).to_bytes(),
+            ));
+        }
+        let weight = self.sealed_weight().map_or(0, |(weight, _)| weight);
+        call.out.push(Output::SealSeen { seal, weight });
+    }
+
     /// What a peer is told of epochs when it connects.
     pub(super) fn epoch_parts(&self) -> Vec<Message> {
         let own = self.chain.tip().map_or(0, |tip| tip.record.number);
@@ -683,6 +742,8 @@ impl Engine {
                 .map(|proof| Message::EpochLie(Box::new(*proof))),
         );
         parts.push(Message::EpochWant(own));
+        let seals = self.seals.values();
+        parts.extend(seals.map(|seal| Message::EpochSeal(Box::new(seal.clone()))));
         let mut said = Vec::new();
         if let Some(lock) = &self.lock {
             lock.repeat(&mut said);
@@ -713,6 +774,7 @@ impl Engine {
                 self.ask(call, peer);
             }
         }
+        self.ask_for_seal(call);
         self.agree(call);
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::addr::Prefix;
 use crate::mesh::admission::{AdmittedRecord, SignedGrant};
 use crate::mesh::decision::{Decision, SignedRelease};
-use crate::mesh::epoch::{CertifiedEpoch, EpochProof, SignedRemoval};
+use crate::mesh::epoch::{CertifiedEpoch, EpochProof, EpochSeal, Sealed, SignedRemoval};
 use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::Tolerance;
@@ -56,6 +56,8 @@ pub enum Input<'a> {
     Admit(Box<AdmittedRecord>),
     /// The operator of this node made a ticket.
     OpenGrant(Box<SignedGrant>),
+    /// This node's answer to [`Output::Seal`].
+    Sealed(Box<EpochSeal>),
     /// The operator takes a node out of the mesh.
     Remove(Box<SignedRemoval>),
 }
@@ -72,6 +74,17 @@ pub enum Output {
     /// An epoch is in force. Put [`super::Engine::stored_epochs`] on the disk, durably, before any later
     /// output of this call is carried out. If that fails, as above.
     Epoch(Box<CertifiedEpoch>),
+    /// Sign this with the node's ML-DSA-44 key and hand it in as [`Input::Sealed`]; signing draws random
+    /// bytes, so the engine does not.
+    Seal(Sealed),
+    /// A seal on the current epoch was accepted; with those before it, they weigh `weight` of the epoch
+    /// before.
+    SealSeen {
+        /// The seal.
+        seal: Box<EpochSeal>,
+        /// Weight that has sealed so far.
+        weight: u64,
+    },
     /// The operator has removed a node; it leaves with the next epoch. Put
     /// [`super::Engine::stored_epochs`] on the disk.
     Removal(Box<SignedRemoval>),

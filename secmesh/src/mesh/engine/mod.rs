@@ -29,7 +29,7 @@ use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
-use super::epoch::{Chain, EpochProof, Lock, LockState, Neutral, SignedRemoval, Standings};
+use super::epoch::{Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval, Standings};
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
@@ -131,6 +131,10 @@ pub struct Engine {
     /// What this node signed last about an epoch, from the disk, until the epoch before that is known.
     lock_state: Option<LockState>,
     removals: BTreeMap<NodeId, SignedRemoval>,
+    /// Seals on the current epoch, by who made them.
+    seals: BTreeMap<NodeId, EpochSeal>,
+    /// Whether this node's own was asked for.
+    seal_asked: bool,
     standings: Arc<dyn Standings>,
     /// When the current epoch was adopted here; 0 before the first tick.
     epoch_since_us: u64,
@@ -184,6 +188,8 @@ impl Engine {
             lock: None,
             lock_state: None,
             removals: BTreeMap::new(),
+            seals: BTreeMap::new(),
+            seal_asked: false,
             standings: Arc::new(Neutral),
             epoch_since_us: 0,
             membership_due: false,
@@ -234,6 +240,7 @@ impl Engine {
             Input::Tick => self.tick(call),
             Input::Admit(admitted) => self.admit(call, self.config.node, *admitted, true),
             Input::OpenGrant(grant) => self.open_grant(call, self.config.node, *grant, true),
+            Input::Sealed(seal) => self.seal(call, self.config.node, *seal),
             Input::Remove(removal) => self.remove(call, self.config.node, *removal, true),
         }
         self.report_state(call);
@@ -277,6 +284,7 @@ impl Engine {
             Message::EpochWant(number) => self.peer_epoch_want(call, from, number),
             Message::Epoch(epoch) => self.peer_epoch(call, from, *epoch),
             Message::EpochLie(proof) => self.peer_epoch_lie(call, from, &proof),
+            Message::EpochSeal(seal) => self.seal(call, from, *seal),
             Message::Removal(removal) => self.remove(call, from, *removal, false),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),

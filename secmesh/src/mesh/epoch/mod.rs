@@ -13,6 +13,7 @@
 //! - `state`: what of it is on the disk before anything leaves
 //! - `removal`: the operator's word that a node is out
 //! - `chain`: the certified records, bounded
+//! - `seal`: ML-DSA-44 on a certified record
 
 mod cert;
 mod chain;
@@ -22,6 +23,7 @@ mod model;
 mod record;
 mod removal;
 mod rules;
+mod seal;
 mod state;
 mod vote;
 mod weights;
@@ -33,6 +35,7 @@ pub use self::record::{
     EpochMember, EpochParams, EpochRecord, Frontier, FrontierEntry, MAX_RECORD_BYTES,
 };
 pub use self::removal::{MAX_REMOVAL_AGE_S, Removal, SignedRemoval};
+pub use self::seal::{EpochSeal, Sealed};
 pub use self::state::LockState;
 pub use self::vote::{EpochProof, EpochVote, Proposal, SignedEpochVote, Step, VoteSet};
 pub use self::weights::{

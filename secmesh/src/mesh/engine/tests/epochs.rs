@@ -267,3 +267,32 @@ fn a_node_whose_disk_is_older_than_what_it_signed_says_nothing_about_epochs() {
     wait(&mut net, 10);
     assert_eq!(hashes(&net).len(), 1);
 }
+
+#[test]
+fn the_voters_of_the_epoch_before_seal_the_next_one_with_ml_dsa() {
+    let mut net = grown();
+    net.outputs.clear();
+    net.tick(S);
+    net.run();
+    let mut asked = Vec::new();
+    for i in 1..=4 {
+        for output in net.outputs.remove(&i).unwrap_or_default() {
+            if let Output::Seal(sealed) = output {
+                asked.push((i, sealed));
+            }
+        }
+    }
+    // The fourth was not in the epoch before.
+    assert_eq!(asked.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [1, 2, 3]);
+    for (i, sealed) in asked {
+        // Somebody else's key is not taken for it.
+        let forged = sealed.sign(&pq(9)).unwrap();
+        net.input(i, Input::Sealed(Box::new(forged)));
+        assert_eq!(net.refused(i, RefusalReason::BadSignature), 1);
+        net.input(i, Input::Sealed(Box::new(sealed.sign(&pq(i)).unwrap())));
+    }
+    net.run();
+    for i in 1..=4 {
+        assert_eq!(net.engines[&i].sealed_weight(), Some((300, 300)), "node {i}");
+    }
+}
