@@ -7,12 +7,12 @@ use secmesh::mesh::admission::{AdmittedRecord, Grant, NodeRecord, SignedGrant};
 use secmesh::mesh::cert::{CertVote, Certificate};
 use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::decision::{OperatorRelease, SignedRelease};
+use secmesh::mesh::epoch::{
+    CertifiedEpoch, EpochParams, EpochRecord, EpochVote, Frontier, FrontierEntry, Proposal,
+    Removal, Step, VoteSet,
+};
 use secmesh::mesh::genesis::{Genesis, Params, SignedGenesis};
 use secmesh::mesh::ids::{Hash, Name, TicketId, Zone};
-use secmesh::mesh::epoch::{
-    CertifiedEpoch, EpochParams, EpochRecord, EpochVote, Frontier, FrontierEntry, Proposal, Removal,
-    Step, VoteSet,
-};
 use secmesh::mesh::roster::Roster;
 use secmesh::mesh::vote::{Action, AttackClass, Ballot, Verdict, Vote, bucket_of};
 

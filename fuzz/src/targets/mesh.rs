@@ -349,10 +349,17 @@ pub(super) fn epoch(input: &[u8]) {
     if let Some(epoch) = canonical(input, CertifiedEpoch::from_bytes, CertifiedEpoch::to_bytes) {
         let after = mesh.roster.members().map(|(node, _)| *node).collect();
         let good = epoch.verify(&mesh.roster, &after).is_ok();
-        assert!(!good || epoch.record == mesh.epoch.record, "forged: {epoch:?}");
+        assert!(
+            !good || epoch.record == mesh.epoch.record,
+            "forged: {epoch:?}"
+        );
     }
     canonical(input, Proposal::from_bytes, Proposal::to_bytes);
-    canonical(input, SignedEpochVote::from_bytes, SignedEpochVote::to_bytes);
+    canonical(
+        input,
+        SignedEpochVote::from_bytes,
+        SignedEpochVote::to_bytes,
+    );
     canonical(input, EpochProof::from_bytes, EpochProof::to_bytes);
     canonical(input, EpochSeal::from_bytes, EpochSeal::to_bytes);
     canonical(input, LockState::from_bytes, LockState::to_bytes);

@@ -60,15 +60,12 @@ impl Agent {
                         self.silenced = true;
                     }
                 }
-                Output::PersistEpoch(state) => self.persist_epoch_lock(&state),
-                Output::Epoch(epoch) => self.epoch_began(&epoch),
-                Output::Seal(sealed) => match sealed.sign(self.identity.ledger_pq_key()) {
-                    Ok(seal) => seals.push(seal),
-                    Err(error) => error!(%error, "this epoch is not sealed by this node"),
-                },
-                Output::SealSeen { seal, weight } => self.seal_seen(&seal, weight),
-                Output::Removal(removal) => self.removal_known(&removal),
-                Output::EpochLie(proof) => self.epoch_lied(&proof),
+                Output::PersistEpoch(_)
+                | Output::Epoch(_)
+                | Output::Seal(_)
+                | Output::SealSeen { .. }
+                | Output::Removal(_)
+                | Output::EpochLie(_) => seals.extend(self.epoch_output(output)),
                 Output::Broadcast(_) | Output::Send { .. } if self.silenced => {}
                 Output::Broadcast(bytes) => self.transport.broadcast(&Bytes::from(bytes)),
                 Output::Send { to, bytes } => {

@@ -13,8 +13,10 @@ use crate::{
     ledger::Record,
     mesh::{
         crypto::sha256,
-        engine::{Engine, Input},
-        epoch::{CertifiedEpoch, EpochProof, EpochSeal, MAX_CHAIN_BYTES, SignedRemoval, StoredEpochs},
+        engine::{Engine, Input, Output},
+        epoch::{
+            CertifiedEpoch, EpochProof, EpochSeal, MAX_CHAIN_BYTES, SignedRemoval, StoredEpochs,
+        },
         ids::to_hex,
         roster::Tolerance,
     },
@@ -64,8 +66,25 @@ pub(super) fn restore(state: &StateDir, engine: &mut Engine) -> Result<(), Agent
 }
 
 impl Agent {
+    /// Carries out what the engine wants about epochs; gives the seal that was asked for.
+    pub(super) fn epoch_output(&mut self, output: Output) -> Option<EpochSeal> {
+        match output {
+            Output::PersistEpoch(state) => self.persist_epoch_lock(&state),
+            Output::Epoch(epoch) => self.epoch_began(&epoch),
+            Output::Seal(sealed) => match sealed.sign(self.identity.ledger_pq_key()) {
+                Ok(seal) => return Some(seal),
+                Err(error) => error!(%error, "this epoch is not sealed by this node"),
+            },
+            Output::SealSeen { seal, weight } => self.seal_seen(&seal, weight),
+            Output::Removal(removal) => self.removal_known(&removal),
+            Output::EpochLie(proof) => self.epoch_lied(&proof),
+            _ => {}
+        }
+        None
+    }
+
     /// The node says nothing more if the disk does not take what it has signed.
-    pub(super) fn persist_epoch_lock(&mut self, bytes: &[u8]) {
+    fn persist_epoch_lock(&mut self, bytes: &[u8]) {
         if let Err(error) = self.state.write(LOCK_FILE, bytes) {
             error!(%error, "a vote on the next epoch is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
             self.tally.votes_not_sent += 1;
@@ -73,12 +92,15 @@ impl Agent {
         }
     }
 
-    pub(super) fn epoch_began(&mut self, epoch: &CertifiedEpoch) {
+    fn epoch_began(&mut self, epoch: &CertifiedEpoch) {
         self.save_epochs();
         let roster = self.engine.roster();
         info!(
-            epoch = epoch.record.number, nodes = roster.len(), voters = roster.voters(),
-            weight = roster.total(), "a new epoch is in force"
+            epoch = epoch.record.number,
+            nodes = roster.len(),
+            voters = roster.voters(),
+            weight = roster.total(),
+            "a new epoch is in force"
         );
         self.record(&Record::Epoch {
             number: epoch.record.number,
@@ -89,7 +111,7 @@ impl Agent {
     }
 
     /// Seals go into the record until they suffice: with the epoch's entry they prove it, offline.
-    pub(super) fn seal_seen(&self, seal: &EpochSeal, weight: u64) {
+    fn seal_seen(&self, seal: &EpochSeal, weight: u64) {
         let before = self.engine.sealed_weight().map_or(0, |(_, needed)| needed);
         let own = self.engine.node() == seal.sealed.node;
         let last = self
@@ -106,7 +128,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn removal_known(&mut self, removal: &SignedRemoval) {
+    fn removal_known(&mut self, removal: &SignedRemoval) {
         let node = removal.removal.node;
         info!(node = %self.name_of(&node), "the operator removes a node; it leaves with the next epoch");
         self.save_epochs();
@@ -133,9 +155,9 @@ impl Agent {
             .map_err(|e| format!("the removal is not base64: {e}"))?;
         let removal = SignedRemoval::from_bytes(&bytes)
             .map_err(|e| format!("the removal is not understood: {e}"))?;
-        removal
-            .verify(self.engine.genesis())
-            .map_err(|e| format!("the removal is refused: {e}; is this the mesh's operator key?"))?;
+        removal.verify(self.engine.genesis()).map_err(|e| {
+            format!("the removal is refused: {e}; is this the mesh's operator key?")
+        })?;
         let node = removal.removal.node;
         let name = self.name_of(&node);
         let known = self.engine.removals().any(|r| r.removal.node == node);
@@ -144,12 +166,17 @@ impl Agent {
             return Err(format!("{name} was removed already"));
         }
         if !self.engine.removals().any(|r| r.removal.node == node) {
-            return Err("the removal was not taken: it is of another time or mesh; is the clock right?".to_owned());
+            return Err(
+                "the removal was not taken: it is of another time or mesh; is the clock right?"
+                    .to_owned(),
+            );
         }
         let message = if self.engine.roster().get(&node).is_none() {
             format!("{name} is out of the mesh")
         } else {
-            format!("{name} leaves with the next epoch, which needs T_hi of the others (`secmesh epoch`)")
+            format!(
+                "{name} leaves with the next epoch, which needs T_hi of the others (`secmesh epoch`)"
+            )
         };
         done(message, None)
     }
@@ -175,7 +202,8 @@ impl Agent {
                     zone: member.record.zone.to_string(),
                     weight: u64::from(member.weight),
                     since,
-                    probation_until: (member.weight == 0 && until > roster.epoch()).then_some(until),
+                    probation_until: (member.weight == 0 && until > roster.epoch())
+                        .then_some(until),
                 }
             })
             .collect();
@@ -224,7 +252,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn epoch_lied(&self, proof: &EpochProof) {
+    fn epoch_lied(&self, proof: &EpochProof) {
         let bytes = proof.to_bytes();
         warn!(voter = %self.name_of(&proof.voter()), "proved to have lied about an epoch; its votes count for nothing");
         self.record(&Record::Equivocation {

@@ -37,7 +37,12 @@ impl Agent {
         let node = record.record.node;
         self.drive(Input::Admit(Box::new(record))).await;
         // It counts from the next epoch on, but it may connect from now on.
-        if !self.engine.reachable_records().iter().any(|r| r.node == node) {
+        if !self
+            .engine
+            .reachable_records()
+            .iter()
+            .any(|r| r.node == node)
+        {
             return refuse(
                 "not admitted: the ticket was used or has ended, or the name or address is taken (the member's log says which)"
                     .to_owned(),
@@ -46,9 +51,8 @@ impl Agent {
         let me = self.engine.node();
         let mut members: Vec<AdmittedRecord> = self.engine.admissions().cloned().collect();
         // From those whom the operator admitted in person the joiner finds the first epoch.
-        members.sort_by_key(|m| {
-            m.record.node != me && m.record.node != node && m.grant().is_some()
-        });
+        members
+            .sort_by_key(|m| m.record.node != me && m.record.node != node && m.grant().is_some());
         JoinReply::Accepted { members }.to_bytes()
     }
 

@@ -132,5 +132,5 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // On the heap: what starting needs is too much for the stack of whoever awaits this.
     let mut agent = Box::pin(setup::start(options)).await?;
     agent.run().await;
-    agent.stop().await
+    Box::pin(agent.stop()).await
 }

@@ -110,7 +110,9 @@ Examples:
     #[command(after_help = "Example:\n  secmesh metrics | grep secmesh_blocks")]
     Metrics,
     /// Show the nodes of the mesh, or remove one
-    #[command(after_help = "Examples:\n  secmesh peers\n  secmesh peers remove n4 --operator-key operator.key")]
+    #[command(
+        after_help = "Examples:\n  secmesh peers\n  secmesh peers remove n4 --operator-key operator.key"
+    )]
     Peers {
         /// What to do with them
         #[command(subcommand)]

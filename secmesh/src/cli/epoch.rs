@@ -64,31 +64,41 @@ fn text(view: &EpochView, now_us: u64, paint: Paint) -> String {
     );
     line(
         "signed",
-        match view.signed_by.is_empty() {
-            true => "by nobody: it follows from the genesis".to_owned(),
-            false => format!("by {} (round {})", names(&view.signed_by), view.round),
+        if view.signed_by.is_empty() {
+            "by nobody: it follows from the genesis".to_owned()
+        } else {
+            format!("by {} (round {})", names(&view.signed_by), view.round)
         },
     );
     if let Some(weight) = view.sealed_weight {
-        line("sealed", format!("with ML-DSA-44 by {weight} weight of the epoch before"));
+        line(
+            "sealed",
+            format!("with ML-DSA-44 by {weight} weight of the epoch before"),
+        );
     }
     if !view.waiting.is_empty() {
-        line("waiting", format!("{} for the next epoch", names(&view.waiting)));
+        line(
+            "waiting",
+            format!("{} for the next epoch", names(&view.waiting)),
+        );
     }
     if !view.leaving.is_empty() {
-        line("leaving", format!("{} with the next epoch", names(&view.leaving)));
+        line(
+            "leaving",
+            format!("{} with the next epoch", names(&view.leaving)),
+        );
     }
     if let Some((number, round)) = view.agreement {
-        line("next", format!("epoch {number} is being agreed on, round {round}"));
+        line(
+            "next",
+            format!("epoch {number} is being agreed on, round {round}"),
+        );
     }
     text.push('\n');
     let mut table = Table::new(&["NAME", "ID", "ZONE", "WEIGHT", "SINCE", "STATE"]).right(&[3, 4]);
     for member in &view.members {
         let state = match member.probation_until {
-            Some(until) => styled(
-                &format!("on probation until epoch {until}"),
-                Style::Warning,
-            ),
+            Some(until) => styled(format!("on probation until epoch {until}"), Style::Warning),
             None if member.weight == 0 => styled("no weight", Style::Bad),
             None => plain(""),
         };

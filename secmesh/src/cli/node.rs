@@ -17,7 +17,13 @@ use crate::state::{AgentLock, StateDir, StateError, read_capped_text};
 const ZONE_CHARS: usize = 32;
 
 /// What [`Identity::create`] writes, the file that completes it first.
-const IDENTITY_FILES: [&str; 4] = ["identity.json", "vote.key", "ledger.key", "tls.key"];
+const IDENTITY_FILES: [&str; 5] = [
+    "identity.json",
+    "vote.key",
+    "ledger.key",
+    "ledger-pq.key",
+    "tls.key",
+];
 const LOCK_FILE: &str = "agent.lock";
 
 /// A state directory that is being filled. Dropped before [`NewState::finish`], it takes back what

@@ -4,7 +4,9 @@ use super::admission::{AdmittedRecord, SignedGrant};
 use super::cert::Certificate;
 use super::crypto::CryptoError;
 use super::decision::SignedRelease;
-use super::epoch::{CertifiedEpoch, EpochProof, EpochSeal, Proposal, SignedEpochVote, SignedRemoval};
+use super::epoch::{
+    CertifiedEpoch, EpochProof, EpochSeal, Proposal, SignedEpochVote, SignedRemoval,
+};
 use super::roster::Roster;
 use super::vote::{Ballot, SignedVote};
 use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};

@@ -51,7 +51,7 @@ pub struct Registry {
     by_ticket: BTreeMap<TicketId, TicketUse>,
     by_operator: BTreeMap<Hash, AdmittedRecord>,
     /// All of them by the hash of the node record, burned tickets' too.
-    by_hash: BTreeMap<Hash, AdmittedRecord>,
+    all: BTreeMap<Hash, AdmittedRecord>,
 }
 
 /// What is known of a ticket.
@@ -74,7 +74,7 @@ impl Registry {
         let (hash, copy) = (admitted.record.hash(), admitted.clone());
         let offered = self.sort_in(admitted);
         if matches!(offered, Offered::Changed | Offered::Burned) {
-            self.by_hash.entry(hash).or_insert(copy);
+            self.all.entry(hash).or_insert(copy);
         }
         offered
     }
@@ -146,7 +146,7 @@ impl Registry {
 
     /// The admission of the node record with this hash.
     pub fn by_hash(&self, record: &Hash) -> Option<&AdmittedRecord> {
-        self.by_hash.get(record)
+        self.all.get(record)
     }
 
     /// The first epoch: the nodes that the operator admitted in person.

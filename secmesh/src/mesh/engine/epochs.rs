@@ -9,8 +9,8 @@ use crate::mesh::cert::CertError;
 use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::{
     App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
-    EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S, Proposal,
-    Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, needed, next_weights,
+    EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S,
+    Proposal, Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, needed, next_weights,
 };
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
@@ -261,13 +261,14 @@ impl Engine {
         let after: BTreeSet<NodeId> = members.iter().map(|(r, _)| r.node).collect();
         let changed = !self.roster.members().map(|(node, _)| node).eq(&after);
         // Clocks differ; an epoch is not begun earlier than half of one.
-        let slack = self.skew_us().min(
-            u64::from(self.config.genesis.params.epoch_s).saturating_mul(500_000),
-        );
+        let slack = self
+            .skew_us()
+            .min(u64::from(self.config.genesis.params.epoch_s).saturating_mul(500_000));
         let in_time = changed || now.saturating_add(slack) >= self.epoch_ends_us();
         in_time
             && record.frontier.continues(&tip.record.frontier)
             && self.check_roster(record, &after).is_ok()
+            && self.check_new_members(record.number, &after).is_ok()
             && self
                 .next_epoch(members, record.frontier.clone())
                 .is_some_and(|own| own == *record)
@@ -317,6 +318,12 @@ impl Engine {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// Whether every new member of a record may come in, by what is known here now. Only for what is not
+    /// certified yet: who was let in once may have been removed, replaced or seen with a burned ticket since.
+    fn check_new_members(&self, number: u64, after: &BTreeSet<NodeId>) -> Result<(), EpochError> {
         let eligible: BTreeSet<NodeId> = self.eligible().iter().map(|r| r.node).collect();
         match after
             .iter()
@@ -389,7 +396,6 @@ impl Engine {
         self.known.truncate(KNOWN_EPOCHS);
         self.epoch_since_us = call.now;
         self.seals.clear();
-        self.seal_asked = false;
         self.renew_lock();
         call.out.push(Output::Epoch(Box::new(epoch)));
         self.new_epoch(call);
@@ -530,7 +536,8 @@ impl Engine {
     pub(super) fn peer_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
         let number = epoch.record.number;
         if number <= self.roster.epoch() {
-            let other = number == self.roster.epoch() && epoch.record.hash() != self.roster.epoch_hash();
+            let other =
+                number == self.roster.epoch() && epoch.record.hash() != self.roster.epoch_hash();
             if other {
                 self.refuse(call, from, RefusalReason::ForkedEpoch);
             }
@@ -542,11 +549,9 @@ impl Engine {
                 self.agree(call);
             }
             // An admission or a removal may still be on its way, or the epoch in between is.
-            Err(
-                EpochError::UnknownMember(_)
-                | EpochError::NotRemoved { .. }
-                | EpochError::NotAdmissible { .. },
-            ) => self.put_aside(call, from, &Message::Epoch(Box::new(epoch))),
+            Err(EpochError::UnknownMember(_) | EpochError::NotRemoved { .. }) => {
+                self.put_aside(call, from, &Message::Epoch(Box::new(epoch)))
+            }
             Err(EpochError::NotNext { .. } | EpochError::TooLight { .. })
                 if number > self.roster.epoch().saturating_add(1) =>
             {
@@ -615,12 +620,7 @@ impl Engine {
         self.agree(call);
     }
 
-    pub(super) fn peer_epoch_lie(
-        &mut self,
-        call: &mut Call<'_>,
-        from: NodeId,
-        proof: &EpochProof,
-    ) {
+    pub(super) fn peer_epoch_lie(&mut self, call: &mut Call<'_>, from: NodeId, proof: &EpochProof) {
         if self.zeroed.contains(&proof.voter()) {
             return;
         }
@@ -688,13 +688,14 @@ impl Engine {
     fn ask_for_seal(&mut self, call: &mut Call<'_>) {
         let me = self.config.node;
         let voter = self.before().and_then(|before| before.get(&me));
-        if self.seal_asked || voter.is_none_or(|m| m.weight == 0) {
+        let number = self.roster.epoch();
+        if self.seal_asked == number || voter.is_none_or(|m| m.weight == 0) {
             return;
         }
-        self.seal_asked = true;
+        self.seal_asked = number;
         call.out.push(Output::Seal(Sealed {
             mesh: self.mesh,
-            number: self.roster.epoch(),
+            number,
             hash: self.roster.epoch_hash(),
             node: me,
         }));
@@ -757,7 +758,8 @@ impl Engine {
     }
 
     pub(super) fn tick_epochs(&mut self, call: &mut Call<'_>) {
-        if self.epoch_since_us == 0 || self.epoch_since_us > call.now.saturating_add(self.skew_us()) {
+        if self.epoch_since_us == 0 || self.epoch_since_us > call.now.saturating_add(self.skew_us())
+        {
             // The first epoch's age counts from when this node is first asked; and a clock that was set
             // back must not make an epoch last longer.
             self.epoch_since_us = call.now;

@@ -1,9 +1,10 @@
 //! Admissions, tickets, and what a peer is told when it connects.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use super::io::{Output, QuorumState, RefusalReason};
-use super::{Call, Engine};
+use super::{Call, Engine, Looking};
 use crate::mesh::admission::{AdmissionError, AdmittedRecord, SignedGrant};
 use crate::mesh::decision::Warrant;
 use crate::mesh::ids::NodeId;
@@ -97,30 +98,34 @@ impl Engine {
     /// Looks at what was put aside once more. What comes of that may be an epoch, and then there is more to
     /// look at; it is done in a loop and not in itself, so that peers cannot make it deep.
     pub(super) fn look_again(&mut self, call: &mut Call<'_>) {
-        if self.looking {
-            self.look_more = true;
+        if self.looking != Looking::No {
+            self.looking = Looking::Again;
             return;
         }
-        self.looking = true;
         for _ in 0..super::MAX_PENDING {
-            self.look_more = false;
+            self.looking = Looking::Once;
             for (until, from, bytes) in std::mem::take(&mut self.pending) {
                 if until > call.now {
                     self.message(call, from, &bytes);
                 }
             }
-            if !self.look_more {
+            if self.looking == Looking::Once {
                 break;
             }
         }
-        self.looking = false;
+        self.looking = Looking::No;
     }
 
-    /// The roster of the epoch with this hash, if it is the current one or one of the last 16.
-    pub(super) fn roster_of(&self, epoch_hash: &crate::mesh::ids::Hash) -> Option<&Roster> {
-        std::iter::once(&self.roster)
-            .chain(&self.known)
-            .find(|roster| roster.epoch_hash() == *epoch_hash)
+    /// The roster of the epoch with this hash, if it is the current one or one that is kept: a block may last
+    /// for many epochs, and its certificate with it.
+    pub(super) fn roster_of(&self, epoch_hash: &crate::mesh::ids::Hash) -> Option<Cow<'_, Roster>> {
+        let recent = std::iter::once(&self.roster).chain(&self.known);
+        let mut recent = recent.filter(|roster| roster.epoch_hash() == *epoch_hash);
+        if let Some(roster) = recent.next() {
+            return Some(Cow::Borrowed(roster));
+        }
+        let epoch = self.chain.find(epoch_hash)?;
+        self.registry.roster(&epoch.record).map(Cow::Owned)
     }
 
     pub(super) fn open_grant(

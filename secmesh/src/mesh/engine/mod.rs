@@ -29,7 +29,9 @@ use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
-use super::epoch::{Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval, Standings};
+use super::epoch::{
+    Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval, Standings,
+};
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
@@ -38,7 +40,7 @@ use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
 use super::wire::MAX_MESSAGE;
 use crate::addr::Prefix;
 
-/// How many earlier epochs' certificates are still understood.
+/// How many earlier epochs' rosters are at hand; those of older epochs that are kept are made when needed.
 pub const KNOWN_EPOCHS: usize = 16;
 /// Most decisions that are remembered at one time.
 pub const MAX_DECISIONS: usize = 65_536;
@@ -90,6 +92,15 @@ struct Call<'a> {
     out: &'a mut Vec<Output>,
 }
 
+/// Whether what was put aside is being looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looking {
+    No,
+    Once,
+    /// And has to be once more.
+    Again,
+}
+
 /// Slot in which a node signs at most one vote.
 type VoteSlot = (Hash, IncidentId, u32);
 
@@ -133,8 +144,8 @@ pub struct Engine {
     removals: BTreeMap<NodeId, SignedRemoval>,
     /// Seals on the current epoch, by who made them.
     seals: BTreeMap<NodeId, EpochSeal>,
-    /// Whether this node's own was asked for.
-    seal_asked: bool,
+    /// The epoch that this node's own was asked for last.
+    seal_asked: u64,
     standings: Arc<dyn Standings>,
     /// When the current epoch was adopted here; 0 before the first tick.
     epoch_since_us: u64,
@@ -144,9 +155,7 @@ pub struct Engine {
     /// Who was told last how far this node is, and when.
     asked: NodeId,
     asked_us: u64,
-    /// Whether what was put aside is being looked at, and has to be once more.
-    looking: bool,
-    look_more: bool,
+    looking: Looking,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
 }
@@ -189,15 +198,14 @@ impl Engine {
             lock_state: None,
             removals: BTreeMap::new(),
             seals: BTreeMap::new(),
-            seal_asked: false,
+            seal_asked: 0,
             standings: Arc::new(Neutral),
             epoch_since_us: 0,
             membership_due: false,
             epoch_proofs: BTreeMap::new(),
             asked: NodeId([0; 16]),
             asked_us: 0,
-            looking: false,
-            look_more: false,
+            looking: Looking::No,
             refusals: BTreeMap::new(),
             last_state: None,
         };

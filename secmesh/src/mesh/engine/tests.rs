@@ -213,7 +213,10 @@ impl Net {
                 _ => None,
             };
             if let Some(signed) = epoch_vote {
-                let lock = self.locks.get(&i).map(|b| LockState::from_bytes(b).unwrap());
+                let lock = self
+                    .locks
+                    .get(&i)
+                    .map(|b| LockState::from_bytes(b).unwrap());
                 assert!(
                     lock.is_some_and(|lock| lock.holds(&signed)),
                     "a vote on an epoch left before it was on the disk"

@@ -38,7 +38,9 @@ pub enum EpochError {
         node: NodeId,
     },
     /// A member whom an operator has removed.
-    #[error("epoch {number} takes in {node}, which an operator has removed or another record replaced")]
+    #[error(
+        "epoch {number} takes in {node}, which an operator has removed or another record replaced"
+    )]
     NotAdmissible {
         /// Its number.
         number: u64,

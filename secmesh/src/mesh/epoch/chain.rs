@@ -1,5 +1,7 @@
 //! The certified records from the first epoch to the current one, bounded.
 
+use std::collections::BTreeMap;
+
 use super::cert::CertifiedEpoch;
 use super::removal::SignedRemoval;
 use crate::mesh::crypto;
@@ -20,6 +22,8 @@ pub const MAX_CHAIN_BYTES: usize = 16 << 20;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
     epochs: Vec<CertifiedEpoch>,
+    /// Their numbers, by hash.
+    numbers: BTreeMap<Hash, u64>,
     bytes: usize,
 }
 
@@ -42,7 +46,12 @@ impl Chain {
 
     /// The kept epoch with this hash.
     pub fn find(&self, hash: &Hash) -> Option<&CertifiedEpoch> {
-        self.epochs.iter().rev().find(|e| e.record.hash() == *hash)
+        let number = self.numbers.get(hash)?;
+        let at = self
+            .epochs
+            .binary_search_by_key(number, |e| e.record.number)
+            .ok()?;
+        self.epochs.get(at)
     }
 
     /// Appends an epoch that was verified. False if it is not later than the last.
@@ -54,6 +63,8 @@ impl Chain {
             return false;
         }
         self.bytes = self.bytes.saturating_add(epoch.to_bytes().len());
+        self.numbers
+            .insert(epoch.record.hash(), epoch.record.number);
         self.epochs.push(epoch);
         true
     }
@@ -72,6 +83,7 @@ impl Chain {
             .position(|w| matches!(w, [earlier, _, later] if bridged(earlier, later)));
         let Some(at) = at else { return false };
         let dropped = self.epochs.remove(at + 1);
+        self.numbers.remove(&dropped.record.hash());
         self.bytes = self.bytes.saturating_sub(dropped.to_bytes().len());
         true
     }

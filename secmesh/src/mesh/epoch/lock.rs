@@ -12,7 +12,7 @@ use super::record::EpochRecord;
 use super::rules;
 use super::state::{LockState, OwnVote};
 use super::vote::{EpochProof, EpochVote, Proposal, SignedEpochVote, Step, VoteSet};
-use crate::mesh::crypto::{SignatureBytes, Signer};
+use crate::mesh::crypto::Signer;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::roster::Roster;
 
@@ -64,12 +64,20 @@ pub struct LockConfig {
     pub signer: Signer,
 }
 
+/// How far an agreement is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Waiting,
+    Running,
+    Decided,
+}
+
 /// The agreement on the epoch after `config.before`, as one voter sees it.
 #[derive(Debug)]
 pub struct Lock {
     config: LockConfig,
     number: u64,
-    started: bool,
+    phase: Phase,
     round: u32,
     step: Step,
     deadline: Option<u64>,
@@ -79,7 +87,7 @@ pub struct Lock {
     own: BTreeMap<Step, OwnVote>,
     locked: Option<(u32, Hash)>,
     /// The prevotes that locked it.
-    lock_polka: Option<VoteSet>,
+    polka: Option<VoteSet>,
     /// Own precommit of the last round that had one: who is a round behind may need it.
     last: Option<(u32, OwnVote)>,
     /// The value that `T_hi` prevoted for last, and where: what this node proposes when it is its turn.
@@ -87,10 +95,9 @@ pub struct Lock {
     records: BTreeMap<Hash, EpochRecord>,
     /// Proposed value and the earlier round with enough prevotes, by round.
     proposals: BTreeMap<u32, Proposal>,
-    votes: BTreeMap<(u32, Step), BTreeMap<NodeId, (Option<Hash>, SignatureBytes)>>,
+    votes: BTreeMap<(u32, Step), BTreeMap<NodeId, OwnVote>>,
     /// The highest round each voter was heard in.
     ahead: BTreeMap<NodeId, u32>,
-    decided: bool,
     muted: bool,
 }
 
@@ -101,7 +108,7 @@ impl Lock {
         Self {
             config,
             number,
-            started: false,
+            phase: Phase::Waiting,
             round: 0,
             step: Step::Propose,
             deadline: None,
@@ -109,14 +116,13 @@ impl Lock {
             proposed: false,
             own: BTreeMap::new(),
             locked: None,
-            lock_polka: None,
+            polka: None,
             last: None,
             near: None,
             records: BTreeMap::new(),
             proposals: BTreeMap::new(),
             votes: BTreeMap::new(),
             ahead: BTreeMap::new(),
-            decided: false,
             muted: false,
         }
     }
@@ -135,7 +141,7 @@ impl Lock {
         {
             return false;
         }
-        self.started = true;
+        self.phase = Phase::Running;
         self.round = state.round;
         self.proposed = state.proposed;
         for (step, own) in [
@@ -152,7 +158,7 @@ impl Lock {
             let value = record.hash();
             self.locked = Some((polka.round, value));
             self.near = Some((polka.round, value, polka.clone()));
-            self.lock_polka = Some(polka);
+            self.polka = Some(polka);
             self.records.insert(value, record);
         }
         self.last = state.last;
@@ -166,7 +172,7 @@ impl Lock {
 
     /// Round, if the agreement has begun.
     pub fn round(&self) -> Option<u32> {
-        self.started.then_some(self.round)
+        (self.phase != Phase::Waiting).then_some(self.round)
     }
 
     fn state(&self) -> LockState {
@@ -181,7 +187,7 @@ impl Lock {
             precommit: self.own.get(&Step::Precommit).copied(),
             locked: self.locked.and_then(|(round, value)| {
                 let record = self.records.get(&value)?.clone();
-                let polka = self.lock_polka.clone().filter(|polka| polka.round == round)?;
+                let polka = self.polka.clone().filter(|polka| polka.round == round)?;
                 Some((record, polka))
             }),
             last: self.last,
@@ -197,7 +203,8 @@ impl Lock {
 
     fn is_voter(&self) -> bool {
         let me = self.config.before.get(&self.config.node);
-        !self.muted && me.is_some_and(|m| m.weight > 0 && m.record.incarnation == self.config.incarnation)
+        !self.muted
+            && me.is_some_and(|m| m.weight > 0 && m.record.incarnation == self.config.incarnation)
     }
 
     /// Whose turn it is: the voters one after the other, beginning elsewhere for each number.
@@ -237,7 +244,9 @@ impl Lock {
         let about = (vote.mesh, vote.number, vote.previous)
             == (before.mesh(), self.number, before.epoch_hash());
         let Some(member) = before.get(&vote.voter).filter(|m| {
-            m.weight > 0 && m.record.incarnation == vote.incarnation && vote.voter != self.config.node
+            m.weight > 0
+                && m.record.incarnation == vote.incarnation
+                && vote.voter != self.config.node
         }) else {
             return false;
         };
@@ -282,11 +291,11 @@ impl Lock {
     pub fn advance(&mut self, now: u64, app: &dyn App, out: &mut Vec<LockOut>) {
         // Bounded: every turn ends the agreement, a step, or the loop; rounds only end at deadlines.
         for _ in 0..64 {
-            if self.decided || !self.turn(now, app, out) {
+            if self.phase == Phase::Decided || !self.turn(now, app, out) {
                 break;
             }
         }
-        if !self.decided && self.started && self.is_voter() && now >= self.resend_at {
+        if self.phase == Phase::Running && self.is_voter() && now >= self.resend_at {
             self.resend_at = now.saturating_add(RESEND_US);
             self.repeat(out);
         }
@@ -294,7 +303,7 @@ impl Lock {
 
     /// What this node said in this round, once more.
     pub fn repeat(&self, out: &mut Vec<LockOut>) {
-        if self.decided || !self.started {
+        if self.phase != Phase::Running {
             return;
         }
         if let Some(mine) = self
@@ -304,7 +313,10 @@ impl Lock {
         {
             out.push(LockOut::Propose(Box::new(mine.clone())));
         }
-        let last = self.last.iter().map(|(round, own)| (*round, Step::Precommit, *own));
+        let last = self
+            .last
+            .iter()
+            .map(|(round, own)| (*round, Step::Precommit, *own));
         let own = self.own.iter().map(|(step, own)| (self.round, *step, *own));
         let older = last.filter(|(round, ..)| *round != self.round);
         for (round, step, (value, signature)) in older.chain(own) {
@@ -324,7 +336,7 @@ impl Lock {
         if !self.is_voter() {
             return false;
         }
-        let own = self.started.then_some(self.round);
+        let own = (self.phase != Phase::Waiting).then_some(self.round);
         let seen = self.ahead.iter().map(|(v, round)| (*round, self.weight(v)));
         // Where everybody has to agree nobody is expected to lie, and one alone may be the rest.
         let enough = if self.config.before.voters() < super::BOOTSTRAP_VOTERS {
@@ -336,7 +348,7 @@ impl Lock {
             self.enter(round, now);
             return true;
         }
-        if !self.started {
+        if self.phase == Phase::Waiting {
             let due = app.fresh().is_some()
                 || self
                     .proposals
@@ -359,7 +371,7 @@ impl Lock {
     }
 
     fn enter(&mut self, round: u32, now: u64) {
-        self.started = true;
+        self.phase = Phase::Running;
         self.round = round;
         self.step = Step::Propose;
         self.proposed = false;
@@ -462,7 +474,7 @@ impl Lock {
                 let polka = self.signatures(self.round, Step::Prevote, value);
                 self.locked = Some((self.round, value));
                 self.near = Some((self.round, value, polka.clone()));
-                self.lock_polka = Some(polka);
+                self.polka = Some(polka);
             }
             self.say(Step::Precommit, value, out);
             self.step = Step::Precommit;
@@ -517,6 +529,10 @@ impl Lock {
     }
 
     /// What a quorum said in this step: a value, or nil.
+    #[expect(
+        clippy::option_option,
+        reason = "none: there is no quorum; some of none: there is one for nothing"
+    )]
     fn quorum_for(&self, round: u32, step: Step, app: &dyn App) -> Option<Option<Hash>> {
         let before = &self.config.before;
         let mut sums: BTreeMap<Option<Hash>, u64> = BTreeMap::new();
@@ -559,7 +575,7 @@ impl Lock {
                 record: record.clone(),
                 precommits: self.signatures(round, Step::Precommit, value),
             };
-            self.decided = true;
+            self.phase = Phase::Decided;
             let mine = self.proposer(round) == Some(self.config.node);
             out.push(LockOut::Decided(Box::new(certified), mine));
             return true;

@@ -91,9 +91,11 @@ impl Epoch {
 
     fn polka(&self, state: &State, round: u32, value: u8) -> bool {
         let at = round as usize;
-        self.quorum(state.iter().map(|node| {
-            node.prevotes[at] == Some(value) || node.second.contains(&(round, value))
-        }))
+        self.quorum(
+            state.iter().map(|node| {
+                node.prevotes[at] == Some(value) || node.second.contains(&(round, value))
+            }),
+        )
     }
 
     fn decided(&self, state: &State, round: u32, value: u8) -> bool {
@@ -222,13 +224,16 @@ impl Model for Epoch {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("one record for one number", |model: &Self, state: &State| {
-                let decided: BTreeSet<u8> = VALUES
-                    .into_iter()
-                    .filter(|v| (0..model.rounds).any(|round| model.decided(state, round, *v)))
-                    .collect();
-                decided.len() < 2
-            }),
+            Property::always(
+                "one record for one number",
+                |model: &Self, state: &State| {
+                    let decided: BTreeSet<u8> = VALUES
+                        .into_iter()
+                        .filter(|v| (0..model.rounds).any(|round| model.decided(state, round, *v)))
+                        .collect();
+                    decided.len() < 2
+                },
+            ),
             Property::always("nobody honest signs two things", |_, state: &State| {
                 state.iter().all(|node| node.second.is_empty())
             }),
@@ -236,10 +241,13 @@ impl Model for Epoch {
             Property::sometimes("decided at once", |model: &Self, state: &State| {
                 model.decided(state, 0, 1)
             }),
-            Property::sometimes("decided later than locked", |model: &Self, state: &State| {
-                let locked = state.iter().any(|n| n.precommits[0] == Some(2));
-                locked && (1..model.rounds).any(|round| model.decided(state, round, 2))
-            }),
+            Property::sometimes(
+                "decided later than locked",
+                |model: &Self, state: &State| {
+                    let locked = state.iter().any(|n| n.precommits[0] == Some(2));
+                    locked && (1..model.rounds).any(|round| model.decided(state, round, 2))
+                },
+            ),
         ]
     }
 }
@@ -261,7 +269,10 @@ fn broken(bug: Bug, rounds: u32) -> Vec<&'static str> {
     eprintln!("{bug:?}, {rounds} rounds: {states} states, broken: {broken:?}");
     if bug == Bug::None {
         let seen = checker.discoveries();
-        assert!(seen.contains_key("decided at once"), "the model is of nothing");
+        assert!(
+            seen.contains_key("decided at once"),
+            "the model is of nothing"
+        );
         assert!(seen.contains_key("decided later than locked"));
     }
     broken
@@ -283,6 +294,9 @@ fn the_model_finds_what_is_built_wrongly() {
         (Bug::ForgetLock, 2, two),
         (Bug::ForgetVotes, 2, "nobody honest signs two things"),
     ] {
-        assert!(broken(bug, rounds).contains(&expected), "{bug:?} was not found");
+        assert!(
+            broken(bug, rounds).contains(&expected),
+            "{bug:?} was not found"
+        );
     }
 }

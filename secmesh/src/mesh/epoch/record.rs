@@ -111,7 +111,11 @@ pub struct EpochRecord {
 impl EpochRecord {
     /// The first epoch: the nodes that the operator admitted in person, with full weight each. Nobody
     /// certifies it; it follows from the genesis and those admissions.
-    pub fn first(mesh: MeshId, params: EpochParams, records: impl IntoIterator<Item = Hash>) -> Self {
+    pub fn first(
+        mesh: MeshId,
+        params: EpochParams,
+        records: impl IntoIterator<Item = Hash>,
+    ) -> Self {
         let mut members: Vec<EpochMember> = records
             .into_iter()
             .map(|record| EpochMember {

@@ -88,9 +88,12 @@ pub fn next_weights(
     let moves: Vec<u64> = candidates
         .iter()
         .zip(&targets)
-        .map(|(c, target)| match free(c) {
-            true => 0,
-            false => target.abs_diff(u64::from(c.before)),
+        .map(|(c, target)| {
+            if free(c) {
+                0
+            } else {
+                target.abs_diff(u64::from(c.before))
+            }
         })
         .collect();
     let allowed = apportioned(total / 10, &moves);

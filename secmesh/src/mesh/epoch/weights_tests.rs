@@ -31,7 +31,9 @@ fn the_first_four_have_their_weight_at_once_and_the_fifth_waits() {
 
 #[test]
 fn after_probation_weight_comes_a_tenth_of_w_at_a_time() {
-    let mut all: Vec<Candidate> = (1..=4).map(|i| candidate(i, i.into(), 1, 100, 100)).collect();
+    let mut all: Vec<Candidate> = (1..=4)
+        .map(|i| candidate(i, i.into(), 1, 100, 100))
+        .collect();
     all.push(candidate(5, 5, 2, 0, 100));
     assert_eq!(next(&all, 4, 3)[4], 0, "still on probation");
     for expected in [40, 84, 100] {
@@ -63,19 +65,23 @@ fn with_three_zones_the_caps_cannot_be_kept_and_nothing_is_taken() {
 
 #[test]
 fn when_a_voter_is_removed_one_on_probation_takes_its_place_only_below_four() {
-    let mut all: Vec<Candidate> = (1..=3).map(|i| candidate(i, i.into(), 1, 100, 100)).collect();
+    let mut all: Vec<Candidate> = (1..=3)
+        .map(|i| candidate(i, i.into(), 1, 100, 100))
+        .collect();
     all.push(candidate(4, 4, 8, 0, 100));
     all.push(candidate(5, 5, 8, 0, 100));
     assert_eq!(next_weights(&all, 9, 3, 400, 4), [100, 100, 100, 100, 0]);
 }
 
 fn mesh() -> impl Strategy<Value = Vec<Candidate>> {
-    proptest::collection::vec((0..7_usize, 0..400_u32, 0..400_u32, 1..12_u64), 1..40).prop_map(|all| {
-        all.into_iter()
-            .zip(1_u8..)
-            .map(|((zone, before, target, since), i)| candidate(i, zone, since, before, target))
-            .collect()
-    })
+    proptest::collection::vec((0..7_usize, 0..400_u32, 0..400_u32, 1..12_u64), 1..40).prop_map(
+        |all| {
+            all.into_iter()
+                .zip(1_u8..)
+                .map(|((zone, before, target, since), i)| candidate(i, zone, since, before, target))
+                .collect()
+        },
+    )
 }
 
 proptest! {

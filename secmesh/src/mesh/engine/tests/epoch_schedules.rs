@@ -96,7 +96,12 @@ impl World {
             Step::Pass(us) => net.tick(*us),
             Step::EpochOver => net.tick(u64::from(genesis().params.epoch_s) * S),
             Step::Crash(i) => {
-                let peers: Vec<u8> = net.links.iter().filter(|(a, _)| a == i).map(|l| l.1).collect();
+                let peers: Vec<u8> = net
+                    .links
+                    .iter()
+                    .filter(|(a, _)| a == i)
+                    .map(|l| l.1)
+                    .collect();
                 for peer in &peers {
                     net.disconnect(*i, *peer);
                 }

@@ -23,7 +23,10 @@ fn wait(net: &mut Net, seconds: u64) {
 }
 
 fn hashes(net: &Net) -> BTreeSet<Hash> {
-    net.engines.values().map(|e| e.roster().epoch_hash()).collect()
+    net.engines
+        .values()
+        .map(|e| e.roster().epoch_hash())
+        .collect()
 }
 
 fn weights(net: &Net, i: u8) -> Vec<u32> {
@@ -226,6 +229,9 @@ fn an_epoch_survives_a_crash_of_everybody() {
     let mut net = Net::four();
     net.input(1, Input::Admit(Box::new(by_ticket(5, "e", 0x70))));
     net.run();
+    // What the disk tells of is from when this one was still a member.
+    net.input(2, Input::Remove(Box::new(removal(5, net.now))));
+    wait(&mut net, 5);
     let before = hashes(&net);
     for i in 1..=4 {
         net.crash(i);
@@ -236,7 +242,7 @@ fn an_epoch_survives_a_crash_of_everybody() {
     net.run();
     net.tick(length());
     wait(&mut net, 5);
-    assert_eq!(net.roster().epoch(), 3);
+    assert_eq!(net.roster().epoch(), 4);
     assert_eq!(hashes(&net).len(), 1);
 }
 
@@ -261,7 +267,9 @@ fn a_node_whose_disk_is_older_than_what_it_signed_says_nothing_about_epochs() {
     net.outputs.clear();
     net.input(2, Input::Admit(Box::new(by_ticket(6, "f", 0x71))));
     net.tick(length());
-    let said = net.outputs[&2].iter().any(|o| matches!(o, Output::PersistEpoch(_)));
+    let said = net.outputs[&2]
+        .iter()
+        .any(|o| matches!(o, Output::PersistEpoch(_)));
     assert!(!said, "it would vote on an epoch that is long decided");
     net.connect_all();
     wait(&mut net, 10);
@@ -293,6 +301,39 @@ fn the_voters_of_the_epoch_before_seal_the_next_one_with_ml_dsa() {
     }
     net.run();
     for i in 1..=4 {
-        assert_eq!(net.engines[&i].sealed_weight(), Some((300, 300)), "node {i}");
+        assert_eq!(
+            net.engines[&i].sealed_weight(),
+            Some((300, 300)),
+            "node {i}"
+        );
     }
+}
+
+#[test]
+fn a_block_outlasts_many_epochs_and_a_node_that_joins_then_still_takes_it() {
+    let mut net = Net::four();
+    let params = Params::default();
+    assert!(params.epoch_s <= params.block_ttl_s * 2);
+    net.sees(1, subject());
+    net.sees(2, subject());
+    net.run();
+    // Twenty epochs within the hour that the block lasts: somebody joins and leaves, over and over.
+    for i in 10..20 {
+        let joiner = by_ticket(i, &format!("z{i}"), 0x70 + i);
+        net.input(1, Input::Admit(Box::new(joiner)));
+        wait(&mut net, 3);
+        net.input(1, Input::Remove(Box::new(removal(i, net.now))));
+        wait(&mut net, 3);
+    }
+    assert!(net.roster().epoch() > 20, "{}", net.roster().epoch());
+    net.crash(3);
+    let warrant = net.engines[&1]
+        .active_block(&subject())
+        .unwrap()
+        .warrant
+        .to_bytes();
+    let now = net.now;
+    let engine = net.engines.get_mut(&3).unwrap();
+    let restored = engine.restore_decision(now, &warrant, now, None);
+    assert!(matches!(restored, Ok(Some(_))), "{restored:?}");
 }
