@@ -550,7 +550,7 @@ impl Engine {
             }
             // An admission or a removal may still be on its way, or the epoch in between is.
             Err(EpochError::UnknownMember(_) | EpochError::NotRemoved { .. }) => {
-                self.put_aside(call, from, &Message::Epoch(Box::new(epoch)))
+                self.put_aside(call, from, &Message::Epoch(Box::new(epoch)));
             }
             Err(EpochError::NotNext { .. } | EpochError::TooLight { .. })
                 if number > self.roster.epoch().saturating_add(1) =>
