@@ -21,9 +21,11 @@ fn agreed(lab: &Lab, nodes: &[usize], wanted: impl Fn(&Value) -> bool) -> Result
             .map(|number| lab.agent(*number)?.json::<Value>(&["epoch"]))
             .collect::<Result<_>>()?;
         let first = last.first().cloned().unwrap_or_default();
-        let equal = last
-            .iter()
-            .all(|view| (&view["hash"], &view["members"]) == (&first["hash"], &first["members"]));
+        let equal = last.iter().all(|view| {
+            ["hash", "members"]
+                .iter()
+                .all(|key| view.get(key) == first.get(key))
+        });
         Ok((equal && wanted(&first)).then_some(first))
     })?;
     same.with_context(|| format!("the nodes do not agree: {last:#?}"))
