@@ -502,14 +502,22 @@ impl Lock {
         false
     }
 
-    /// Starts the wait of this step as soon as a quorum has spoken in it, whatever it said.
+    /// Starts the wait of this step as soon as a quorum has spoken in it, whatever it said. Who was heard in
+    /// a later step or round is past this one: a liar may have helped it there and then fallen silent.
     fn arm(&mut self, now: u64, step: Step, app: &dyn App) {
+        let voted = |step: Step, voter: &NodeId| {
+            let votes = self.votes.get(&(self.round, step));
+            votes.is_some_and(|votes| votes.contains_key(voter))
+        };
         let spoken: u64 = self
-            .votes
-            .get(&(self.round, step))
-            .into_iter()
-            .flatten()
-            .map(|(voter, _)| self.weight(voter))
+            .config
+            .before
+            .members()
+            .filter(|(voter, _)| {
+                let later = self.ahead.get(*voter).is_some_and(|at| *at > self.round);
+                later || voted(step, voter) || voted(Step::Precommit, voter)
+            })
+            .map(|(_, member)| u64::from(member.weight))
             .sum();
         if self.deadline.is_none() && rules::is_quorum(spoken, self.needed_of_anybody(app)) {
             self.deadline = Some(now.saturating_add(self.wait(VOTE_US)));
