@@ -367,7 +367,7 @@ mod tests {
             "xtask fuzz --time never",
             "xtask fuzz --input file",
             "xtask lab --nodes 0",
-            "xtask lab --nodes 17",
+            "xtask lab --nodes 41",
             "xtask lab attack flood",
             "xtask lab attack syn-flood --targets 3",
         ] {
