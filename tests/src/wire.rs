@@ -90,14 +90,16 @@ impl Wire {
                 &near_shown,
             )
         })?;
-        // A second wire's default routes lose against the first's, by their metric.
+        // A second wire's default routes lose against the first's, by their metric. Replaced, because the kernel
+        // takes an ended wire's routes out a moment after its interfaces.
         let metric = (100 + u32::from(net)).to_string();
         for (family, gateway) in [
             ("-4", wire.far4().to_string()),
             ("-6", wire.far6().to_string()),
         ] {
             let add = [
-                family, "route", "add", "default", "via", &gateway, "dev", near, "metric", &metric,
+                family, "route", "replace", "default", "via", &gateway, "dev", near, "metric",
+                &metric,
             ];
             tool("ip", &add)?;
         }

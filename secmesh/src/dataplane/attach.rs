@@ -432,10 +432,22 @@ pub(super) fn remove_pins(dir: &Path) -> Result<usize, DataplaneError> {
             .is_some_and(|n| n.to_string_lossy().starts_with("link-"))
     });
     super::flows::remove_filters(&paths);
+    let running: Vec<(u32, Option<u32>)> = paths
+        .iter()
+        .filter_map(|path| {
+            let name = interface_of(path)?;
+            let index = nix::net::if_::if_nametoindex(name.as_str()).ok()?;
+            Some((index, program_of(path)))
+        })
+        .collect();
     for path in &paths {
         std::fs::remove_file(path).map_err(failed)?;
     }
     std::fs::remove_dir(dir).map_err(failed)?;
+    // Who is told that nothing is filtered any more may rely on it.
+    for (index, program) in running {
+        wait_until_gone(index, program);
+    }
     Ok(paths.len())
 }
 
