@@ -37,6 +37,10 @@ impl App for Here<'_> {
         self.engine.is_next_epoch(self.now, record)
     }
 
+    fn is_sound(&self, record: &EpochRecord) -> bool {
+        self.engine.is_sound_epoch(record).is_some()
+    }
+
     fn members(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>> {
         self.engine.epoch_members(record)
     }
@@ -252,26 +256,28 @@ impl Engine {
     /// Whether a record may follow the current one: every change of the roster is the operator's, it is
     /// time for it, and it is what this node computes from the same members and evidence, to the bit.
     fn is_next_epoch(&self, now: u64, record: &EpochRecord) -> bool {
-        let Some(tip) = self.chain.tip() else {
+        let Some(after) = self.is_sound_epoch(record) else {
             return false;
         };
-        let Some(members) = self.members_of(record) else {
-            return false;
-        };
-        let after: BTreeSet<NodeId> = members.iter().map(|(r, _)| r.node).collect();
         let changed = !self.roster.members().map(|(node, _)| node).eq(&after);
         // Clocks differ; an epoch is not begun earlier than half of one.
         let slack = self
             .skew_us()
             .min(u64::from(self.config.genesis.params.epoch_s).saturating_mul(500_000));
         let in_time = changed || now.saturating_add(slack) >= self.epoch_ends_us();
-        in_time
-            && record.frontier.continues(&tip.record.frontier)
+        in_time && self.check_new_members(record.number, &after).is_ok()
+    }
+
+    /// The part of that which, once true, stays true until the next epoch: of a value that others may be
+    /// locked on no more is asked, or a removal could stop the epochs for ever. Gives the members.
+    fn is_sound_epoch(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>> {
+        let tip = self.chain.tip()?;
+        let members = self.members_of(record)?;
+        let after: BTreeSet<NodeId> = members.iter().map(|(r, _)| r.node).collect();
+        let sound = record.frontier.continues(&tip.record.frontier)
             && self.check_roster(record, &after).is_ok()
-            && self.check_new_members(record.number, &after).is_ok()
-            && self
-                .next_epoch(members, record.frontier.clone())
-                .is_some_and(|own| own == *record)
+            && self.next_epoch(members, record.frontier.clone())? == *record;
+        sound.then_some(after)
     }
 
     /// The members of a record with the epochs they should be in since.

@@ -32,6 +32,10 @@ pub trait App {
     fn fresh(&self) -> Option<EpochRecord>;
     /// Whether this node, by what it knows now, finds that a record may be the next epoch.
     fn is_valid(&self, record: &EpochRecord) -> bool;
+    /// Whether a record may be the next epoch by what never changes: asked about a value that `T_hi` has
+    /// prevoted for, or that this node is locked on. What [`App::is_valid`] asks beyond that (who was
+    /// removed or replaced since, whether it is time) may change while others hold a lock.
+    fn is_sound(&self, record: &EpochRecord) -> bool;
     /// The members of a record, if all of them are known here.
     fn members(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>>;
 }
@@ -409,7 +413,10 @@ impl Lock {
                 .filter(|polka| self.is_polka(record, polka, app))
                 .map(|polka| polka.round);
             let shown = proposal.polka.is_none() || polka.is_some();
-            if shown && app.is_valid(record) {
+            // What others may be locked on is not asked again what may have changed since.
+            let held = polka.is_some() || self.locked.is_some_and(|(_, own)| own == value);
+            let valid = app.is_valid(record) || (held && app.is_sound(record));
+            if shown && valid {
                 let may = rules::may_prevote(self.locked.as_ref(), &value, polka, self.round);
                 choice = Some(may.then_some(value));
             }
@@ -468,8 +475,9 @@ impl Lock {
             .quorum_for(self.round, Step::Prevote, app)
             .or_else(|| late.then_some(None));
         if let Some(value) = choice {
-            // Only what this node finds valid itself: more than a third of liars must not carry it.
-            let value = value.filter(|v| self.records.get(v).is_some_and(|r| app.is_valid(r)));
+            // Only what this node finds sound itself: more than a third of liars must not carry it. That it
+            // was eligible, honest voters among the `T_hi` have found.
+            let value = value.filter(|v| self.records.get(v).is_some_and(|r| app.is_sound(r)));
             if let Some(value) = value {
                 let polka = self.signatures(self.round, Step::Prevote, value);
                 self.locked = Some((self.round, value));
@@ -620,3 +628,7 @@ impl Lock {
         out.push(LockOut::Vote(signed));
     }
 }
+
+#[cfg(test)]
+#[path = "lock_tests.rs"]
+mod tests;

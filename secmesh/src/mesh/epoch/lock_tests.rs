@@ -1,0 +1,181 @@
+//! The agreement of one voter, fed by hand.
+
+use super::*;
+use crate::mesh::epoch::EpochParams;
+use crate::mesh::roster::Registry;
+use crate::mesh::testing::{genesis, node_id, records, signer};
+
+const S: u64 = 1_000_000;
+
+/// What a node finds of records, as a test sets it.
+struct Rules {
+    fresh: Option<EpochRecord>,
+    /// Whether what changes with time (removals, tickets, clocks) speaks for a record.
+    eligible: bool,
+    voters: Vec<u8>,
+}
+
+impl App for Rules {
+    fn fresh(&self) -> Option<EpochRecord> {
+        self.fresh.clone()
+    }
+
+    fn is_valid(&self, _: &EpochRecord) -> bool {
+        self.eligible
+    }
+
+    fn is_sound(&self, _: &EpochRecord) -> bool {
+        true
+    }
+
+    fn members(&self, _: &EpochRecord) -> Option<BTreeSet<NodeId>> {
+        Some(self.voters.iter().map(|i| node_id(*i)).collect())
+    }
+}
+
+fn roster(zones: &[&str]) -> Roster {
+    let mut registry = Registry::default();
+    for record in records(zones) {
+        registry.offer(record);
+    }
+    let first = registry.first_epoch(genesis().mesh_id(), &genesis().params);
+    registry.roster(&first).unwrap()
+}
+
+/// Some record that could follow; `length_s` tells them apart.
+fn record(before: &Roster, length_s: u32) -> EpochRecord {
+    EpochRecord {
+        mesh: before.mesh(),
+        number: before.epoch() + 1,
+        previous: before.epoch_hash(),
+        members: Vec::new(),
+        params: EpochParams {
+            length_s,
+            probation: 0,
+        },
+        frontier: crate::mesh::epoch::Frontier::default(),
+    }
+}
+
+fn lock(before: &Roster, i: u8) -> Lock {
+    Lock::new(LockConfig {
+        before: before.clone(),
+        node: node_id(i),
+        incarnation: 1,
+        signer: signer(i),
+    })
+}
+
+fn vote(before: &Roster, i: u8, round: u32, step: Step, value: Option<Hash>) -> SignedEpochVote {
+    EpochVote {
+        mesh: before.mesh(),
+        number: before.epoch() + 1,
+        previous: before.epoch_hash(),
+        round,
+        step,
+        value,
+        voter: node_id(i),
+        incarnation: 1,
+    }
+    .sign(&signer(i))
+}
+
+fn proposal(before: &Roster, i: u8, round: u32, record: &EpochRecord) -> Proposal {
+    Proposal {
+        record: record.clone(),
+        signed: vote(before, i, round, Step::Propose, Some(record.hash())),
+        polka: None,
+    }
+}
+
+fn polka(before: &Roster, round: u32, record: &EpochRecord, voters: &[u8]) -> VoteSet {
+    let mut signatures: Vec<_> = voters
+        .iter()
+        .map(|i| {
+            let signed = vote(before, *i, round, Step::Prevote, Some(record.hash()));
+            (node_id(*i), signed.signature)
+        })
+        .collect();
+    signatures.sort_unstable();
+    VoteSet { round, signatures }
+}
+
+fn proposer(lock: &Lock, round: u32) -> u8 {
+    let node = lock.proposer(round).unwrap();
+    (1..=4).find(|i| node_id(*i) == node).unwrap()
+}
+
+fn rules(fresh: Option<EpochRecord>) -> Rules {
+    Rules {
+        fresh,
+        eligible: true,
+        voters: vec![1, 2, 3, 4],
+    }
+}
+
+/// All that this node said, and the votes among it.
+fn said(out: &[LockOut]) -> Vec<EpochVote> {
+    out.iter()
+        .filter_map(|o| match o {
+            LockOut::Vote(signed) => Some(signed.vote),
+            LockOut::Propose(proposal) => Some(proposal.signed.vote),
+            _ => None,
+        })
+        .collect()
+}
+
+fn never_contradicts_itself(out: &[LockOut]) {
+    let mut slots = BTreeMap::new();
+    for vote in said(out) {
+        let other = slots.insert((vote.round, vote.step), vote.value);
+        assert!(other.is_none_or(|value| value == vote.value), "{vote:?}");
+    }
+}
+
+#[test]
+fn what_t_hi_prevoted_for_stays_valid_though_somebody_in_it_was_removed_since() {
+    let before = roster(&["a", "b", "c", "d"]);
+    let mut lock = lock(&before, 1);
+    let value = record(&before, 1);
+    let mut rules = rules(None);
+    let mut out = Vec::new();
+    let by = proposer(&lock, 0);
+    if by == 1 {
+        rules.fresh = Some(value.clone());
+    } else {
+        lock.take_proposal(proposal(&before, by, 0, &value), &mut out);
+    }
+    lock.advance(S, &rules, &mut out);
+    for i in [2, 3, 4] {
+        let prevote = vote(&before, i, 0, Step::Prevote, Some(value.hash()));
+        lock.take_vote(prevote, &mut out);
+    }
+    lock.advance(2 * S, &rules, &mut out);
+    assert_eq!(lock.locked, Some((0, value.hash())));
+    // The operator removes a node that the record lets in. This node is locked on it all the same, and
+    // so may be others: nothing else can be decided any more.
+    rules.eligible = false;
+    let round = (1..8).find(|r| proposer(&lock, *r) != 1).unwrap();
+    let by = proposer(&lock, round);
+    let again = Proposal {
+        polka: Some(polka(&before, 0, &value, &[2, 3, 4])),
+        ..proposal(&before, by, round, &value)
+    };
+    lock.enter(round, 3 * S);
+    lock.take_proposal(again, &mut out);
+    let mut out = Vec::new();
+    lock.advance(4 * S, &rules, &mut out);
+    for i in [2, 3, 4] {
+        let prevote = vote(&before, i, round, Step::Prevote, Some(value.hash()));
+        lock.take_vote(prevote, &mut out);
+    }
+    lock.advance(20 * S, &rules, &mut out);
+    let voted: Vec<_> = said(&out)
+        .into_iter()
+        .filter(|v| v.round == round)
+        .map(|v| (v.step, v.value))
+        .collect();
+    let value = Some(value.hash());
+    assert!(voted.contains(&(Step::Prevote, value)), "{voted:?}");
+    assert!(voted.contains(&(Step::Precommit, value)), "{voted:?}");
+}
