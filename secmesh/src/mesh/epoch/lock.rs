@@ -166,6 +166,11 @@ impl Lock {
             self.records.insert(value, record);
         }
         self.last = state.last;
+        // It may have proposed and come back without the proposal. Nothing was prevoted, so nil is safe,
+        // and the others do not wait for this node.
+        if self.step == Step::Propose {
+            self.deadline = Some(0);
+        }
         true
     }
 

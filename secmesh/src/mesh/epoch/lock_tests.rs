@@ -179,3 +179,26 @@ fn what_t_hi_prevoted_for_stays_valid_though_somebody_in_it_was_removed_since() 
     assert!(voted.contains(&(Step::Prevote, value)), "{voted:?}");
     assert!(voted.contains(&(Step::Precommit, value)), "{voted:?}");
 }
+#[test]
+fn a_proposer_that_comes_back_without_its_proposal_still_ends_the_round() {
+    let before = roster(&["a", "b", "c", "d"]);
+    let me = proposer(&lock(&before, 1), 0);
+    let rules = rules(Some(record(&before, 1)));
+    let mut first = lock(&before, me);
+    let mut out = Vec::new();
+    first.advance(S, &rules, &mut out);
+    // The disk took the proposal, and not the prevote that followed.
+    let LockOut::Persist(bytes) = &out[0] else {
+        panic!("{out:?}")
+    };
+    let state = LockState::from_bytes(bytes).unwrap();
+    let mut again = lock(&before, me);
+    assert!(again.restore(state));
+    let mut out = Vec::new();
+    for second in 2..10 {
+        again.advance(second * S, &rules, &mut out);
+    }
+    let prevoted = said(&out).iter().any(|v| v.step == Step::Prevote);
+    assert!(prevoted, "the others may wait for it for ever");
+    never_contradicts_itself(&out);
+}
