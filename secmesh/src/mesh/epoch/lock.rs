@@ -23,6 +23,9 @@ const PROPOSE_US: u64 = 1_000_000;
 const VOTE_US: u64 = 500_000;
 /// A wait is never longer, microseconds.
 const LONGEST_US: u64 = 30_000_000;
+/// Votes of rounds further ahead than this are refused: with waits of up to [`LONGEST_US`] that is three weeks,
+/// and nobody drives the others to the last round there is with one message.
+const MAX_AHEAD: u32 = 65_536;
 /// Votes of this many rounds before and after the own one are kept. Who is further ahead says it again.
 const KEPT_ROUNDS: u32 = 8;
 
@@ -259,6 +262,9 @@ impl Lock {
         }) else {
             return false;
         };
+        if vote.round > self.round.saturating_add(MAX_AHEAD) {
+            return false;
+        }
         let held = self
             .votes
             .get(&(vote.round, vote.step))
@@ -354,8 +360,7 @@ impl Lock {
             self.config.before.t_lo()
         };
         if let Some(round) = rules::catch_up(own, seen, enough) {
-            self.enter(round, now);
-            return true;
+            return self.enter(round, now);
         }
         if self.phase == Phase::Waiting {
             let due = app.fresh().is_some()
@@ -379,7 +384,11 @@ impl Lock {
         }
     }
 
-    fn enter(&mut self, round: u32, now: u64) {
+    /// Begins a round. False for one that was begun already: what was said in it must stay known.
+    fn enter(&mut self, round: u32, now: u64) -> bool {
+        if self.phase != Phase::Waiting && round <= self.round {
+            return false;
+        }
         self.phase = Phase::Running;
         self.round = round;
         self.step = Step::Propose;
@@ -397,6 +406,7 @@ impl Lock {
             .chain(self.locked.map(|(_, value)| value))
             .collect();
         self.records.retain(|value, _| wanted.contains(value));
+        true
     }
 
     fn wait(&self, first: u64) -> u64 {
@@ -508,8 +518,7 @@ impl Lock {
             self.near = Some((self.round, value, polka));
         }
         if late {
-            self.enter(self.round.saturating_add(1), now);
-            return true;
+            return self.enter(self.round.saturating_add(1), now);
         }
         self.arm(now, Step::Precommit, app);
         false

@@ -202,3 +202,47 @@ fn a_proposer_that_comes_back_without_its_proposal_still_ends_the_round() {
     assert!(prevoted, "the others may wait for it for ever");
     never_contradicts_itself(&out);
 }
+
+#[test]
+fn the_last_round_of_all_makes_nobody_vote_twice() {
+    let before = roster(&["a", "b"]);
+    let (me, other) = (1, 2);
+    let rules = Rules {
+        voters: vec![1, 2],
+        ..rules(Some(record(&before, 1)))
+    };
+    let mut lock = lock(&before, me);
+    let mut out = Vec::new();
+    let far = u32::MAX;
+    let mut now = S;
+    assert!(!lock.take_vote(vote(&before, other, far, Step::Prevote, None), &mut out));
+    lock.advance(now, &rules, &mut out);
+    assert!(lock.round().is_some_and(|round| round < 2), "{lock:?}");
+    // Where the last round is reached all the same, it is the last.
+    lock.enter(far, now);
+    for _ in 0..10 {
+        for step in [Step::Prevote, Step::Precommit] {
+            lock.take_vote(vote(&before, other, far, step, None), &mut out);
+        }
+        now += 60 * S;
+        lock.advance(now, &rules, &mut out);
+    }
+    let record = record(&before, 9);
+    lock.take_proposal(proposal(&before, other, far, &record), &mut out);
+    lock.advance(now + 60 * S, &rules, &mut out);
+    never_contradicts_itself(&out);
+}
+
+#[test]
+fn a_round_is_entered_once() {
+    let before = roster(&["a", "b", "c", "d"]);
+    let rules = rules(Some(record(&before, 1)));
+    let mut lock = lock(&before, 1);
+    let mut out = Vec::new();
+    lock.advance(S, &rules, &mut out);
+    lock.advance(10 * S, &rules, &mut out);
+    let own = lock.own.clone();
+    assert!(!own.is_empty());
+    lock.enter(lock.round, 11 * S);
+    assert_eq!(lock.own, own);
+}
