@@ -435,6 +435,10 @@ impl Engine {
         from: NodeId,
         proposal: Proposal,
     ) {
+        // Its rounds end without it.
+        if self.zeroed.contains(&proposal.signed.vote.voter) {
+            return self.refuse(call, from, RefusalReason::EquivocatingVoter);
+        }
         let number = proposal.record.number;
         if !self.is_about_next(call, from, number, || {
             Message::EpochProposal(Box::new(proposal.clone()))

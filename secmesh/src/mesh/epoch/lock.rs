@@ -239,12 +239,17 @@ impl Lock {
         if self.proposer(vote.round) != Some(vote.voter) || !self.take_vote(proposal.signed, out) {
             return false;
         }
-        if vote.round.abs_diff(self.round) <= KEPT_ROUNDS {
+        // One record per round: of what a liar proposes besides, only the proof is of use.
+        let held = self.votes.get(&(vote.round, Step::Propose));
+        let held = held.and_then(|votes| votes.get(&vote.voter));
+        if held.is_some_and(|(value, _)| *value == vote.value)
+            && !self.proposals.contains_key(&vote.round)
+        {
             let value = proposal.record.hash();
             self.records
                 .entry(value)
                 .or_insert_with(|| proposal.record.clone());
-            self.proposals.entry(vote.round).or_insert(proposal);
+            self.proposals.insert(vote.round, proposal);
         }
         true
     }

@@ -246,3 +246,19 @@ fn a_round_is_entered_once() {
     lock.enter(lock.round, 11 * S);
     assert_eq!(lock.own, own);
 }
+
+#[test]
+fn of_one_proposer_one_record_a_round_is_kept_however_many_it_sends() {
+    let before = roster(&["a", "b", "c", "d"]);
+    let first = lock(&before, 1);
+    let round = (0..4).find(|r| proposer(&first, *r) != 1).unwrap();
+    let liar = proposer(&first, round);
+    let mut lock = lock(&before, 1);
+    let mut out = Vec::new();
+    for length_s in 1..=50 {
+        let record = record(&before, length_s);
+        lock.take_proposal(proposal(&before, liar, round, &record), &mut out);
+    }
+    assert!(out.iter().any(|o| matches!(o, LockOut::Lied(_))));
+    assert_eq!(lock.records.len(), 1);
+}
