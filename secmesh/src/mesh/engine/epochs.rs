@@ -435,6 +435,11 @@ impl Engine {
         from: NodeId,
         proposal: Proposal,
     ) {
+        // Its signature does not cover the prevotes that it shows: a copy without them, or with others, would
+        // have locked nodes prevote nil.
+        if from != proposal.signed.vote.voter {
+            return self.refuse(call, from, RefusalReason::NotOwnVote);
+        }
         // Its rounds end without it.
         if self.zeroed.contains(&proposal.signed.vote.voter) {
             return self.refuse(call, from, RefusalReason::EquivocatingVoter);

@@ -242,9 +242,11 @@ impl Lock {
         // One record per round: of what a liar proposes besides, only the proof is of use.
         let held = self.votes.get(&(vote.round, Step::Propose));
         let held = held.and_then(|votes| votes.get(&vote.voter));
-        if held.is_some_and(|(value, _)| *value == vote.value)
-            && !self.proposals.contains_key(&vote.round)
-        {
+        // The signature does not cover the prevotes: a copy that shows more of them is the better one.
+        let better = self.proposals.get(&vote.round).is_none_or(|held| {
+            held.polka != proposal.polka && self.shown(&proposal) > self.shown(held)
+        });
+        if held.is_some_and(|(value, _)| *value == vote.value) && better {
             let value = proposal.record.hash();
             self.records
                 .entry(value)
@@ -252,6 +254,15 @@ impl Lock {
             self.proposals.insert(vote.round, proposal);
         }
         true
+    }
+
+    /// Weight of the prevotes that a proposal shows; 0 if they are not genuine.
+    fn shown(&self, proposal: &Proposal) -> u64 {
+        proposal.polka.as_ref().map_or(0, |polka| {
+            polka
+                .weight(&proposal.record, Step::Prevote, &self.config.before)
+                .unwrap_or(0)
+        })
     }
 
     /// Takes a vote of any step. False if it is not a voter's of this agreement, or forged.

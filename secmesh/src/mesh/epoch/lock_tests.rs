@@ -262,3 +262,39 @@ fn of_one_proposer_one_record_a_round_is_kept_however_many_it_sends() {
     assert!(out.iter().any(|o| matches!(o, LockOut::Lied(_))));
     assert_eq!(lock.records.len(), 1);
 }
+
+#[test]
+fn a_copy_without_the_prevotes_does_not_keep_the_proposal_out() {
+    let before = roster(&["a", "b", "c", "d"]);
+    let mut lock = lock(&before, 1);
+    let round = (1..8).find(|r| proposer(&lock, *r) != 1).unwrap();
+    let by = proposer(&lock, round);
+    let value = record(&before, 1);
+    let bare = proposal(&before, by, round, &value);
+    let whole = Proposal {
+        polka: Some(polka(&before, 0, &value, &[2, 3, 4])),
+        ..bare.clone()
+    };
+    let bogus = Proposal {
+        polka: Some(VoteSet {
+            round: 0,
+            signatures: vec![(node_id(2), [7; 64])],
+        }),
+        ..bare.clone()
+    };
+    let rules = rules(None);
+    let mut out = Vec::new();
+    for copy in [bare, bogus, whole] {
+        lock.take_proposal(copy, &mut out);
+    }
+    // Locked on something else in the same round as the prevotes that the proposal shows.
+    lock.locked = Some((0, Hash([9; 32])));
+    lock.enter(round, S);
+    for second in 2..30 {
+        lock.advance(second * S, &rules, &mut out);
+    }
+    let prevote = said(&out)
+        .into_iter()
+        .find(|v| v.step == Step::Prevote && v.round == round);
+    assert_eq!(prevote.map(|v| v.value), Some(Some(value.hash())));
+}

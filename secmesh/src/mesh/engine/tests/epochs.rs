@@ -205,6 +205,32 @@ fn whoever_contradicts_itself_about_an_epoch_is_proved_to_lie_everywhere() {
 }
 
 #[test]
+fn a_proposal_is_taken_only_from_its_proposer() {
+    let mut net = Net::four();
+    net.outputs.clear();
+    net.input(1, Input::Admit(Box::new(by_ticket(5, "e", 0x70))));
+    net.run();
+    let proposed = net.outputs.values().flatten().find_map(|o| match o {
+        Output::Broadcast(bytes) => match Message::from_bytes(bytes) {
+            Ok(Message::EpochProposal(proposal)) => Some(proposal),
+            _ => None,
+        },
+        _ => None,
+    });
+    let proposed = proposed.unwrap();
+    let by = (1..=4)
+        .find(|i| node_id(*i) == proposed.signed.vote.voter)
+        .unwrap();
+    let (other, at) = if by == 1 {
+        (2, 3)
+    } else {
+        (1, if by == 2 { 3 } else { 2 })
+    };
+    net.inject(other, at, &Message::EpochProposal(proposed));
+    assert_eq!(net.refused(at, RefusalReason::NotOwnVote), 1);
+}
+
+#[test]
 fn a_forged_epoch_is_refused() {
     let mut net = Net::four();
     let joiner = by_ticket(5, "e", 0x70);
