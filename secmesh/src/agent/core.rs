@@ -514,9 +514,14 @@ impl Agent {
     }
 
     pub(super) fn name_of(&self, node: &NodeId) -> String {
-        self.engine
-            .roster()
-            .get(node)
-            .map_or_else(|| node.to_string(), |m| m.record.name.to_string())
+        let waiting = || {
+            let records = self.engine.reachable_records();
+            let found = records.into_iter().find(|record| record.node == *node);
+            found.map(|record| record.name.to_string())
+        };
+        match self.engine.roster().get(node) {
+            Some(member) => member.record.name.to_string(),
+            None => waiting().unwrap_or_else(|| node.to_string()),
+        }
     }
 }

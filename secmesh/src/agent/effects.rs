@@ -47,6 +47,7 @@ impl Agent {
         // Alerts that a report makes of what was seen before are inputs of their own; they wait until
         // this input's outputs are carried out.
         let mut rechecks = Vec::new();
+        let mut seals = Vec::new();
         for output in out {
             match output {
                 Output::Persist(vote) => {
@@ -58,6 +59,14 @@ impl Agent {
                 Output::KeepEvidence { bytes, own } => self.keep_evidence_statement(&bytes, own),
                 Output::Caught { node, proof } => {
                     warn!(node = %self.name_of(&node), %proof, "caught: its weight becomes 0");
+                }
+                Output::PersistEpoch(_)
+                | Output::Epoch(_)
+                | Output::Seal(_)
+                | Output::SealSeen { .. }
+                | Output::Removal(_)
+                | Output::EpochLie(_) => {
+                    seals.extend(self.epoch_output(output));
                 }
                 Output::Broadcast(bytes) => self.outbox.broadcast(Bytes::from(bytes)),
                 Output::Send { to, bytes } => self.outbox.send(to, Bytes::from(bytes)),
@@ -115,6 +124,9 @@ impl Agent {
                     );
                 }
             }
+        }
+        for seal in seals {
+            Box::pin(self.drive(Input::Sealed(Box::new(seal)))).await;
         }
         if !rechecks.is_empty() {
             self.recheck(rechecks).await;

@@ -8,6 +8,7 @@ mod capture;
 mod cookies;
 mod core;
 mod effects;
+mod epochs;
 mod escalation;
 mod evidence;
 mod explain;

@@ -55,6 +55,8 @@ impl Agent {
                 text: self.metrics(),
             }),
             Request::Peers {} => to_value(&self.peers()),
+            Request::Epoch {} => to_value(&self.epoch_view()),
+            Request::RemoveNode { signed } => self.remove_node(&signed).await,
             Request::Alerts { limit } => {
                 to_value(&self.alerts.iter().rev().take(limit).collect::<Vec<_>>())
             }
@@ -267,19 +269,21 @@ impl Agent {
         let me = self.engine.node();
         let connected = self.engine.connected();
         let liars = self.engine.liars();
+        let roster = self.engine.roster();
+        // Those who wait for the next epoch are there too, with the weight they have: none.
         self.engine
-            .roster()
-            .members()
-            .map(|(node, member)| Peer {
-                id: node.to_string(),
-                name: member.record.name.to_string(),
-                zone: member.record.zone.to_string(),
-                address: member.record.address.map(|a| a.to_string()),
-                connected: *node == me || connected.contains(node),
-                weight: u64::from(member.weight),
-                trust: trust(node),
-                equivocated: liars.contains(node),
-                this_node: *node == me,
+            .reachable_records()
+            .into_iter()
+            .map(|record| Peer {
+                id: record.node.to_string(),
+                name: record.name.to_string(),
+                zone: record.zone.to_string(),
+                address: record.address.map(|a| a.to_string()),
+                connected: record.node == me || connected.contains(&record.node),
+                weight: roster.get(&record.node).map_or(0, |m| u64::from(m.weight)),
+                trust: trust(&record.node),
+                equivocated: liars.contains(&record.node),
+                this_node: record.node == me,
             })
             .collect()
     }

@@ -18,6 +18,7 @@ use super::{
     capture::Captures,
     cookies::Cookies,
     core::{Agent, Streams, Tally},
+    epochs,
     escalation::Escalation,
     interfaces::Interfaces,
     protect,
@@ -154,6 +155,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     let (ledger, memory) =
         open_ledger(&state, &identity, options.config.ledger.retention(), &clock)?;
     let mut engine = engine(&options, &identity, &store);
+    epochs::restore(&state, &mut engine)?;
     let trust = TrustWork::open(&state, &mut engine, clock.unix_us())?;
     let kernel = load_kernel(&options)?;
     let (watch, watch_streams) = kernel.watch;

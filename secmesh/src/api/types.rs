@@ -13,6 +13,8 @@ use crate::{
     respond::lists::ListName,
 };
 
+pub use super::epochs::{EpochMemberView, EpochView};
+
 /// A request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
@@ -23,6 +25,13 @@ pub enum Request {
     Metrics {},
     /// `Vec<`[`Peer`]`>`.
     Peers {},
+    /// [`EpochView`].
+    Epoch {},
+    /// [`Done`]. Removes a node from the mesh.
+    RemoveNode {
+        /// The removal with the operator's signature, base64.
+        signed: String,
+    },
     /// `Vec<`[`Alert`]`>`, newest first.
     Alerts {
         /// At most this many.

@@ -109,9 +109,18 @@ Examples:
     /// Print the metrics that Prometheus would scrape
     #[command(after_help = "Example:\n  secmesh metrics | grep secmesh_blocks")]
     Metrics,
-    /// Show the nodes of the mesh
-    #[command(after_help = "Example:\n  secmesh peers")]
-    Peers,
+    /// Show the nodes of the mesh, or remove one
+    #[command(
+        after_help = "Examples:\n  secmesh peers\n  secmesh peers remove n4 --operator-key operator.key"
+    )]
+    Peers {
+        /// What to do with them
+        #[command(subcommand)]
+        command: Option<PeersCommand>,
+    },
+    /// Show the epoch: who counts how much, who signed it, what it withstands
+    #[command(after_help = "Examples:\n  secmesh epoch\n  secmesh epoch --json | jq .members")]
+    Epoch,
     /// Show how far each node is trusted, and why
     #[command(after_help = "\
 The weight follows from signed evidence that all nodes gather: outcomes of blocks, the operator's \
@@ -338,6 +347,12 @@ pub struct InitArgs {
     /// How long a block of the mesh lasts, 1s to 24h; fixed for ever
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub block_ttl: Duration,
+    /// How long an epoch lasts if nobody joins or leaves, 1s to 7d; fixed for ever
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub epoch_length: Duration,
+    /// For how many epochs a node that joins four or more has no weight, 0 to 1000; fixed for ever
+    #[arg(long, value_name = "EPOCHS", default_value_t = 3)]
+    pub probation: u32,
 }
 
 /// `secmesh invite`
@@ -470,6 +485,23 @@ pub struct UnblockArgs {
     /// at once on every node; without, as far as more than a third of the mesh says the same
     #[arg(long)]
     pub false_positive: bool,
+}
+
+/// `secmesh peers …`
+#[derive(Debug, Subcommand)]
+pub enum PeersCommand {
+    /// Take a node out of the mesh for good, with the next epoch
+    #[command(after_help = "\
+The node counts and votes until then; its id never comes back. To let a machine leave, remove it, wait until \
+`secmesh epoch` no longer lists it, and stop its agent. A machine that was set up anew joins with a new ticket.")]
+    Remove {
+        /// Its name, or the beginning of its id
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// The operator key that signs it
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        operator_key: PathBuf,
+    },
 }
 
 /// `secmesh allow …`

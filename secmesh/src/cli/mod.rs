@@ -9,6 +9,7 @@ mod args;
 mod capture;
 mod control;
 mod decisions;
+mod epoch;
 mod error;
 mod explain;
 mod generate;
@@ -44,7 +45,7 @@ use crate::api::client;
 use crate::api::types::Request;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
-use args::{AllowCommand, DecisionsCommand, LedgerCommand};
+use args::{AllowCommand, DecisionsCommand, LedgerCommand, PeersCommand};
 use output::{Out, Paint};
 
 const DEFAULT_CONFIG: &str = "/etc/secmesh/secmesh.toml";
@@ -87,7 +88,11 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         Command::Join(args) => join::join(context, args, out),
         Command::Status { all } => show::status(context, all, out),
         Command::Metrics => show::metrics(context, out),
-        Command::Peers => show::peers(context, out),
+        Command::Peers { command: None } => show::peers(context, out),
+        Command::Peers {
+            command: Some(PeersCommand::Remove { node, operator_key }),
+        } => epoch::remove(context, &node, &operator_key, out),
+        Command::Epoch => epoch::epoch(context, out),
         Command::Trust { node } => trust::trust(context, node, out),
         Command::Alerts { limit } => show::alerts(context, limit, out),
         Command::Flows { limit, follow } => watch::flows(context, limit, follow, out),

@@ -151,6 +151,31 @@ pub enum Record {
         /// What it said.
         what: Box<Record>,
     },
+    /// An epoch came into force.
+    Epoch {
+        /// Its number.
+        number: u64,
+        /// Hash of its record.
+        hash: String,
+        /// Record and precommits.
+        epoch: String,
+    },
+    /// A node sealed an epoch with ML-DSA-44.
+    EpochSeal {
+        /// Number of the epoch.
+        number: u64,
+        /// Id of the node.
+        node: String,
+        /// The seal.
+        seal: String,
+    },
+    /// The operator removed a node.
+    Removal {
+        /// Id of the node.
+        node: String,
+        /// The signed removal.
+        removal: String,
+    },
     /// Messages were refused.
     Refused {
         /// Whose: an address or a node id.
@@ -204,6 +229,9 @@ impl Record {
             Self::List { .. } => 15,
             Self::LedgerFork { .. } => 16,
             Self::Carried { .. } => 17,
+            Self::Epoch { .. } => 22,
+            Self::Removal { .. } => 23,
+            Self::EpochSeal { .. } => 24,
         }
     }
 }

@@ -199,7 +199,10 @@ impl CertVerdict {
             }
         }
         let (confirms_needed, zones_needed) = match action.kind {
-            ActionKind::Block => (roster.len().clamp(1, 2), roster.zones().len().clamp(1, 2)),
+            ActionKind::Block => (
+                roster.voters().clamp(1, 2),
+                roster.zones().len().clamp(1, 2),
+            ),
             ActionKind::Release => (0, 0),
         };
         Self {

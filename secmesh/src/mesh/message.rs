@@ -4,6 +4,9 @@ use super::admission::{AdmittedRecord, SignedGrant};
 use super::cert::Certificate;
 use super::crypto::CryptoError;
 use super::decision::SignedRelease;
+use super::epoch::{
+    CertifiedEpoch, EpochProof, EpochSeal, Proposal, SignedEpochVote, SignedRemoval,
+};
 use super::evidence::EvidenceMessage;
 use super::inventory::Inventory;
 use super::roster::Roster;
@@ -122,6 +125,20 @@ pub enum Message {
     Release(Box<SignedRelease>),
     /// About ledgers: kinds 8 to 11.
     Ledger(LedgerMessage),
+    /// What the next epoch might be.
+    EpochProposal(Box<Proposal>),
+    /// A vote on that.
+    EpochVote(Box<SignedEpochVote>),
+    /// The sender's epoch number: whoever has later ones sends them, whoever has none so late asks.
+    EpochWant(u64),
+    /// An epoch, certified.
+    Epoch(Box<CertifiedEpoch>),
+    /// Somebody lied about an epoch.
+    EpochLie(Box<EpochProof>),
+    /// A node's post-quantum signature on the current epoch.
+    EpochSeal(Box<EpochSeal>),
+    /// The operator removes a node.
+    Removal(Box<SignedRemoval>),
     /// Several of the others (never a batch), each as its own encoding.
     Batch(Vec<Vec<u8>>),
     /// Kinds 24 to 29: statements and what it takes to compare them.
@@ -142,6 +159,13 @@ impl Message {
             Self::Equivocation(proof) => e.u8(5).fixed(&proof.to_bytes()),
             Self::Release(release) => e.u8(6).fixed(&release.to_bytes()),
             Self::Ledger(message) => e.u8(message.kind()).fixed(&message.to_bytes()),
+            Self::EpochProposal(proposal) => e.u8(16).fixed(&proposal.to_bytes()),
+            Self::EpochVote(signed) => e.u8(17).fixed(&signed.to_bytes()),
+            Self::EpochWant(number) => e.u8(18).u64(*number),
+            Self::Epoch(epoch) => e.u8(19).fixed(&epoch.to_bytes()),
+            Self::EpochLie(proof) => e.u8(20).fixed(&proof.to_bytes()),
+            Self::EpochSeal(seal) => e.u8(22).fixed(&seal.to_bytes()),
+            Self::Removal(removal) => e.u8(21).fixed(&removal.to_bytes()),
             Self::Batch(parts) => {
                 e.u8(7);
                 for part in parts {
@@ -191,6 +215,17 @@ impl Message {
             kind if LedgerMessage::KINDS.contains(&kind) => {
                 Self::Ledger(LedgerMessage::from_bytes(kind, body)?)
             }
+            16 => Self::EpochProposal(Box::new(Proposal::from_bytes(body)?)),
+            17 => Self::EpochVote(Box::new(SignedEpochVote::from_bytes(body)?)),
+            18 => {
+                let number = d.u64("epoch number")?;
+                d.finish()?;
+                Self::EpochWant(number)
+            }
+            19 => Self::Epoch(Box::new(CertifiedEpoch::from_bytes(body)?)),
+            20 => Self::EpochLie(Box::new(EpochProof::from_bytes(body)?)),
+            21 => Self::Removal(Box::new(SignedRemoval::from_bytes(body)?)),
+            22 => Self::EpochSeal(Box::new(EpochSeal::from_bytes(body)?)),
             7 => {
                 let mut parts = Vec::new();
                 while !d.rest().is_empty() {

@@ -1,9 +1,7 @@
 //! Who is in the mesh, with which weight, and what that means for a quorum.
 //!
-//! Every node folds the same grow-only set of admitted records into the same [`Roster`], whatever
-//! the order in which it heard of them. A roster is an epoch: its hash is in every vote. All nodes
-//! weigh [`NODE_WEIGHT`] for now; epochs with learned weights come later and change nothing here
-//! but the numbers.
+//! The [`Registry`] is the grow-only set of admitted records: who may be a member. The [`Roster`] is who
+//! is one, with which weight, in one certified epoch ([`super::epoch`]); the epoch's hash is in every vote.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,6 +12,7 @@ pub use super::admission::{
     Admission, AdmissionError, AdmittedRecord, Grant, NodeRecord, SignedGrant,
 };
 use super::crypto;
+use super::epoch::{EpochParams, EpochRecord};
 pub use super::genesis::{Genesis, Params, SignedGenesis};
 use super::ids::{Hash, TicketId, Zone};
 pub use super::ids::{MeshId, NodeId};
@@ -24,7 +23,7 @@ const EPOCH_TAG: &str = "secmesh/epoch/1";
 
 /// Most nodes in one mesh.
 pub const MAX_NODES: usize = 1_024;
-/// Weight of every node until weights are learned.
+/// Weight of a node that nothing is known against or for.
 pub const NODE_WEIGHT: u32 = 100;
 
 /// What came of offering a record to a [`Registry`].
@@ -51,6 +50,8 @@ pub enum Offered {
 pub struct Registry {
     by_ticket: BTreeMap<TicketId, TicketUse>,
     by_operator: BTreeMap<Hash, AdmittedRecord>,
+    /// All of them by the hash of the node record, burned tickets' too.
+    all: BTreeMap<Hash, AdmittedRecord>,
 }
 
 /// What is known of a ticket.
@@ -70,6 +71,15 @@ fn rank(admitted: &AdmittedRecord) -> (u64, NodeId, Hash) {
 impl Registry {
     /// Takes a record that [`AdmittedRecord::verify`] has accepted.
     pub fn offer(&mut self, admitted: AdmittedRecord) -> Offered {
+        let (hash, copy) = (admitted.record.hash(), admitted.clone());
+        let offered = self.sort_in(admitted);
+        if matches!(offered, Offered::Changed | Offered::Burned) {
+            self.all.entry(hash).or_insert(copy);
+        }
+        offered
+    }
+
+    fn sort_in(&mut self, admitted: AdmittedRecord) -> Offered {
         let full = self.by_ticket.len() + self.by_operator.len() >= MAX_NODES;
         let Some(ticket) = admitted.ticket() else {
             let hash = admitted.record.hash();
@@ -125,8 +135,8 @@ impl Registry {
         self.by_operator.values().chain(by_ticket)
     }
 
-    /// One record per node id, in the order of joining.
-    fn in_order(&self) -> Vec<&NodeRecord> {
+    /// The records that may be in a roster: one per node id, in the order of joining.
+    pub fn admissible(&self) -> Vec<&NodeRecord> {
         let mut records: Vec<_> = self.valid().collect();
         records.sort_by_cached_key(|admitted| rank(admitted));
         let mut seen = BTreeSet::new();
@@ -134,27 +144,29 @@ impl Registry {
         records.iter().map(|admitted| &admitted.record).collect()
     }
 
-    /// The roster that follows from the set.
-    pub fn roster(&self, mesh: MeshId) -> Roster {
-        let members = self.in_order().into_iter().cloned();
-        Roster::with_weights(mesh, members.map(|record| (record, NODE_WEIGHT)))
+    /// The admission of the node record with this hash.
+    pub fn by_hash(&self, record: &Hash) -> Option<&AdmittedRecord> {
+        self.all.get(record)
     }
 
-    /// The rosters there were before the last `count` nodes joined, latest first: what a node
-    /// that starts needs in order to understand certificates from before.
-    pub fn earlier_rosters(&self, mesh: MeshId, count: usize) -> Vec<Roster> {
-        let records = self.in_order();
-        (1..records.len())
-            .rev()
-            .take(count)
-            .map(|len| {
-                let members = records
-                    .iter()
-                    .take(len)
-                    .map(|r| ((*r).clone(), NODE_WEIGHT));
-                Roster::with_weights(mesh, members)
-            })
-            .collect()
+    /// The first epoch: the nodes that the operator admitted in person.
+    pub fn first_epoch(&self, mesh: MeshId, params: &Params) -> EpochRecord {
+        let hashes = self.by_operator.keys().copied();
+        EpochRecord::first(mesh, EpochParams::of(params), hashes)
+    }
+
+    /// The roster of an epoch; none if the admission of one of its members is not known.
+    pub fn roster(&self, epoch: &EpochRecord) -> Option<Roster> {
+        let members: Option<Vec<(NodeRecord, u32)>> = epoch
+            .members
+            .iter()
+            .map(|m| Some((self.by_hash(&m.record)?.record.clone(), m.weight)))
+            .collect();
+        Some(Roster {
+            number: epoch.number,
+            hash: epoch.hash(),
+            ..Roster::with_weights(epoch.mesh, members?)
+        })
     }
 }
 
@@ -190,11 +202,12 @@ pub struct Roster {
     mesh: MeshId,
     members: BTreeMap<NodeId, Member>,
     total: u64,
+    number: u64,
     hash: Hash,
 }
 
 impl Roster {
-    /// A roster of the given records and weights (a later record of the same node replaces an
+    /// A roster that is no certified epoch's, of the given records and weights (a later record of the same node replaces an
     /// earlier one; those beyond [`MAX_NODES`] are left out).
     pub fn with_weights(
         mesh: MeshId,
@@ -215,6 +228,7 @@ impl Roster {
         Self {
             mesh,
             total: kept.values().map(|m| u64::from(m.weight)).sum(),
+            number: u64::try_from(kept.len()).unwrap_or(u64::MAX),
             hash: Hash(crypto::sha256(&e.finish())),
             members: kept,
         }
@@ -225,12 +239,12 @@ impl Roster {
         self.mesh
     }
 
-    /// Number of the epoch: the count of nodes, since records only ever get more.
-    pub fn epoch(&self) -> u64 {
-        u64::try_from(self.members.len()).unwrap_or(u64::MAX)
+    /// Number of the epoch.
+    pub const fn epoch(&self) -> u64 {
+        self.number
     }
 
-    /// Hash of the epoch: of mesh, records and weights, in the order of node ids.
+    /// Hash of the epoch's record.
     pub const fn epoch_hash(&self) -> Hash {
         self.hash
     }
@@ -271,19 +285,25 @@ impl Roster {
         self.total * 2 / 3 + 1
     }
 
-    /// The zones there are.
-    pub fn zones(&self) -> BTreeSet<&Zone> {
-        self.members.values().map(|m| &m.record.zone).collect()
+    /// Nodes that have weight. Those on probation have none and decide nothing.
+    pub fn voters(&self) -> usize {
+        self.members.values().filter(|m| m.weight > 0).count()
     }
 
-    /// Whether a node decides only together with every other one (two or three nodes).
+    /// The zones of nodes that have weight.
+    pub fn zones(&self) -> BTreeSet<&Zone> {
+        let voters = self.members.values().filter(|m| m.weight > 0);
+        voters.map(|m| &m.record.zone).collect()
+    }
+
+    /// Whether a node decides only together with every other one (two or three nodes with weight).
     pub fn needs_all(&self) -> bool {
-        (2..=3).contains(&self.members.len())
+        (2..=3).contains(&self.voters())
     }
 
     /// Weight that a decision of class 1, or a release, needs.
     pub fn needed(&self) -> u64 {
-        if self.needs_all() || self.members.len() < 2 {
+        if self.voters() < 4 {
             // A roster of nobody needs one weight nobody has.
             self.total.max(1)
         } else {
@@ -293,7 +313,7 @@ impl Roster {
 
     /// Weight that a decision of class 2 needs.
     pub fn needed_class_2(&self) -> u64 {
-        if self.needs_all() || self.members.len() < 2 {
+        if self.voters() < 4 {
             self.needed()
         } else {
             self.t_hi()
@@ -306,9 +326,10 @@ impl Roster {
             why,
             needs_all: self.needs_all(),
         };
-        match self.members.len() {
-            0 => return not("the roster is empty".to_owned()),
-            1 => return Tolerance::Single,
+        match self.voters() {
+            0 => return not("nobody in the roster has weight".to_owned()),
+            1 if self.members.len() == 1 => return Tolerance::Single,
+            1 => return not("one node has all the weight; the others are on probation".to_owned()),
             n @ 2..=3 => {
                 return not(format!(
                     "{n} nodes: every one has to agree, so one that is down or lies stops a \

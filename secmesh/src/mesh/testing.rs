@@ -95,7 +95,8 @@ pub fn roster(zones: &[&str]) -> Roster {
     for record in records(zones) {
         registry.offer(record);
     }
-    registry.roster(genesis().mesh_id())
+    let first = registry.first_epoch(genesis().mesh_id(), &genesis().params);
+    registry.roster(&first).unwrap()
 }
 
 pub fn subject() -> Prefix {

@@ -6,8 +6,13 @@ use ed25519_dalek::SigningKey;
 
 use super::cert::Certificate;
 use super::decision::OperatorRelease;
+use super::epoch::{
+    CertifiedEpoch, EpochParams, EpochProof, EpochRecord, EpochVote, Proposal, Removal, Step,
+    VoteSet,
+};
 use super::ids::to_hex;
 use super::message::{EquivocationProof, Message};
+use super::roster::Roster;
 use super::testing::*;
 use super::vote::{Action, AttackClass, Verdict};
 use crate::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
@@ -89,7 +94,75 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
     ]);
     all.extend(evidence);
+    all.extend(computed_epochs(&roster));
     all
+}
+
+fn computed_epochs(roster: &Roster) -> BTreeMap<&'static str, String> {
+    let second = EpochRecord {
+        number: 2,
+        previous: roster.epoch_hash(),
+        ..EpochRecord::first(
+            roster.mesh(),
+            EpochParams::of(&Params::default()),
+            (1..=4)
+                .zip(["a", "b", "c", "d"])
+                .map(|(i, zone)| record(i, zone).hash()),
+        )
+    };
+    let epoch_vote = |i: u8, step: Step| {
+        EpochVote {
+            mesh: roster.mesh(),
+            number: 2,
+            previous: roster.epoch_hash(),
+            round: 0,
+            step,
+            value: Some(second.hash()),
+            voter: node_id(i),
+            incarnation: 1,
+        }
+        .sign(&signer(i))
+    };
+    let precommit = epoch_vote(1, Step::Precommit);
+    let proposal = Proposal {
+        record: second.clone(),
+        signed: epoch_vote(1, Step::Propose),
+        polka: None,
+    };
+    let mut signatures: Vec<_> = (1..=3)
+        .map(|i| (node_id(i), epoch_vote(i, Step::Precommit).signature))
+        .collect();
+    signatures.sort_unstable();
+    let certified = CertifiedEpoch {
+        record: second.clone(),
+        precommits: VoteSet {
+            round: 0,
+            signatures,
+        },
+    };
+    let nil = EpochVote {
+        value: None,
+        ..precommit.vote
+    };
+    let lie_about_epoch = EpochProof::new(precommit, nil.sign(&signer(1))).unwrap();
+    let removal = Removal {
+        mesh: roster.mesh(),
+        node: node_id(4),
+        issued_unix_us: T0,
+    };
+    BTreeMap::from([
+        ("epoch_2_record", to_hex(&second.to_bytes())),
+        ("epoch_2_hash", second.hash().to_string()),
+        ("epoch_vote", to_hex(&precommit.to_bytes())),
+        ("epoch_proposal", to_hex(&proposal.to_bytes())),
+        ("certified_epoch", to_hex(&certified.to_bytes())),
+        ("epoch_proof", to_hex(&lie_about_epoch.to_bytes())),
+        ("removal", to_hex(&removal.sign(&operator()).to_bytes())),
+        (
+            "epoch_want_message",
+            to_hex(&Message::EpochWant(2).to_bytes()),
+        ),
+    ])
 }
 
 #[test]
@@ -102,6 +175,14 @@ fn the_published_vectors_are_what_the_code_writes() {
         "docs/vectors/protocol.json should be\n{}",
         serde_json::to_string_pretty(&computed).unwrap()
     );
+    if published
+        != computed
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), v.clone()))
+            .collect()
+    {
+        eprintln!("{}", serde_json::to_string_pretty(&computed).unwrap());
+    }
     for (name, hex) in computed {
         assert_eq!(published[name], hex, "{name} in docs/vectors/protocol.json");
     }

@@ -87,8 +87,9 @@ impl Engine {
                         .get(&(vote.incident, vote.round))
                         .is_some_and(|i| !i.decided && i.is_open(call.now))
             })
-            .map(|ballot| Message::Vote(Box::new(*ballot)).to_bytes());
-        let batches: VecDeque<Vec<u8>> = pack(votes).into();
+            .map(|ballot| Message::Vote(Box::new(*ballot)));
+        let parts = self.epoch_parts().into_iter().chain(votes);
+        let batches: VecDeque<Vec<u8>> = pack(parts.map(|message| message.to_bytes())).into();
         self.backlog.insert(peer, batches);
         self.tell_sums(call, peer);
         self.send_backlog(call);

@@ -8,6 +8,7 @@ use crate::addr::Prefix;
 use crate::ledger::fork::LedgerForkProof;
 use crate::mesh::admission::{AdmittedRecord, SignedGrant};
 use crate::mesh::decision::{Decision, SignedRelease};
+use crate::mesh::epoch::{CertifiedEpoch, EpochProof, EpochSeal, Sealed, SignedRemoval};
 use crate::mesh::evidence::{OutcomeKind, ProofKind, SignedVerdict};
 use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
 use crate::mesh::message::EquivocationProof;
@@ -85,6 +86,10 @@ pub enum Input<'a> {
     },
     /// This node, as a witness, has found that another signed two ledgers.
     LedgerFork(Box<LedgerForkProof>),
+    /// This node's answer to [`Output::Seal`].
+    Sealed(Box<EpochSeal>),
+    /// The operator takes a node out of the mesh.
+    Remove(Box<SignedRemoval>),
 }
 
 /// What the engine wants done, in order.
@@ -109,6 +114,28 @@ pub enum Output {
         /// What.
         proof: ProofKind,
     },
+    /// Put these bytes (what this node has signed about the next epoch) on the disk in place of what it was
+    /// before, durably, before any later output of this call is carried out. If that fails, as above.
+    PersistEpoch(Vec<u8>),
+    /// An epoch is in force. Put [`super::Engine::stored_epochs`] on the disk, durably, before any later
+    /// output of this call is carried out. If that fails, as above.
+    Epoch(Box<CertifiedEpoch>),
+    /// Sign this with the node's ML-DSA-44 key and hand it in as [`Input::Sealed`]; signing draws random
+    /// bytes, so the engine does not.
+    Seal(Sealed),
+    /// A seal on the current epoch was accepted; with those before it, they weigh `weight` of the epoch
+    /// before.
+    SealSeen {
+        /// The seal.
+        seal: Box<EpochSeal>,
+        /// Weight that has sealed so far.
+        weight: u64,
+    },
+    /// The operator has removed a node; it leaves with the next epoch. Put
+    /// [`super::Engine::stored_epochs`] on the disk.
+    Removal(Box<SignedRemoval>),
+    /// A node is proved to have lied about an epoch; its weight is zero from now on.
+    EpochLie(Box<EpochProof>),
     /// Send to every connected peer.
     Broadcast(Vec<u8>),
     /// Send to one peer.
@@ -151,7 +178,7 @@ pub enum Output {
         /// What it sent; never a fork.
         message: Box<LedgerMessage>,
     },
-    /// A node is in the roster now; keep the record on the disk.
+    /// A node was admitted, and is in the roster from the next epoch on; keep the record on the disk.
     Admitted(Box<AdmittedRecord>),
     /// A second record under one ticket: neither of the two is in the roster any more. This is the one
     /// that came last; keep it on the disk.
@@ -278,6 +305,12 @@ reasons!(
     TicketExpired = "ticket_expired",
     /// A second record under one ticket.
     TicketReused = "ticket_reused",
+    /// The operator has removed a node of that id.
+    Removed = "removed",
+    /// A proposal, vote or certificate of an epoch that does not hold.
+    BadEpoch = "bad_epoch",
+    /// Another epoch of the number that is in force here: more than a third of the weight lied.
+    ForkedEpoch = "forked_epoch",
     /// A limit of this node is reached.
     Full = "full",
     /// As many networks are blocked as may be.
@@ -338,8 +371,12 @@ pub struct QuorumState {
     pub needed: u64,
     /// Nodes in the roster.
     pub nodes: usize,
+    /// Those of them that have weight; the others are on probation, or the evidence gives them none.
+    pub voters: usize,
     /// Number of the epoch.
     pub epoch: u64,
+    /// Hash of its record.
+    pub epoch_hash: Hash,
     /// What the roster can withstand, and why not more.
     pub tolerance: Tolerance,
 }

@@ -5,7 +5,8 @@
 //!
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
-//! - `membership`: admissions, tickets, epochs
+//! - `membership`: admissions, tickets
+//! - `epochs`: who is in with which weight, and the agreement on what comes next
 //! - `inventory`: what a peer is told when it connects
 //! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
@@ -14,6 +15,7 @@
 //! - `sync`: how the statements of all nodes reach all nodes
 
 mod decisions;
+mod epochs;
 mod forks;
 mod incidents;
 mod inventory;
@@ -27,6 +29,7 @@ mod votes;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
@@ -37,6 +40,9 @@ use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
+use super::epoch::{
+    Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval, Standings,
+};
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
@@ -46,7 +52,7 @@ use super::wire::MAX_MESSAGE;
 use crate::addr::Prefix;
 use crate::ledger::fork::LedgerForkProof;
 
-/// How many earlier epochs' certificates are still understood.
+/// How many earlier epochs' rosters are at hand; those of older epochs that are kept are made when needed.
 pub const KNOWN_EPOCHS: usize = 16;
 /// Most decisions that are remembered at one time.
 pub const MAX_DECISIONS: usize = 65_536;
@@ -98,6 +104,15 @@ struct Call<'a> {
     out: &'a mut Vec<Output>,
 }
 
+/// Whether what was put aside is being looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looking {
+    No,
+    Once,
+    /// And has to be once more.
+    Again,
+}
+
 /// Slot in which a node signs at most one vote.
 type VoteSlot = (Hash, IncidentId, u32);
 
@@ -107,6 +122,8 @@ pub struct Engine {
     config: EngineConfig,
     mesh: MeshId,
     registry: Registry,
+    /// The current epoch, and the way to it.
+    chain: Chain,
     roster: Roster,
     /// Rosters of earlier epochs, latest first.
     known: VecDeque<Roster>,
@@ -131,8 +148,27 @@ pub struct Engine {
     /// Those of them that block a network.
     networks: BTreeSet<DecisionId>,
     watched: BTreeMap<Prefix, u64>,
-    /// Messages of an epoch this node does not know yet: a record is still on its way.
+    /// Messages of an epoch this node does not know yet: it, or an admission, is still on its way.
     pending: VecDeque<(u64, NodeId, Vec<u8>)>,
+    /// The agreement on the next epoch.
+    lock: Option<Lock>,
+    /// What this node signed last about an epoch, from the disk, until the epoch before that is known.
+    lock_state: Option<LockState>,
+    removals: BTreeMap<NodeId, SignedRemoval>,
+    /// Seals on the current epoch, by who made them.
+    seals: BTreeMap<NodeId, EpochSeal>,
+    /// The epoch that this node's own was asked for last.
+    seal_asked: u64,
+    standings: Arc<dyn Standings>,
+    /// When the current epoch was adopted here; 0 before the first tick.
+    epoch_since_us: u64,
+    /// Admissions or removals wait for the next epoch.
+    membership_due: bool,
+    epoch_proofs: BTreeMap<NodeId, EpochProof>,
+    /// Who was told last how far this node is, and when.
+    asked: NodeId,
+    asked_us: u64,
+    looking: Looking,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
     /// Signed evidence on the nodes.
@@ -150,14 +186,13 @@ impl Engine {
                 registry.offer(admitted);
             }
         }
-        let roster = registry.roster(mesh);
-        let known = registry.earlier_rosters(mesh, KNOWN_EPOCHS).into();
-        Self {
+        let mut engine = Self {
             config,
             mesh,
             registry,
-            roster,
-            known,
+            chain: Chain::default(),
+            roster: Roster::with_weights(mesh, []),
+            known: VecDeque::new(),
             grants: BTreeMap::new(),
             connected: BTreeSet::new(),
             backlog: BTreeMap::new(),
@@ -175,10 +210,24 @@ impl Engine {
             networks: BTreeSet::new(),
             watched: BTreeMap::new(),
             pending: VecDeque::new(),
+            lock: None,
+            lock_state: None,
+            removals: BTreeMap::new(),
+            seals: BTreeMap::new(),
+            seal_asked: 0,
+            standings: Arc::new(Neutral),
+            epoch_since_us: 0,
+            membership_due: false,
+            epoch_proofs: BTreeMap::new(),
+            asked: NodeId([0; 16]),
+            asked_us: 0,
+            looking: Looking::No,
             refusals: BTreeMap::new(),
             last_state: None,
             statements: Statements::new(mesh),
-        }
+        };
+        engine.begin_epochs();
+        engine
     }
 
     /// Takes one input at a time (`now_unix_us`: wall clock, microseconds since 1970) and appends
@@ -233,6 +282,8 @@ impl Engine {
                 succeeded,
             } => self.remediated(call, node, decision, succeeded),
             Input::LedgerFork(proof) => self.fork(call, self.config.node, *proof),
+            Input::Sealed(seal) => self.seal(call, self.config.node, *seal),
+            Input::Remove(removal) => self.remove(call, self.config.node, *removal, true),
         }
         self.report_state(call);
     }
@@ -273,12 +324,19 @@ impl Engine {
             Message::Evidence(message) => self.evidence_message(call, from, *message),
             Message::Inventory(message) => self.peer_inventory(call, from, *message),
             Message::Ledger(message) => self.about_ledgers(call, from, message),
+            Message::EpochProposal(proposal) => self.peer_epoch_proposal(call, from, *proposal),
+            Message::EpochVote(signed) => self.peer_epoch_vote(call, from, *signed),
+            Message::EpochWant(number) => self.peer_epoch_want(call, from, number),
+            Message::Epoch(epoch) => self.peer_epoch(call, from, *epoch),
+            Message::EpochLie(proof) => self.peer_epoch_lie(call, from, &proof),
+            Message::EpochSeal(seal) => self.seal(call, from, *seal),
+            Message::Removal(removal) => self.remove(call, from, *removal, false),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
         }
     }
 
-    /// Puts a message of an unknown epoch aside until the roster changes.
+    /// Puts a message of an unknown epoch aside until something of the membership changes.
     fn put_aside(&mut self, call: &mut Call<'_>, from: NodeId, message: &Message) {
         if self.pending.len() >= MAX_PENDING {
             self.pending.pop_front();
@@ -319,6 +377,7 @@ impl Engine {
             self.forget(&id);
         }
         self.agree_to_releases(call);
+        self.tick_epochs(call);
         self.send_backlog(call);
         self.tick_statements(call);
     }

@@ -46,7 +46,7 @@ fn settle(net: &mut Net, seconds: u64) {
     }
 }
 
-fn report(net: &mut Net, i: u8) -> std::sync::Arc<TrustReport> {
+fn report(net: &mut Net, i: u8) -> Arc<TrustReport> {
     let now = net.now;
     net.engines.get_mut(&i).unwrap().trust(now)
 }
