@@ -8,6 +8,7 @@ use super::crypto::{CryptoError, SignatureBytes};
 use super::genesis::Params;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, Zone};
 use super::roster::Roster;
+use super::simulation::{Bug, planted, planted_total};
 use super::vote::{Action, ActionError, ActionKind, SignedVote, Verdict, Vote};
 use super::wire::{Decoder, Encoder, WireError};
 
@@ -177,7 +178,9 @@ impl CertVerdict {
             let member = roster.get(&voter);
             let own = match member {
                 Some(m)
-                    if !zeroed.contains(&voter) && !roster.is_subject(&voter, &action.subject) =>
+                    if (!zeroed.contains(&voter) || planted(Bug::LiarKeepsWeight))
+                        && (!roster.is_subject(&voter, &action.subject)
+                            || planted(Bug::SubjectVotes)) =>
                 {
                     u64::from(m.weight)
                 }
@@ -189,7 +192,9 @@ impl CertVerdict {
                 weight: own,
                 issued_at_us,
             });
-            if own == 0 || !matches!(verdict, Verdict::Confirm | Verdict::Concur) {
+            let agrees = matches!(verdict, Verdict::Confirm | Verdict::Concur)
+                || planted(Bug::RejectAgrees);
+            if own == 0 || !agrees {
                 continue;
             }
             weight = weight.saturating_add(own);
@@ -199,14 +204,26 @@ impl CertVerdict {
             }
         }
         let (confirms_needed, zones_needed) = match action.kind {
-            ActionKind::Block => (roster.len().clamp(1, 2), roster.zones().len().clamp(1, 2)),
+            ActionKind::Block => (
+                roster
+                    .len()
+                    .clamp(1, if planted(Bug::OneWitness) { 1 } else { 2 }),
+                roster
+                    .zones()
+                    .len()
+                    .clamp(1, if planted(Bug::ZonesIgnored) { 1 } else { 2 }),
+            ),
             ActionKind::Release => (0, 0),
         };
         Self {
             weight,
             needed: match action.kind {
-                ActionKind::Block if action.is_class_2() => roster.needed_class_2(),
-                ActionKind::Block | ActionKind::Release => roster.needed(),
+                ActionKind::Block if action.is_class_2() && !planted(Bug::TLoForClass2) => {
+                    planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
+                }
+                ActionKind::Block | ActionKind::Release => {
+                    planted_total(roster, action, 1).unwrap_or_else(|| roster.needed())
+                }
             },
             total: roster.total(),
             confirms,

@@ -13,6 +13,7 @@ pub mod ids;
 pub mod join;
 pub mod message;
 pub mod roster;
+pub mod simulation;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -49,8 +50,9 @@ pub enum Offered {
 /// hash) stays. So all nodes that know the same records have the same roster.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    by_ticket: BTreeMap<TicketId, TicketUse>,
-    by_operator: BTreeMap<Hash, AdmittedRecord>,
+    // Shared between copies: a mesh's nodes know the same records, and a simulation has all nodes in one place.
+    by_ticket: Arc<BTreeMap<TicketId, TicketUse>>,
+    by_operator: Arc<BTreeMap<Hash, AdmittedRecord>>,
 }
 
 /// What is known of a ticket.
@@ -79,7 +81,7 @@ impl Registry {
             if full {
                 return Offered::Full;
             }
-            self.by_operator.insert(hash, admitted);
+            Arc::make_mut(&mut self.by_operator).insert(hash, admitted);
             return Offered::Changed;
         };
         match self.by_ticket.get(&ticket) {
@@ -89,12 +91,12 @@ impl Registry {
             }
             Some(TicketUse::Once(kept)) => {
                 let proof = Box::new([AdmittedRecord::clone(kept), admitted]);
-                self.by_ticket.insert(ticket, TicketUse::Burned(proof));
+                Arc::make_mut(&mut self.by_ticket).insert(ticket, TicketUse::Burned(proof));
                 Offered::Burned
             }
             None if full => Offered::Full,
             None => {
-                self.by_ticket
+                Arc::make_mut(&mut self.by_ticket)
                     .insert(ticket, TicketUse::Once(Box::new(admitted)));
                 Offered::Changed
             }
@@ -188,7 +190,7 @@ pub enum Tolerance {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roster {
     mesh: MeshId,
-    members: BTreeMap<NodeId, Member>,
+    members: Arc<BTreeMap<NodeId, Member>>,
     total: u64,
     hash: Hash,
 }
@@ -216,7 +218,7 @@ impl Roster {
             mesh,
             total: kept.values().map(|m| u64::from(m.weight)).sum(),
             hash: Hash(crypto::sha256(&e.finish())),
-            members: kept,
+            members: Arc::new(kept),
         }
     }
 

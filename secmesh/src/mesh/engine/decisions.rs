@@ -8,6 +8,7 @@ use crate::mesh::decision::{Decision, ReleaseError, SignedRelease, Warrant};
 use crate::mesh::genesis::MAX_BLOCK_TTL_S;
 use crate::mesh::ids::{DecisionId, NodeId, Zone};
 use crate::mesh::message::{EquivocationProof, Message};
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::vote::{Action, ActionKind, BUCKET_US, MAX_ROUND, SignedVote, Verdict, bucket_of};
 
 fn reason_of(error: &CertError) -> RefusalReason {
@@ -224,8 +225,8 @@ impl Engine {
             return self.refuse(call, from, RefusalReason::Full);
         }
         let vetoed = match action.kind {
-            ActionKind::Block => call.policy.vetoes(&action.subject),
-            ActionKind::Release => None,
+            ActionKind::Block if !planted(Bug::VetoIgnored) => call.policy.vetoes(&action.subject),
+            ActionKind::Block | ActionKind::Release => None,
         };
         let message = match &warrant {
             Warrant::Votes(certificate) => Message::Certificate(Box::new(certificate.clone())),
@@ -298,8 +299,11 @@ impl Engine {
 
     /// Whether a release covers blocks of this subject and bucket.
     pub(super) fn is_released(&self, subject: &Prefix, bucket: u64) -> bool {
-        self.decisions_about(subject)
-            .any(|d| d.action.kind == ActionKind::Release && d.bucket >= bucket)
+        self.decisions_about(subject).any(|d| {
+            d.action.kind == ActionKind::Release
+                && d.bucket >= bucket
+                && !planted(Bug::ReleaseForgotten)
+        })
     }
 
     pub(super) fn propose_release(&mut self, call: &mut Call<'_>, subject: Prefix) {

@@ -30,6 +30,7 @@ use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
 use super::roster::{Registry, Roster};
+use super::simulation::{self, Bug, planted};
 use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
 use super::wire::MAX_MESSAGE;
 use crate::addr::Prefix;
@@ -91,6 +92,7 @@ type VoteSlot = (Hash, IncidentId, u32);
 
 /// The decision core of one node.
 #[derive(Debug)]
+#[cfg_attr(feature = "simulation", derive(Clone))]
 pub struct Engine {
     config: EngineConfig,
     mesh: MeshId,
@@ -173,6 +175,9 @@ impl Engine {
         policy: &dyn Policy,
         out: &mut Vec<Output>,
     ) {
+        if planted(Bug::ReachableOnly) {
+            simulation::note_reachable(self.quorum().reachable_weight);
+        }
         let call = &mut Call {
             now: now_unix_us,
             policy,
@@ -201,6 +206,24 @@ impl Engine {
             Input::OpenGrant(grant) => self.open_grant(call, self.config.node, *grant, true),
         }
         self.report_state(call);
+    }
+
+    /// A copy of this engine for another node of its mesh: what it knows, without checking it again.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn copy_for(&self, config: EngineConfig) -> Self {
+        Self {
+            config,
+            ..self.clone()
+        }
+    }
+
+    /// As if all other nodes of the roster had connected and had nothing to tell.
+    #[cfg(feature = "simulation")]
+    pub fn assume_all_connected(&mut self) {
+        self.connected = self.roster.members().map(|(node, _)| *node).collect();
+        self.connected.remove(&self.config.node);
+        self.last_state = Some(self.quorum());
     }
 
     fn refuse(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
@@ -275,7 +298,7 @@ impl Engine {
         let ended: Vec<DecisionId> = self
             .decisions
             .values()
-            .filter(|d| d.expires_unix_us <= now)
+            .filter(|d| d.expires_unix_us <= now && !planted(Bug::BlockNeverEnds))
             .map(|d| d.id)
             .collect();
         for id in ended {

@@ -16,6 +16,7 @@ use crate::mesh::cert::CertVerdict;
 use crate::mesh::crypto;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::{EquivocationProof, Message};
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::vote::{
     Action, ActionKind, AttackClass, BUCKET_US, Ballot, SignedVote, Verdict, Vote, bucket_of,
 };
@@ -203,7 +204,7 @@ impl Engine {
             return;
         };
         let slot = (incident.epoch_hash, key.0, key.1);
-        if self.own_votes.contains_key(&slot)
+        if (self.own_votes.contains_key(&slot) && !planted(Bug::VotesTwice))
             || incident.epoch_hash != self.roster.epoch_hash()
             || !incident.is_open(call.now)
             || !self.is_member()
@@ -242,6 +243,10 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::Vote(Box::new(ballot)).to_bytes(),
         ));
+        if planted(Bug::SendBeforePersist) {
+            let last = call.out.len();
+            call.out.swap(last - 2, last - 1);
+        }
         call.out
             .push(Output::VoteSeen(self.summary(&action, &ballot.signed)));
     }
@@ -293,10 +298,12 @@ impl Engine {
         if self.zeroed.contains(&vote.voter) {
             return Some(RefusalReason::EquivocatingVoter);
         }
-        if vote.issued_at_us > now.saturating_add(self.skew_us()) {
+        if vote.issued_at_us > now.saturating_add(self.skew_us()) && !planted(Bug::FutureVotes) {
             return Some(RefusalReason::FromFuture);
         }
-        if now > vote.valid_until_us().saturating_add(self.skew_us()) {
+        if now > vote.valid_until_us().saturating_add(self.skew_us())
+            && !planted(Bug::ExpiredVotes)
+        {
             return Some(RefusalReason::Expired);
         }
         ballot
@@ -311,7 +318,7 @@ impl Engine {
         if vote.mesh != self.mesh {
             return self.refuse(call, from, RefusalReason::WrongMesh);
         }
-        if vote.epoch_hash != self.roster.epoch_hash() {
+        if vote.epoch_hash != self.roster.epoch_hash() && !planted(Bug::EpochUnbound) {
             return match self.roster_of(&vote.epoch_hash) {
                 Some(_) => self.refuse(call, from, RefusalReason::WrongEpoch),
                 None => self.put_aside(call, from, &Message::Vote(Box::new(*ballot))),
@@ -346,6 +353,7 @@ impl Engine {
             .entry(vote.voter)
             .or_default()
             .accept(vote.sequence)
+            && !planted(Bug::ReplayWindowOff)
         {
             return self.refuse(call, from, RefusalReason::Replayed);
         }
