@@ -220,6 +220,17 @@ pub fn dataplane(selection: &Selection) -> anyhow::Result<Report> {
     })
 }
 
+/// Measures the mesh.
+///
+/// # Errors
+/// As [`crate::sim::growth`], and when there is no such group of rows.
+pub fn mesh(selection: &Selection) -> anyhow::Result<Report> {
+    for row in &selection.rows {
+        ensure!(row == "simulation", "there is no row `{row}`; there is: simulation");
+    }
+    crate::sim::growth()
+}
+
 impl Report {
     /// The report as a table for people.
     pub fn table(&self) -> String {

@@ -37,6 +37,12 @@ impl Engine {
         }
         let params = self.config.genesis.params;
         let now = call.now;
+        // The last vote may come when what it is about is over: votes live longer than the shortest blocks.
+        if incident.action.kind == ActionKind::Block
+            && incident.action.expires_unix_us(incident.bucket) <= now
+        {
+            return;
+        }
         // A vote dated ahead of this node's clock may outlast another one; if that spoils the
         // certificate, it has to do without such votes.
         for latest_issue in [u64::MAX, now] {
@@ -129,7 +135,13 @@ impl Engine {
             let message = Message::Certificate(Box::new(certificate));
             return self.put_aside(call, from, &message);
         }
-        if certificate.expires_unix_us() <= call.now {
+        // A release has no effect of its own that could end: it counts as long as blocks that it ended could.
+        let warrant = Warrant::Votes(certificate);
+        let over = self.remembered_until(&warrant) <= call.now;
+        let Warrant::Votes(certificate) = warrant else {
+            return;
+        };
+        if over {
             return self.refuse(call, from, RefusalReason::Expired);
         }
         let earliest = certificate

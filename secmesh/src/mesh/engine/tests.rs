@@ -2,6 +2,7 @@
 
 mod bounds;
 mod join;
+mod late;
 mod networks;
 mod refusals;
 mod rules;
