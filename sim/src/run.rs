@@ -117,7 +117,7 @@ fn agree(world: &World) -> Result<(), Violation> {
         if belief != expected {
             return broken(
                 "convergence",
-                format!("{}\nbut {}", world.belief_text(first), world.belief_text(i)),
+                world.difference(first, i, &decisions),
             );
         }
     }

@@ -1062,7 +1062,8 @@ impl World {
 
     /// Decisions that somebody can prove to everybody: their votes are enough in today's epoch and without the
     /// exposed liars. Those that somebody holds from before and could not prove to a newcomer are not among them,
-    /// nor those that end about now, since clocks differ.
+    /// nor those that end about now, since clocks differ, nor those of an epoch that a node cannot know any more:
+    /// rosters before a ticket was found to be used twice are in memory only.
     pub fn provable(&self) -> BTreeSet<DecisionId> {
         let horizon = cast::START_US + self.now + 30 * S;
         let mut all = BTreeSet::new();
@@ -1075,56 +1076,48 @@ impl World {
                         .check()
                         .is_ok(),
                 };
-                if counts {
+                let known = self
+                    .nodes
+                    .iter()
+                    .filter_map(|node| node.engine.as_ref())
+                    .all(|engine| engine.roster_for(decision).is_some());
+                if counts && known {
                     all.insert(decision.id);
-                }
-            }
-        }
-        // A release ends blocks whose proof may have come by another way since.
-        for engine in self.nodes.iter().filter_map(|node| node.engine.as_ref()) {
-            for release in engine.decisions().filter(|d| d.action.kind == ActionKind::Release) {
-                for node in &self.nodes {
-                    let about = node.engine.iter().flat_map(|e| e.decisions_about(&release.action.subject));
-                    for block in about.filter(|d| d.action.kind == ActionKind::Block) {
-                        if block.bucket <= release.bucket && !all.contains(&release.id) {
-                            all.remove(&block.id);
-                        }
-                    }
                 }
             }
         }
         all
     }
 
-    /// The same for people.
-    pub fn belief_text(&self, i: usize) -> String {
-        let Some(engine) = self.nodes[i].engine.as_ref() else {
-            return format!("node {i} is down");
-        };
-        let horizon = cast::START_US + self.now + 30 * S;
-        let decisions: Vec<String> = engine
-            .decisions()
-            .filter(|d| d.expires_unix_us > horizon)
-            .map(|d| {
-                format!(
-                    "{} {} in bucket {} by {:?}",
-                    d.action.kind,
-                    d.action.subject,
-                    d.bucket % 1_000,
-                    d.verdict.as_ref().map(|v| v
-                        .votes
-                        .iter()
-                        .map(|v| (self.index.get(&v.voter).copied(), v.verdict))
-                        .collect::<Vec<_>>())
-                )
-            })
-            .collect();
-        let liars: Vec<_> = engine.liars().iter().map(|l| self.index.get(l)).collect();
-        format!(
-            "node {i}: epoch {} of {} nodes, liars {liars:?}, {decisions:?}",
-            engine.roster().epoch_hash(),
-            engine.roster().len()
-        )
+    /// In what two beliefs differ, for people.
+    pub fn difference(&self, a: usize, b: usize, decisions: &BTreeSet<DecisionId>) -> String {
+        let mut text = Vec::new();
+        if let (Some(one), Some(two)) = (&self.nodes[a].engine, &self.nodes[b].engine) {
+            if one.roster().epoch_hash() != two.roster().epoch_hash() {
+                text.push(format!("epochs of {} and {}", one.roster().len(), two.roster().len()));
+            }
+            for (engine, other, who) in [(one, two, a), (two, one, b)] {
+                for liar in engine.liars().difference(other.liars()) {
+                    text.push(format!("only {who} knows that {:?} lied", self.index.get(liar)));
+                }
+                for decision in engine.decisions().filter(|d| decisions.contains(&d.id)) {
+                    if other.decision(&decision.id).is_none() {
+                        let votes = decision.verdict.iter().flat_map(|v| &v.votes);
+                        let votes: Vec<_> = votes
+                            .map(|v| format!("{:?} {}", self.index.get(&v.voter), v.verdict))
+                            .collect();
+                        text.push(format!(
+                            "only {who} has {} {} of bucket {} ({})",
+                            decision.action.kind,
+                            decision.action.subject,
+                            decision.bucket % 1_000,
+                            votes.join(", ")
+                        ));
+                    }
+                }
+            }
+        }
+        format!("nodes {a} and {b} differ: {}", text.join("; "))
     }
 }
 

@@ -423,7 +423,9 @@ impl Certificate {
         let mut earliest_end = u64::MAX;
         for signed in self.signed_votes() {
             let vote = &signed.vote;
-            if !matches!(vote.verdict, Verdict::Confirm | Verdict::Concur) {
+            if !matches!(vote.verdict, Verdict::Confirm | Verdict::Concur)
+                && !planted(Bug::RejectAgrees)
+            {
                 return Err(CertError::Malformed(WireError::Invalid {
                     field: "verdict",
                     why: "only confirm and concur belong into a certificate",

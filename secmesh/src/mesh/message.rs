@@ -4,6 +4,7 @@ use super::admission::{AdmittedRecord, SignedGrant};
 use super::cert::Certificate;
 use super::crypto::CryptoError;
 use super::decision::SignedRelease;
+use super::ids::{DecisionId, IncidentId};
 use super::roster::Roster;
 use super::vote::{Ballot, SignedVote};
 use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
@@ -102,6 +103,17 @@ impl EquivocationProof {
     }
 }
 
+/// That a node has a certificate; whoever lacks it asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Announcement {
+    /// What was decided.
+    pub decision: DecisionId,
+    /// On which incident.
+    pub incident: IncidentId,
+    /// In which round.
+    pub round: u32,
+}
+
 /// A message between two nodes, at most [`MAX_MESSAGE`] bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -117,6 +129,10 @@ pub enum Message {
     Equivocation(Box<EquivocationProof>),
     /// The operator ends a block.
     Release(Box<SignedRelease>),
+    /// The sender has a certificate.
+    Decided(Announcement),
+    /// The sender wants the certificate of a decision that was announced.
+    WantDecision(DecisionId),
     /// Several of the others (never a batch), each as its own encoding.
     Batch(Vec<Vec<u8>>),
 }
@@ -132,6 +148,12 @@ impl Message {
             Self::Grant(grant) => e.u8(4).fixed(&grant.to_bytes()),
             Self::Equivocation(proof) => e.u8(5).fixed(&proof.to_bytes()),
             Self::Release(release) => e.u8(6).fixed(&release.to_bytes()),
+            Self::Decided(announced) => e
+                .u8(40)
+                .fixed(announced.decision.as_bytes())
+                .fixed(announced.incident.as_bytes())
+                .u32(announced.round),
+            Self::WantDecision(id) => e.u8(41).fixed(id.as_bytes()),
             Self::Batch(parts) => {
                 e.u8(7);
                 for part in parts {
@@ -168,6 +190,20 @@ impl Message {
             4 => Self::Grant(Box::new(SignedGrant::from_bytes(body)?)),
             5 => Self::Equivocation(Box::new(EquivocationProof::from_bytes(body)?)),
             6 => Self::Release(Box::new(SignedRelease::from_bytes(body)?)),
+            40 => {
+                let announced = Announcement {
+                    decision: DecisionId(d.fixed("decision")?),
+                    incident: IncidentId(d.fixed("incident")?),
+                    round: d.u32("round")?,
+                };
+                d.finish()?;
+                Self::Decided(announced)
+            }
+            41 => {
+                let id = DecisionId(d.fixed("decision")?);
+                d.finish()?;
+                Self::WantDecision(id)
+            }
             7 => {
                 let mut parts = Vec::new();
                 while !d.rest().is_empty() {

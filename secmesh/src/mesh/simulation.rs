@@ -79,6 +79,8 @@ bugs!(
     VotesForgotten = "votes-forgotten",
     /// After a restart, sequence numbers begin anew.
     SequenceRestarts = "sequence-restarts",
+    /// After its clock has jumped and come back, a node votes where it has forgotten its vote.
+    ForgottenSlots = "forgotten-slots",
     /// A node votes again where it has voted.
     VotesTwice = "votes-twice",
     /// The allowlist is not asked when a decision takes effect.

@@ -51,15 +51,7 @@ impl Engine {
             };
             if let Ok(verdict) = certificate.verify(&self.roster, &params, &self.zeroed) {
                 let me = self.config.node;
-                // Everybody holds the votes; those who gave one see to it that it arrives.
-                let broadcast = certificate.votes.iter().any(|v| v.voter == me);
-                self.decide(
-                    call,
-                    me,
-                    Warrant::Votes(certificate),
-                    Some(verdict),
-                    broadcast,
-                );
+                self.decide(call, me, Warrant::Votes(certificate), Some(verdict), true);
                 return;
             }
         }
@@ -73,7 +65,8 @@ impl Engine {
         for (voter, signed) in &incident.votes {
             let vote = &signed.vote;
             let counts = !self.zeroed.contains(voter)
-                && !self.roster.is_subject(voter, &incident.action.subject)
+                && (!self.roster.is_subject(voter, &incident.action.subject)
+                    || planted(Bug::SubjectVotes))
                 && vote.valid_until_us() >= now
                 && vote.issued_at_us <= latest_issue;
             let Some(member) = self.roster.get(voter).filter(|_| counts) else {
@@ -83,6 +76,7 @@ impl Engine {
                 Verdict::Confirm if zones.insert(&member.record.zone) => 0,
                 Verdict::Confirm => 1,
                 Verdict::Concur => 2,
+                Verdict::Reject if planted(Bug::RejectAgrees) => 2,
                 Verdict::Reject | Verdict::Abstain => continue,
             };
             ordered.push((order, signed));
@@ -240,9 +234,9 @@ impl Engine {
             ActionKind::Block if !planted(Bug::VetoIgnored) => call.policy.vetoes(&action.subject),
             ActionKind::Block | ActionKind::Release => None,
         };
-        let message = match &warrant {
-            Warrant::Votes(certificate) => Message::Certificate(Box::new(certificate.clone())),
-            Warrant::Operator(signed) => Message::Release(Box::new(*signed)),
+        let release = match &warrant {
+            Warrant::Operator(signed) if broadcast => Some(Message::Release(Box::new(*signed))),
+            Warrant::Operator(_) | Warrant::Votes(_) => None,
         };
         let decision = Decision {
             id,
@@ -262,11 +256,12 @@ impl Engine {
                 subject: action.subject,
                 reason: reason.clone(),
             },
-            (None, ActionKind::Block) => Output::Decide(Box::new(decision)),
-            (None, ActionKind::Release) => Output::Release(Box::new(decision)),
+            (None, ActionKind::Block) => Output::Decide(Box::new(decision.clone())),
+            (None, ActionKind::Release) => Output::Release(Box::new(decision.clone())),
         });
-        if broadcast {
-            call.out.push(Output::Broadcast(message.to_bytes()));
+        match release {
+            Some(release) => call.out.push(Output::Broadcast(release.to_bytes())),
+            None => self.announce(call, &decision, broadcast),
         }
     }
 

@@ -6,12 +6,14 @@
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
 //! - `membership`: admissions, tickets, epochs, what a peer is told when it connects
+//! - `spread`: who has which certificate, and asking for it
 //! - `incidents`: the bounded table of what is being voted on
 
 mod decisions;
 mod incidents;
 mod io;
 mod membership;
+mod spread;
 mod view;
 mod votes;
 mod window;
@@ -22,6 +24,7 @@ use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 pub use self::io::{Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
 pub use self::view::{IncidentView, RestoreError};
+use self::spread::Spread;
 use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
@@ -106,6 +109,8 @@ pub struct Engine {
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
     own_votes: BTreeMap<VoteSlot, Ballot>,
+    /// Latest bucket of which own votes were forgotten: nothing is signed about it or earlier ones again.
+    forgotten_bucket: Option<u64>,
     incidents: Incidents,
     /// Releases that peers asked for and this node would agree to, since when.
     considered: BTreeMap<IncidentKey, u64>,
@@ -120,6 +125,8 @@ pub struct Engine {
     /// Those of them that block a network.
     networks: BTreeSet<DecisionId>,
     watched: BTreeMap<Prefix, u64>,
+    /// Certificates that others have.
+    spread: Spread,
     /// Messages of an epoch this node does not know yet: a record is still on its way.
     pending: VecDeque<(u64, NodeId, Vec<u8>)>,
     refusals: BTreeMap<RefusalReason, u64>,
@@ -150,6 +157,7 @@ impl Engine {
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
+            forgotten_bucket: None,
             incidents: Incidents::default(),
             considered: BTreeMap::new(),
             evidence: BTreeMap::new(),
@@ -160,6 +168,7 @@ impl Engine {
             by_subject: BTreeMap::new(),
             networks: BTreeSet::new(),
             watched: BTreeMap::new(),
+            spread: Spread::default(),
             pending: VecDeque::new(),
             refusals: BTreeMap::new(),
             last_state: None,
@@ -258,6 +267,8 @@ impl Engine {
             Message::Admission(admitted) => self.admit(call, from, *admitted, false),
             Message::Grant(grant) => self.open_grant(call, from, *grant, false),
             Message::Equivocation(proof) => self.peer_proof(call, from, &proof),
+            Message::Decided(announced) => self.peer_decided(call, from, &announced),
+            Message::WantDecision(id) => self.peer_wants(call, from, id),
             Message::Release(signed) => self.signed_release(call, from, *signed, false),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
@@ -291,10 +302,18 @@ impl Engine {
         self.incidents
             .prune(now, self.valid_us(), self.roster.epoch_hash());
         // A vote can name a bucket only until the next one ends; after that the slot is safe to
-        // forget. Clocks may step back by as much as they may differ.
+        // forget. Clocks may step back by as much as they may differ; after a larger step this node
+        // stays silent on what it no longer knows its word about.
         let oldest = bucket_of(now.saturating_sub(self.skew_us())).saturating_sub(3);
-        self.own_votes
-            .retain(|_, ballot| ballot.signed.vote.bucket >= oldest);
+        let mut forgotten = self.forgotten_bucket;
+        self.own_votes.retain(|_, ballot| {
+            let bucket = ballot.signed.vote.bucket;
+            if bucket < oldest {
+                forgotten = forgotten.max(Some(bucket));
+            }
+            bucket >= oldest
+        });
+        self.forgotten_bucket = forgotten;
         let ended: Vec<DecisionId> = self
             .decisions
             .values()
@@ -305,6 +324,7 @@ impl Engine {
             self.forget(&id);
         }
         self.agree_to_releases(call);
+        self.ask_for_decisions(call);
         self.send_backlog(call);
     }
 }

@@ -257,8 +257,9 @@ impl Engine {
                 .iter()
                 .min_by_key(|(_, ballot)| ballot.signed.vote.bucket)
                 .map(|(slot, _)| *slot);
-            if let Some(oldest) = oldest {
-                self.own_votes.remove(&oldest);
+            if let Some(forgotten) = oldest.and_then(|slot| self.own_votes.remove(&slot)) {
+                let bucket = Some(forgotten.signed.vote.bucket);
+                self.forgotten_bucket = self.forgotten_bucket.max(bucket);
             }
         }
         if !planted(Bug::VotesForgotten) {

@@ -208,6 +208,7 @@ impl Engine {
             || incident.epoch_hash != self.roster.epoch_hash()
             || !incident.is_open(call.now)
             || !self.is_member()
+            || (Some(incident.bucket) <= self.forgotten_bucket && !planted(Bug::ForgottenSlots))
         {
             return;
         }
