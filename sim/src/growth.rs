@@ -91,7 +91,10 @@ pub fn measure(nodes: usize) -> Result<Row, Violation> {
         return broken("liveness", "nobody decided");
     };
     if times.len() != nodes {
-        return broken("liveness", format!("{} of {nodes} nodes decided", times.len()));
+        return broken(
+            "liveness",
+            format!("{} of {nodes} nodes decided", times.len()),
+        );
     }
     let average = |of: fn(&(u64, u64)) -> u64, world: &World| {
         world.arrived.iter().map(of).sum::<u64>() as f64 / nodes as f64
@@ -195,17 +198,27 @@ pub fn bench_rows(rows: &[Row]) -> Vec<serde_json::Value> {
         ));
         if let (Some(ms), Some(bytes)) = (row.heal_ms, row.heal_bytes_per_node) {
             let note = Some("two halves decided apart; redialling takes seconds of it");
-            all.push(value(format!("{n} nodes, healing to one belief"), ms, "virtual ms", note));
-            all.push(value(format!("{n} nodes, bytes of healing"), bytes, "bytes/node", None));
+            all.push(value(
+                format!("{n} nodes, healing to one belief"),
+                ms,
+                "virtual ms",
+                note,
+            ));
+            all.push(value(
+                format!("{n} nodes, bytes of healing"),
+                bytes,
+                "bytes/node",
+                None,
+            ));
         }
     }
     // How much faster than the number of nodes the bytes of a node grow, from 16 on; 1 is in proportion.
     let worst = rows
         .windows(2)
         .filter_map(|pair| match pair {
-            [a, b] if a.nodes >= 16 => Some(
-                b.bytes_per_node / a.bytes_per_node * a.nodes as f64 / b.nodes as f64,
-            ),
+            [a, b] if a.nodes >= 16 => {
+                Some(b.bytes_per_node / a.bytes_per_node * a.nodes as f64 / b.nodes as f64)
+            }
             _ => None,
         })
         .fold(0.0_f64, f64::max);
@@ -227,7 +240,9 @@ pub fn table(rows: &[Row]) -> String {
         "nodes  messages/node  bytes/node   bytes/(node·n)  first certificate  last node   after healing  healing bytes/node  cpu/node\n",
     );
     for row in rows {
-        let heal = row.heal_ms.map_or("–".to_owned(), |ms| format!("{ms:.0} ms"));
+        let heal = row
+            .heal_ms
+            .map_or("–".to_owned(), |ms| format!("{ms:.0} ms"));
         let bytes = row
             .heal_bytes_per_node
             .map_or("–".to_owned(), |b| format!("{b:.0}"));
@@ -255,10 +270,7 @@ pub fn svg(rows: &[Row]) -> String {
     const EDGE: f64 = 60.0;
     let log = |v: f64| v.max(1.0).log10();
     let (x0, x1) = (log(3.0), log(1_500.0));
-    let top = rows
-        .iter()
-        .map(|r| r.bytes_per_node)
-        .fold(1e4, f64::max);
+    let top = rows.iter().map(|r| r.bytes_per_node).fold(1e4, f64::max);
     let (y0, y1) = (log(500.0), log(top * 2.0));
     let x = |n: f64| EDGE + (log(n) - x0) / (x1 - x0) * (WIDTH - 2.0 * EDGE);
     let y = |b: f64| HEIGHT - EDGE - (log(b) - y0) / (y1 - y0) * (HEIGHT - 2.0 * EDGE);
@@ -344,7 +356,9 @@ mod tests {
     #[test]
     fn quadratic_growth_is_told_from_linear() {
         let rows = |power: i32| -> Vec<Row> {
-            SIZES.map(|n| row(n, 400.0 * (n as f64).powi(power))).to_vec()
+            SIZES
+                .map(|n| row(n, 400.0 * (n as f64).powi(power)))
+                .to_vec()
         };
         assert!(is_linear(&rows(0)) && is_linear(&rows(1)) && !is_linear(&rows(2)));
     }

@@ -376,9 +376,12 @@ impl Liar {
             }
             Trick::Flood => {
                 for n in 0..rng.between(20, 120) {
-                    let subject = Prefix::host(std::net::IpAddr::from(
-                        [100, 64, u8::try_from(self.group % 250).unwrap_or(0), n as u8],
-                    ));
+                    let subject = Prefix::host(std::net::IpAddr::from([
+                        100,
+                        64,
+                        u8::try_from(self.group % 250).unwrap_or(0),
+                        n as u8,
+                    ]));
                     let action = self.action(scene, subject);
                     let ballot = self.ballot(scene, action, Verdict::Confirm);
                     if let Some(to) = someone {

@@ -222,7 +222,12 @@ fn many(cli: &Cli, wish: Wish) -> bool {
         let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
         summary.take(outcome);
         if !cli.json && summary.seeds % 500 == 0 {
-            println!("{} of {}, {} failed", summary.seeds, cli.seeds, summary.failed.len());
+            println!(
+                "{} of {}, {} failed",
+                summary.seeds,
+                cli.seeds,
+                summary.failed.len()
+            );
         }
         true
     });

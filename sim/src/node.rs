@@ -11,7 +11,7 @@ use secmesh::mesh::ids::{DecisionId, Hash, NodeId};
 use secmesh::mesh::message::EquivocationProof;
 use secmesh::mesh::vote::ActionKind;
 
-use crate::cast::{START_US, S};
+use crate::cast::{S, START_US};
 use crate::oracle::{Violation, broken};
 use crate::rng::Rng;
 

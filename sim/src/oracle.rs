@@ -111,8 +111,10 @@ pub fn signed_by(key: &PublicKey, vote: &Vote, signature: &[u8; 64]) -> bool {
             checked.clear();
         }
         *checked.entry(at).or_insert_with(|| {
-            VerifyingKey::from_bytes(key)
-                .is_ok_and(|key| key.verify_strict(&bytes, &Signature::from_bytes(signature)).is_ok())
+            VerifyingKey::from_bytes(key).is_ok_and(|key| {
+                key.verify_strict(&bytes, &Signature::from_bytes(signature))
+                    .is_ok()
+            })
         })
     })
 }
@@ -183,7 +185,11 @@ impl Oracle {
             if length == 0 || length > most {
                 return broken("block-ends", format!("a block of {} s", length / S));
             }
-            if self.witnesses.get(&action.subject).is_none_or(BTreeSet::is_empty) {
+            if self
+                .witnesses
+                .get(&action.subject)
+                .is_none_or(BTreeSet::is_empty)
+            {
                 return broken(
                     "framed",
                     format!("{} is blocked and no honest node saw it", action.subject),
@@ -197,7 +203,10 @@ impl Oracle {
                 certificate.round,
             );
             if *self.class_2.entry(slot).or_insert(action.hash()) != action.hash() {
-                return broken("class-2-agreement", "two certificates contradict each other");
+                return broken(
+                    "class-2-agreement",
+                    "two certificates contradict each other",
+                );
             }
         }
         Ok(())
@@ -252,7 +261,9 @@ impl Oracle {
             if !matches!(vote.verdict, Verdict::Confirm | Verdict::Concur) {
                 return broken("warrant", "a rejection in a certificate");
             }
-            if voter.incarnation != vote.incarnation || !signed_by(&voter.key, vote, &signed.signature) {
+            if voter.incarnation != vote.incarnation
+                || !signed_by(&voter.key, vote, &signed.signature)
+            {
                 return broken("warrant", format!("{} never signed that", vote.voter));
             }
             if (vote.issued_at_us / BUCKET_US).abs_diff(vote.bucket) > 1
@@ -262,7 +273,9 @@ impl Oracle {
             }
             latest = latest.max(vote.issued_at_us);
             earliest_end = earliest_end.min(vote.issued_at_us + u64::from(vote.valid_for_s) * S);
-            let concerned = voter.address.is_some_and(|a| action.subject.contains_addr(a));
+            let concerned = voter
+                .address
+                .is_some_and(|a| action.subject.contains_addr(a));
             if concerned || known_liars.contains(&vote.voter) {
                 continue;
             }
@@ -284,7 +297,10 @@ impl Oracle {
             (_, true) => 2 * total / 3 + 1,
         };
         if weight < needed {
-            return broken("warrant", format!("{weight} of {total} weight, {needed} are needed"));
+            return broken(
+                "warrant",
+                format!("{weight} of {total} weight, {needed} are needed"),
+            );
         }
         if action.kind == ActionKind::Release {
             return Ok(());

@@ -246,7 +246,9 @@ impl Plan {
             AttackClass::PortScan,
         ];
         for n in 0..usize::try_from(rng.between(2, 8)).unwrap_or(2) {
-            let liar = rng.pick(&self.liars.iter().copied().collect::<Vec<_>>()).copied();
+            let liar = rng
+                .pick(&self.liars.iter().copied().collect::<Vec<_>>())
+                .copied();
             let (subject, class) = match (rng.below(10), liar) {
                 (0 | 1, Some(liar)) => (
                     Prefix::host(cast::address(liar)),
@@ -289,8 +291,10 @@ impl Plan {
         if rng.percent(30) {
             let at = rng.between(5 * S, last);
             for node in rng.some(honest, 2) {
-                self.script
-                    .push((at + rng.below(S), Happening::OperatorBlock(node, cast::attacker(100))));
+                self.script.push((
+                    at + rng.below(S),
+                    Happening::OperatorBlock(node, cast::attacker(100)),
+                ));
             }
         }
     }
@@ -339,10 +343,8 @@ impl Plan {
                 * i64::try_from(S).unwrap_or(1);
             let at = rng.between(S, last);
             self.script.push((at, Happening::ClockStep(node, by)));
-            self.script.push((
-                at + rng.between(1, 60) * S,
-                Happening::ClockStep(node, -by),
-            ));
+            self.script
+                .push((at + rng.between(1, 60) * S, Happening::ClockStep(node, -by)));
         }
     }
 }

@@ -115,10 +115,7 @@ fn agree(world: &World) -> Result<(), Violation> {
     };
     for (i, belief) in beliefs {
         if belief != expected {
-            return broken(
-                "convergence",
-                world.difference(first, i, &decisions),
-            );
+            return broken("convergence", world.difference(first, i, &decisions));
         }
     }
     Ok(())

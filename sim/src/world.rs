@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::rc::Rc;
 
 use secmesh::mesh::crypto::sha256;
+use secmesh::mesh::decision::Warrant;
 use secmesh::mesh::engine::{Input, MAX_OPEN, Output, VoteSummary};
 use secmesh::mesh::genesis::Genesis;
-use secmesh::mesh::decision::Warrant;
 use secmesh::mesh::ids::{DecisionId, Hash, NodeId};
 use secmesh::mesh::message::Message;
-use secmesh::mesh::vote::{Action, ActionKind, Ballot, BUCKET_US, Verdict, bucket_of};
+use secmesh::mesh::vote::{Action, ActionKind, BUCKET_US, Ballot, Verdict, bucket_of};
 
 use crate::cast::{self, S};
 use crate::liar::{Liar, Scene};
@@ -205,12 +205,7 @@ impl World {
             .collect();
         let mut nodes = Vec::new();
         for (i, id) in ids.iter().enumerate() {
-            let mut node = Node::new(
-                *id,
-                cast::signer(i),
-                plan.skew_us[i],
-                plan.allow[i].clone(),
-            );
+            let mut node = Node::new(*id, cast::signer(i), plan.skew_us[i], plan.allow[i].clone());
             if i < plan.nodes {
                 node.joined = true;
                 // Those of a run of copies need none.
@@ -256,9 +251,9 @@ impl World {
             plan,
         };
         for (i, liar) in &world.liars {
-            world
-                .trace
-                .line(0, || format!("{i} lies, zone {}: {}", world.plan.zones[*i], liar.tricks()));
+            world.trace.line(0, || {
+                format!("{i} lies, zone {}: {}", world.plan.zones[*i], liar.tricks())
+            });
         }
         world
     }
@@ -382,7 +377,10 @@ impl World {
             return Ok(());
         }
         self.trace.line(self.now, || {
-            format!("{a} - {b} {}", if up { "connected" } else { "disconnected" })
+            format!(
+                "{a} - {b} {}",
+                if up { "connected" } else { "disconnected" }
+            )
         });
         for (x, y) in [(a, b), (b, a)] {
             let link = &mut self.links[x][y];
@@ -723,9 +721,8 @@ impl World {
             shared.iter().for_each(|ballot| other.share(ballot));
         }
         for (to, bytes) in said {
-            self.trace.line(self.now, || {
-                format!("{i} lies to {to}: {}", Shown(&bytes))
-            });
+            self.trace
+                .line(self.now, || format!("{i} lies to {to}: {}", Shown(&bytes)));
             self.send(i, to, &bytes);
         }
     }
@@ -787,7 +784,10 @@ impl World {
             Output::Decide(decision) => {
                 let (known, current, wall) = self.surroundings(i);
                 self.trace.line(self.now, || {
-                    format!("{i} blocks {} ({})", decision.action.subject, decision.action.class)
+                    format!(
+                        "{i} blocks {} ({})",
+                        decision.action.subject, decision.action.class
+                    )
                 });
                 self.oracle.decision(&decision, current, &known, wall)?;
                 let node = &mut self.nodes[i];
@@ -858,8 +858,9 @@ impl World {
             }
             Output::Equivocation(proof) => {
                 self.counts.proofs += 1;
-                self.trace
-                    .line(self.now, || format!("{i} has a proof against {}", proof.voter()));
+                self.trace.line(self.now, || {
+                    format!("{i} has a proof against {}", proof.voter())
+                });
                 let (one, two) = proof.votes();
                 let key = self
                     .index
@@ -873,7 +874,10 @@ impl World {
                             && signed_by(&key, &two.vote, &two.signature)
                     });
                 if !real {
-                    return broken("attribution", format!("node {i} takes a proof that is none"));
+                    return broken(
+                        "attribution",
+                        format!("node {i} takes a proof that is none"),
+                    );
                 }
                 self.nodes[i].disk.append(Entry::Proof(proof.to_bytes()));
             }
@@ -916,7 +920,10 @@ impl World {
                 Ok(())
             }
             Ok(_) => Ok(()),
-            Err(error) => broken("encoding", format!("node {i} sends what nobody reads: {error}")),
+            Err(error) => broken(
+                "encoding",
+                format!("node {i} sends what nobody reads: {error}"),
+            ),
         }
     }
 
@@ -943,7 +950,10 @@ impl World {
         if *node.said.entry(slot).or_insert_with(|| bytes.clone()) != bytes {
             return broken(
                 "own-word",
-                format!("honest node {i} contradicts itself about {}", ballot.action.subject),
+                format!(
+                    "honest node {i} contradicts itself about {}",
+                    ballot.action.subject
+                ),
             );
         }
         Ok(())
@@ -974,12 +984,18 @@ impl World {
         let known = (bucket.saturating_sub(1)..=bucket + 1)
             .any(|b| action.incident(self.genesis.mesh_id(), epoch, b) == vote.incident);
         if !known {
-            return broken("vote-epoch", format!("node {i} takes a vote of another epoch"));
+            return broken(
+                "vote-epoch",
+                format!("node {i} takes a vote of another epoch"),
+            );
         }
         if !node.taken.insert((vote.voter, vote.sequence)) {
             return broken(
                 "vote-numbers",
-                format!("node {i} takes number {} of {} twice", vote.sequence, vote.voter),
+                format!(
+                    "node {i} takes number {} of {} twice",
+                    vote.sequence, vote.voter
+                ),
             );
         }
         Ok(())
@@ -999,8 +1015,9 @@ impl World {
                 .map(|admitted| sha256(&admitted.to_bytes()))
                 .collect();
             all.sort_unstable();
-            self.trace
-                .line(self.now, || format!("{i} is in an epoch of {}", engine.roster().len()));
+            self.trace.line(self.now, || {
+                format!("{i} is in an epoch of {}", engine.roster().len())
+            });
             self.oracle.epoch(engine.roster(), sha(&all.concat()))?;
         }
         if let Some(framed) = engine
@@ -1025,7 +1042,10 @@ impl World {
         if let Some(decision) = engine.decisions().find(|d| d.expires_unix_us <= wall) {
             return broken(
                 "block-ends",
-                format!("node {i} still holds the block of {}", decision.action.subject),
+                format!(
+                    "node {i} still holds the block of {}",
+                    decision.action.subject
+                ),
             );
         }
         if engine.open_incidents() > MAX_OPEN {
@@ -1094,11 +1114,18 @@ impl World {
         let mut text = Vec::new();
         if let (Some(one), Some(two)) = (&self.nodes[a].engine, &self.nodes[b].engine) {
             if one.roster().epoch_hash() != two.roster().epoch_hash() {
-                text.push(format!("epochs of {} and {}", one.roster().len(), two.roster().len()));
+                text.push(format!(
+                    "epochs of {} and {}",
+                    one.roster().len(),
+                    two.roster().len()
+                ));
             }
             for (engine, other, who) in [(one, two, a), (two, one, b)] {
                 for liar in engine.liars().difference(other.liars()) {
-                    text.push(format!("only {who} knows that {:?} lied", self.index.get(liar)));
+                    text.push(format!(
+                        "only {who} knows that {:?} lied",
+                        self.index.get(liar)
+                    ));
                 }
                 for decision in engine.decisions().filter(|d| decisions.contains(&d.id)) {
                     if other.decision(&decision.id).is_none() {
@@ -1141,7 +1168,12 @@ impl std::fmt::Display for Shown<'_> {
                 b.signed.vote.sequence
             ),
             Ok(Message::Certificate(c)) => {
-                write!(f, "certificate on {}, {} votes", c.action.subject, c.votes.len())
+                write!(
+                    f,
+                    "certificate on {}, {} votes",
+                    c.action.subject,
+                    c.votes.len()
+                )
             }
             Ok(Message::Admission(_)) => write!(f, "admission"),
             Ok(Message::Equivocation(p)) => write!(f, "proof against {}", p.voter()),

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use secmesh::addr::Prefix;
 use secmesh::mesh::cert::CertVerdict;
 use secmesh::mesh::crypto::sha256;
 use secmesh::mesh::engine::{Engine, EngineConfig, Input, Output, Policy};
@@ -14,7 +15,6 @@ use secmesh::mesh::message::{EquivocationProof, Message};
 use secmesh::mesh::roster::Roster;
 use secmesh::mesh::simulation::{self, Bug};
 use secmesh::mesh::vote::{Action, AttackClass, Ballot, SignedVote, Verdict, Vote, bucket_of};
-use secmesh::addr::Prefix;
 use secmesh_sim::cast;
 use stateright::{Checker, Model, Property};
 
@@ -22,7 +22,9 @@ const LIAR: usize = 3;
 
 fn roster(weights: [u32; 4]) -> Roster {
     let genesis = cast::genesis(Params::default());
-    let members = (0..4).zip(weights).map(|(i, w)| (cast::record(&genesis, i, i), w));
+    let members = (0..4)
+        .zip(weights)
+        .map(|(i, w)| (cast::record(&genesis, i, i), w));
     Roster::with_weights(genesis.mesh_id(), members)
 }
 
@@ -131,7 +133,11 @@ impl Model for Agreement {
 #[test]
 fn two_certificates_of_class_2_never_contradict_each_other() {
     // Every weight below a third; the liar's is the largest of all in the last.
-    for weights in [[100, 100, 100, 100], [80, 100, 110, 120], [100, 101, 99, 140]] {
+    for weights in [
+        [100, 100, 100, 100],
+        [80, 100, 110, 120],
+        [100, 101, 99, 140],
+    ] {
         let checker = Agreement::new(weights).checker().spawn_bfs().join();
         assert!(checker.unique_state_count() > 10_000);
         checker.assert_properties();
@@ -144,7 +150,11 @@ fn with_a_lower_threshold_the_model_finds_two_that_do() {
     let model = Agreement::new([100; 4]);
     simulation::plant(None);
     let checker = model.checker().spawn_bfs().join();
-    assert!(checker.discovery("no two certificates contradict").is_some());
+    assert!(
+        checker
+            .discovery("no two certificates contradict")
+            .is_some()
+    );
 }
 
 // --- attribution ---
@@ -208,7 +218,11 @@ impl Attribution {
                         round: u32::try_from(slot / 2).unwrap(),
                         bucket,
                         action_hash: action.hash(),
-                        verdict: if verdict { Verdict::Confirm } else { Verdict::Reject },
+                        verdict: if verdict {
+                            Verdict::Confirm
+                        } else {
+                            Verdict::Reject
+                        },
                         evidence_root: Hash([0; 32]),
                         detector_hash: Hash([0; 32]),
                         voter: cast::node_id(name),
@@ -320,7 +334,11 @@ fn an_honest_node_is_never_proved_to_lie() {
 #[test]
 fn a_node_that_forgets_what_it_signed_convicts_itself() {
     let checker = Attribution::new(true).checker().spawn_bfs().join();
-    assert!(checker.discovery("the honest node is never convicted").is_some());
+    assert!(
+        checker
+            .discovery("the honest node is never convicted")
+            .is_some()
+    );
 }
 
 // --- persist before send ---

@@ -31,7 +31,10 @@ fn liars_are_below_a_third_and_there_are_some() {
     let mut liars = 0;
     for seed in 0..300 {
         let plan = Plan::new(seed, Wish::default());
-        assert!(plan.liars.is_empty() || plan.liars.len() * 3 < plan.nodes, "{seed}");
+        assert!(
+            plan.liars.is_empty() || plan.liars.len() * 3 < plan.nodes,
+            "{seed}"
+        );
         assert!(plan.script.is_sorted_by_key(|(at, _)| *at));
         liars += plan.liars.len();
     }

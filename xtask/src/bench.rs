@@ -226,7 +226,10 @@ pub fn dataplane(selection: &Selection) -> anyhow::Result<Report> {
 /// As [`crate::sim::growth`], and when there is no such group of rows.
 pub fn mesh(selection: &Selection) -> anyhow::Result<Report> {
     for row in &selection.rows {
-        ensure!(row == "simulation", "there is no row `{row}`; there is: simulation");
+        ensure!(
+            row == "simulation",
+            "there is no row `{row}`; there is: simulation"
+        );
     }
     crate::sim::growth()
 }

@@ -192,8 +192,8 @@ impl CertVerdict {
                 weight: own,
                 issued_at_us,
             });
-            let agrees = matches!(verdict, Verdict::Confirm | Verdict::Concur)
-                || planted(Bug::RejectAgrees);
+            let agrees =
+                matches!(verdict, Verdict::Confirm | Verdict::Concur) || planted(Bug::RejectAgrees);
             if own == 0 || !agrees {
                 continue;
             }
@@ -209,28 +209,41 @@ impl CertVerdict {
                     .len()
                     .clamp(1, if planted(Bug::OneWitness) { 1 } else { 2 }),
                 roster
-                    .zones()
-                    .len()
+                    .zone_count()
                     .clamp(1, if planted(Bug::ZonesIgnored) { 1 } else { 2 }),
             ),
             ActionKind::Release => (0, 0),
         };
         Self {
             weight,
-            needed: match action.kind {
-                ActionKind::Block if action.is_class_2() && !planted(Bug::TLoForClass2) => {
-                    planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
-                }
-                ActionKind::Block | ActionKind::Release => {
-                    planted_total(roster, action, 1).unwrap_or_else(|| roster.needed())
-                }
-            },
+            needed: Self::needed(roster, action),
             total: roster.total(),
             confirms,
             confirms_needed,
             zones: zones.len(),
             zones_needed,
             votes: counted,
+        }
+    }
+
+    /// Whether so many agreeing votes could be enough if each had the largest weight there is. Cheap; says yes too
+    /// often, never no where [`Self::check`] says yes.
+    pub fn could_suffice(roster: &Roster, action: &Action, agreeing: usize) -> bool {
+        let most = u64::try_from(agreeing)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(u64::from(roster.max_weight()));
+        most >= Self::needed(roster, action)
+    }
+
+    /// Weight that an action needs.
+    fn needed(roster: &Roster, action: &Action) -> u64 {
+        match action.kind {
+            ActionKind::Block if action.is_class_2() && !planted(Bug::TLoForClass2) => {
+                planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
+            }
+            ActionKind::Block | ActionKind::Release => {
+                planted_total(roster, action, 1).unwrap_or_else(|| roster.needed())
+            }
         }
     }
 

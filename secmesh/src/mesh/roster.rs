@@ -192,6 +192,9 @@ pub struct Roster {
     mesh: MeshId,
     members: Arc<BTreeMap<NodeId, Member>>,
     total: u64,
+    /// Number of zones, and the largest weight: asked for with each vote.
+    zone_count: usize,
+    max_weight: u32,
     hash: Hash,
 }
 
@@ -217,6 +220,12 @@ impl Roster {
         Self {
             mesh,
             total: kept.values().map(|m| u64::from(m.weight)).sum(),
+            zone_count: kept
+                .values()
+                .map(|m| &m.record.zone)
+                .collect::<BTreeSet<_>>()
+                .len(),
+            max_weight: kept.values().map(|m| m.weight).max().unwrap_or(0),
             hash: Hash(crypto::sha256(&e.finish())),
             members: Arc::new(kept),
         }
@@ -276,6 +285,16 @@ impl Roster {
     /// The zones there are.
     pub fn zones(&self) -> BTreeSet<&Zone> {
         self.members.values().map(|m| &m.record.zone).collect()
+    }
+
+    /// How many zones there are.
+    pub const fn zone_count(&self) -> usize {
+        self.zone_count
+    }
+
+    /// The largest weight of a node: so many votes can be enough at the earliest.
+    pub const fn max_weight(&self) -> u32 {
+        self.max_weight
     }
 
     /// Whether a node decides only together with every other one (two or three nodes).

@@ -250,6 +250,16 @@ impl Engine {
     }
 
     pub(super) fn report_state(&mut self, call: &mut Call<'_>) {
+        // One call connects or disconnects one peer at most, and liars only get more.
+        let basis = (
+            self.roster.epoch_hash(),
+            self.connected.len(),
+            self.zeroed.len(),
+        );
+        if self.state_basis == Some(basis) {
+            return;
+        }
+        self.state_basis = Some(basis);
         let state: QuorumState = self.quorum();
         if self.last_state.as_ref() != Some(&state) {
             self.last_state = Some(state.clone());

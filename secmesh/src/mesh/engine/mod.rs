@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 pub use self::io::{Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
-pub use self::view::{IncidentView, RestoreError};
 use self::spread::Spread;
+pub use self::view::{IncidentView, RestoreError};
 use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
@@ -131,6 +131,8 @@ pub struct Engine {
     pending: VecDeque<(u64, NodeId, Vec<u8>)>,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
+    /// What `last_state` follows from: epoch, number of connected peers, number of proved liars.
+    state_basis: Option<(Hash, usize, usize)>,
 }
 
 impl Engine {
@@ -172,6 +174,7 @@ impl Engine {
             pending: VecDeque::new(),
             refusals: BTreeMap::new(),
             last_state: None,
+            state_basis: None,
         }
     }
 

@@ -67,9 +67,8 @@ impl Engine {
                 incident: decision.incident,
                 round: certificate.round,
             };
-            call.out.push(Output::Broadcast(
-                Message::Decided(announcement).to_bytes(),
-            ));
+            call.out
+                .push(Output::Broadcast(Message::Decided(announcement).to_bytes()));
         }
     }
 

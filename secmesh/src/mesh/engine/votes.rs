@@ -114,7 +114,9 @@ impl Engine {
             {
                 continue;
             }
-            same_class_open |= Some(incident.action.class) == class;
+            // One that this node may not vote on any more needs a successor, in the next minute.
+            same_class_open |= Some(incident.action.class) == class
+                && Some(incident.bucket) > self.forgotten_bucket;
             if let Some(evidence) = self.evidence_on(call.now, subject, incident.action.class) {
                 self.cast(call, &key, Verdict::Confirm, Some(evidence));
                 self.try_certify(call, &key);
@@ -302,8 +304,7 @@ impl Engine {
         if vote.issued_at_us > now.saturating_add(self.skew_us()) && !planted(Bug::FutureVotes) {
             return Some(RefusalReason::FromFuture);
         }
-        if now > vote.valid_until_us().saturating_add(self.skew_us())
-            && !planted(Bug::ExpiredVotes)
+        if now > vote.valid_until_us().saturating_add(self.skew_us()) && !planted(Bug::ExpiredVotes)
         {
             return Some(RefusalReason::Expired);
         }
@@ -397,10 +398,13 @@ impl Engine {
         if evidence.is_some() {
             self.cast(call, key, Verdict::Confirm, evidence);
         }
-        let witnessed = self
-            .incidents
-            .get(key)
-            .is_some_and(|incident| self.tally(incident).witnessed());
+        // Only who has not voted yet needs to know.
+        let slot = (self.roster.epoch_hash(), key.0, key.1);
+        let witnessed = !self.own_votes.contains_key(&slot)
+            && self
+                .incidents
+                .get(key)
+                .is_some_and(|incident| !incident.decided && self.tally(incident).witnessed());
         if veto && witnessed {
             self.cast(call, key, Verdict::Reject, None);
         }

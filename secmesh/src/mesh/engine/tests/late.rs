@@ -25,7 +25,10 @@ fn a_release_reaches_a_node_that_was_away_for_longer_than_its_minute() {
     net.tick(200 * S);
     net.connect_all();
     net.run();
-    assert!(!net.blocks(4, subject()), "still blocked on the node that was away");
+    assert!(
+        !net.blocks(4, subject()),
+        "still blocked on the node that was away"
+    );
 }
 
 #[test]
@@ -113,7 +116,9 @@ fn what_was_announced_and_never_given_is_asked_for_elsewhere_and_then_no_more() 
     assert!(net.refused(1, RefusalReason::Full) > 0);
     net.inject(3, 1, &announced(250));
     let last = Message::WantDecision(DecisionId([250; 32])).to_bytes();
-    assert!(net.outputs[&1].iter().any(
-        |o| matches!(o, Output::Send { to, bytes } if *to == node_id(3) && *bytes == last)
-    ));
+    assert!(
+        net.outputs[&1].iter().any(
+            |o| matches!(o, Output::Send { to, bytes } if *to == node_id(3) && *bytes == last)
+        )
+    );
 }
