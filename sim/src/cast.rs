@@ -19,7 +19,11 @@ pub fn operator() -> Signer {
 }
 
 /// A mesh with these numbers.
-#[expect(clippy::expect_used, reason = "a fixed name that is one")]
+#[expect(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a fixed name that is one"
+)]
 pub fn genesis(params: Params) -> Genesis {
     Genesis {
         mesh_name: Name::new("simulated").expect("a name"),
@@ -50,7 +54,11 @@ pub fn address(i: usize) -> IpAddr {
 }
 
 /// The record of node `i`.
-#[expect(clippy::expect_used, reason = "names made here are names")]
+#[expect(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "names made here are names"
+)]
 pub fn record(genesis: &Genesis, i: usize, zone: usize) -> NodeRecord {
     let key = signer(i).public();
     NodeRecord {
@@ -73,7 +81,11 @@ pub fn admitted(genesis: &Genesis, i: usize, zone: usize) -> AdmittedRecord {
 }
 
 /// The ticket of node `i`.
-#[expect(clippy::expect_used, reason = "16 of 32 bytes")]
+#[expect(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "16 of 32 bytes"
+)]
 pub fn grant(genesis: &Genesis, i: usize) -> SignedGrant {
     let id = sha256(format!("secmesh-sim ticket id {i}").as_bytes());
     Grant {
@@ -108,7 +120,11 @@ pub fn attacker(n: usize) -> Prefix {
 }
 
 /// The /24 around an address.
-#[expect(clippy::expect_used, reason = "24 is a length of IPv4")]
+#[expect(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "24 is a length of IPv4"
+)]
 pub fn network(address: IpAddr) -> Prefix {
     Prefix::truncating(address, 24).expect("a length of IPv4")
 }

@@ -173,7 +173,7 @@ impl Liar {
         self.group
     }
 
-    fn action(&self, scene: &Scene<'_>, subject: Prefix) -> Action {
+    fn action(scene: &Scene<'_>, subject: Prefix) -> Action {
         let class = if subject.is_single() {
             AttackClass::SynFlood
         } else {
@@ -229,6 +229,10 @@ impl Liar {
     }
 
     /// Does one thing. The ballots in the second place are for the others of its group.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm per trick, read one at a time"
+    )]
     pub fn act(&mut self, scene: &Scene<'_>, rng: &mut Rng) -> (Vec<Said>, Vec<Ballot>) {
         let Some(trick) = rng.pick(&self.tricks).copied() else {
             return (Vec::new(), Vec::new());
@@ -249,7 +253,7 @@ impl Liar {
                 } else {
                     cast::victim_network(self.group)
                 };
-                let action = self.action(scene, subject);
+                let action = Self::action(scene, subject);
                 let slot = action.incident(
                     scene.genesis.mesh_id(),
                     scene.epoch.1,
@@ -263,7 +267,7 @@ impl Liar {
             }
             Trick::Join => {
                 if let Some(subject) = real {
-                    let action = self.action(scene, subject);
+                    let action = Self::action(scene, subject);
                     let verdict = *rng
                         .pick(&[Verdict::Confirm, Verdict::Concur])
                         .unwrap_or(&Verdict::Confirm);
@@ -282,7 +286,7 @@ impl Liar {
                 }
             }
             Trick::Equivocate | Trick::Split => {
-                let action = self.action(scene, real_or_victim);
+                let action = Self::action(scene, real_or_victim);
                 let one = self.ballot(scene, action, Verdict::Confirm);
                 let verdict = *rng
                     .pick(&[Verdict::Reject, Verdict::Confirm, Verdict::Abstain])
@@ -315,13 +319,13 @@ impl Liar {
                     }
                 }
                 if self.own.len() < 3 {
-                    let action = self.action(scene, real_or_victim);
+                    let action = Self::action(scene, real_or_victim);
                     let ballot = self.ballot(scene, action, Verdict::Confirm);
                     all(&mut said, &vote_message(&ballot));
                 }
             }
             Trick::ForgeTime => {
-                let action = self.action(scene, real_or_victim);
+                let action = Self::action(scene, real_or_victim);
                 let by = *rng
                     .pick(&[20, 60, 140, 160, 200, 400, 3_600, u64::MAX / S])
                     .unwrap_or(&60);
@@ -346,7 +350,7 @@ impl Liar {
             }
             Trick::OutsideWindow => {
                 // A bucket next to the one it is signed in, and numbers far apart.
-                let action = self.action(scene, real_or_victim);
+                let action = Self::action(scene, real_or_victim);
                 self.sequence += *rng.pick(&[1, 1_000, 1_024, 5_000]).unwrap_or(&1);
                 let near = rng.below(4);
                 let ballot = self.ballot_with(scene, action, Verdict::Confirm, |v| {
@@ -367,7 +371,7 @@ impl Liar {
                 }
             }
             Trick::Masquerade => {
-                let action = self.action(scene, victim);
+                let action = Self::action(scene, victim);
                 let mut ballot = self.ballot(scene, action, Verdict::Confirm);
                 if let Some(other) = rng.pick(&scene.peers) {
                     ballot.signed.vote.voter = cast::node_id(*other);
@@ -380,9 +384,9 @@ impl Liar {
                         100,
                         64,
                         u8::try_from(self.group % 250).unwrap_or(0),
-                        n as u8,
+                        u8::try_from(n).unwrap_or(0),
                     ]));
-                    let action = self.action(scene, subject);
+                    let action = Self::action(scene, subject);
                     let ballot = self.ballot(scene, action, Verdict::Confirm);
                     if let Some(to) = someone {
                         said.push((to, vote_message(&ballot)));
@@ -391,7 +395,7 @@ impl Liar {
             }
             Trick::ReuseNumber => {
                 let (a, b) = (cast::victim(self.group, 3), cast::victim(self.group, 4));
-                let (a, b) = (self.action(scene, a), self.action(scene, b));
+                let (a, b) = (Self::action(scene, a), Self::action(scene, b));
                 let one = self.ballot(scene, a, Verdict::Confirm);
                 let two = self.ballot_with(scene, b, Verdict::Confirm, |_| {});
                 all(&mut said, &vote_message(&one));
@@ -416,7 +420,7 @@ impl Liar {
                 }
             }
             Trick::WrongAction => {
-                let mut action = self.action(scene, victim);
+                let mut action = Self::action(scene, victim);
                 match rng.below(4) {
                     0 => action.ttl_s = action.ttl_s.saturating_mul(1_000),
                     1 => action.class = AttackClass::Network,
@@ -433,7 +437,7 @@ impl Liar {
                 all(&mut said, &vote_message(&ballot));
             }
             Trick::WrongEpoch => {
-                let action = self.action(scene, real_or_victim);
+                let action = Self::action(scene, real_or_victim);
                 let other = Hash(rng.bytes32());
                 let number_only = rng.percent(30);
                 self.sequence += 1;
@@ -453,7 +457,7 @@ impl Liar {
                     } else if rng.percent(50) {
                         (Action::release(subject), Verdict::Reject)
                     } else {
-                        (self.action(scene, subject), Verdict::Reject)
+                        (Self::action(scene, subject), Verdict::Reject)
                     };
                     self.sequence += 1;
                     let round = u32::try_from(rng.below(18)).unwrap_or(0);
@@ -496,7 +500,7 @@ impl Liar {
         victim: Prefix,
         rng: &mut Rng,
     ) -> Option<Certificate> {
-        let action = self.action(scene, victim);
+        let action = Self::action(scene, victim);
         let mine = self.ballot(scene, action, Verdict::Confirm);
         let head = mine.signed.vote;
         let mut votes = vec![cert_vote(&mine.signed)];

@@ -201,6 +201,9 @@ impl Node {
     }
 
     /// Starts the engine from what is on the disk, as the agent does.
+    ///
+    /// # Errors
+    /// A [`Violation`] if what was written is not taken back.
     pub fn start(&mut self, genesis: &Genesis, now_us: u64) -> Result<(), Violation> {
         let wall = self.wall(now_us);
         let mut engine = Engine::new(self.config(genesis), self.disk.records.iter().cloned());

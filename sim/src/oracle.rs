@@ -28,6 +28,9 @@ pub struct Violation {
 }
 
 /// `Err` of a violation.
+///
+/// # Errors
+/// Always.
 pub fn broken<T>(check: &'static str, detail: impl Into<String>) -> Result<T, Violation> {
     Err(Violation {
         check,
@@ -95,8 +98,11 @@ pub struct Oracle {
     class_2: BTreeMap<(Hash, Hash, u32), Hash>,
 }
 
+/// Answers by key, signature and hash of the vote.
+type Checked = HashMap<(PublicKey, [u8; 64], [u8; 32]), bool>;
+
 thread_local! {
-    static CHECKED: RefCell<HashMap<(PublicKey, [u8; 64], [u8; 32]), bool>> = RefCell::new(HashMap::new());
+    static CHECKED: RefCell<Checked> = RefCell::new(HashMap::new());
 }
 
 /// Most signature checks remembered; then all are forgotten.
@@ -134,6 +140,9 @@ impl Oracle {
     }
 
     /// A node is in this epoch, with this set of admissions: equal sets, equal weights, equal bits.
+    ///
+    /// # Errors
+    /// The [`Violation`].
     pub fn epoch(&mut self, roster: &Roster, frontier: Hash) -> Result<(), Violation> {
         let hash = roster.epoch_hash();
         let epoch = Epoch::of(roster);
@@ -153,6 +162,9 @@ impl Oracle {
     }
 
     /// A node acts on this decision, by its clock at `now`, when it is in epoch `current`.
+    ///
+    /// # Errors
+    /// The [`Violation`].
     pub fn decision(
         &mut self,
         decision: &Decision,

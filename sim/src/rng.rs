@@ -18,6 +18,7 @@ impl Rng {
     }
 
     /// A stream of its own for one purpose, so that a new question elsewhere does not change its answers.
+    #[must_use]
     pub const fn fork(&self, purpose: u64) -> Self {
         Self(mix(self.0 ^ mix(purpose)))
     }

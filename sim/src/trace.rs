@@ -35,7 +35,6 @@ impl Trace {
     }
 
     /// Prints a line if lines are wanted.
-    #[expect(clippy::print_stdout, reason = "printing is what was asked for")]
     pub fn line(&self, now_us: u64, text: impl FnOnce() -> String) {
         if self.print {
             println!(

@@ -695,7 +695,11 @@ impl World {
         let Some(example) = self.running().first().copied() else {
             return;
         };
-        let Some(roster) = self.nodes[example].engine.as_ref().map(|e| e.roster()) else {
+        let Some(roster) = self.nodes[example]
+            .engine
+            .as_ref()
+            .map(secmesh::mesh::engine::Engine::roster)
+        else {
             return;
         };
         let scene = Scene {
@@ -718,7 +722,9 @@ impl World {
             .iter_mut()
             .filter(|(other, liar)| **other != i && liar.group() == group)
         {
-            shared.iter().for_each(|ballot| other.share(ballot));
+            for ballot in &shared {
+                other.share(ballot);
+            }
         }
         for (to, bytes) in said {
             self.trace
@@ -759,6 +765,7 @@ impl World {
         self.after(i)
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm per output, as in the agent")]
     fn output(&mut self, i: usize, output: Output) -> Result<(), Violation> {
         match output {
             Output::Persist(bytes) => {

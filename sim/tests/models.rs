@@ -3,6 +3,12 @@
 //! What is counted, compared and signed in them is the product's own code; only who does what when is modelled.
 //! Each model is also searched with the rule taken out that it is about, and then has to find the violation.
 
+#![expect(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test's way to fail"
+)]
+
 use std::collections::BTreeSet;
 
 use secmesh::addr::Prefix;
@@ -526,21 +532,25 @@ impl Model for Crashes {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("no vote leaves before it is on the disk", |model, state| {
-                model.replay(state).1
-            }),
-            Property::always("no slot and no number is used twice", |model, state| {
-                let (left, _) = model.replay(state);
-                left.iter().all(|a| {
-                    left.iter().all(|b| {
-                        let (x, y) = (&a.signed.vote, &b.signed.vote);
-                        a == b
-                            || ((x.incident, x.round) != (y.incident, y.round)
-                                && x.sequence != y.sequence)
+            Property::always(
+                "no vote leaves before it is on the disk",
+                |model: &Self, state: &Vec<Turn>| model.replay(state).1,
+            ),
+            Property::always(
+                "no slot and no number is used twice",
+                |model: &Self, state: &Vec<Turn>| {
+                    let (left, _) = model.replay(state);
+                    left.iter().all(|a| {
+                        left.iter().all(|b| {
+                            let (x, y) = (&a.signed.vote, &b.signed.vote);
+                            a == b
+                                || ((x.incident, x.round) != (y.incident, y.round)
+                                    && x.sequence != y.sequence)
+                        })
                     })
-                })
-            }),
-            Property::sometimes("a vote leaves", |model, state| {
+                },
+            ),
+            Property::sometimes("a vote leaves", |model: &Self, state: &Vec<Turn>| {
                 !model.replay(state).0.is_empty()
             }),
         ]

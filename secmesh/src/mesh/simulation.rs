@@ -102,11 +102,13 @@ mod state {
     /// Signature checks that are remembered per thread; when there are more, all are forgotten.
     pub const MAX_REMEMBERED: usize = 1 << 20;
 
+    /// Answers by the hash of key, signature and message.
+    type Checks = HashMap<[u8; 32], Result<(), CryptoError>>;
+
     thread_local! {
         pub static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
         pub static REACHABLE: Cell<u64> = const { Cell::new(0) };
-        pub static CHECKS: RefCell<Option<HashMap<[u8; 32], Result<(), CryptoError>>>> =
-            const { RefCell::new(None) };
+        pub static CHECKS: RefCell<Option<Checks>> = const { RefCell::new(None) };
     }
 }
 
