@@ -368,6 +368,9 @@ mod tests {
         let row = measure(4).unwrap();
         assert!(row.first_ms < 10.0 && row.last_ms < 20.0, "{row:?}");
         assert!(row.heal_ms.is_some());
-        assert!(svg(&[row.clone()]).ends_with("</svg>\n") && table(&[row]).lines().count() == 2);
+        assert!(
+            svg(std::slice::from_ref(&row)).ends_with("</svg>\n")
+                && table(&[row]).lines().count() == 2
+        );
     }
 }
