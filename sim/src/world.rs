@@ -1061,17 +1061,11 @@ impl World {
         Ok(())
     }
 
-    /// What all honest nodes have to agree on, as bytes: roster, admissions, exposed liars, and each of
+    /// What all honest nodes have to agree on, as bytes: roster, exposed liars, and each of
     /// `decisions` that the node holds.
     pub fn belief(&self, i: usize, decisions: &BTreeSet<DecisionId>) -> Option<Vec<u8>> {
         let engine = self.nodes[i].engine.as_ref()?;
         let mut bytes = engine.roster().epoch_hash().0.to_vec();
-        let mut records: Vec<[u8; 32]> = engine
-            .admissions()
-            .map(|admitted| sha256(&admitted.to_bytes()))
-            .collect();
-        records.sort_unstable();
-        bytes.extend(records.concat());
         for liar in engine.liars() {
             // A proof against somebody who is no voter any more changes nothing.
             if engine.roster().get(liar).is_some() {
