@@ -7,9 +7,13 @@ use secmesh::mesh::admission::{AdmittedRecord, Grant, NodeRecord, SignedGrant};
 use secmesh::mesh::cert::{CertVote, Certificate};
 use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::decision::{OperatorRelease, SignedRelease};
+use secmesh::mesh::epoch::{
+    CertifiedEpoch, EpochParams, EpochRecord, EpochVote, Frontier, FrontierEntry, Proposal,
+    Removal, Step, VoteSet,
+};
 use secmesh::mesh::genesis::{Genesis, Params, SignedGenesis};
 use secmesh::mesh::ids::{Hash, Name, TicketId, Zone};
-use secmesh::mesh::roster::{Registry, Roster};
+use secmesh::mesh::roster::Roster;
 use secmesh::mesh::vote::{Action, AttackClass, Ballot, Verdict, Vote, bucket_of};
 
 /// The start of a time bucket, microseconds since 1970.
@@ -36,6 +40,10 @@ pub struct Mesh {
     pub certificate: Certificate,
     /// The operator's release.
     pub release: SignedRelease,
+    /// A proposal of the next epoch, and that epoch with three precommits.
+    pub proposal: Proposal,
+    /// See `proposal`.
+    pub epoch: CertifiedEpoch,
 }
 
 /// The mesh; made once.
@@ -72,11 +80,10 @@ fn make() -> Option<Mesh> {
             _ => record.admit_by_operator(&signer(number), &operator()),
         });
     }
-    let mut registry = Registry::default();
-    for member in &members {
-        registry.offer(member.clone());
-    }
-    let roster = registry.roster(genesis.mesh_id());
+    let roster = Roster::with_weights(
+        genesis.mesh_id(),
+        members.iter().map(|member| (member.record.clone(), 100)),
+    );
     let subject = "203.0.113.7".parse().ok()?;
     let block = Action::block(subject, AttackClass::SynFlood, &genesis.params);
     let mut ballots: Vec<Ballot> = (1..=NODES)
@@ -86,6 +93,7 @@ fn make() -> Option<Mesh> {
     ballots.push(ballot(&roster, 1, Action::release(subject)));
     let release = OperatorRelease::new(roster.mesh(), roster.epoch_hash(), subject, T0, 600)
         .sign(&operator());
+    let next = next_epoch(&roster, &genesis, &members);
     Some(Mesh {
         genesis: genesis.sign(&operator()),
         roster,
@@ -94,7 +102,72 @@ fn make() -> Option<Mesh> {
         ballots,
         certificate,
         release,
+        proposal: Proposal {
+            signed: epoch_vote(&next, 1, Step::Propose).sign(&signer(1)),
+            polka: Some(vote_set(&next, Step::Prevote)),
+            record: next.clone(),
+        },
+        epoch: CertifiedEpoch {
+            precommits: vote_set(&next, Step::Precommit),
+            record: next,
+        },
     })
+}
+
+/// The epoch after the roster's.
+fn next_epoch(roster: &Roster, genesis: &Genesis, members: &[AdmittedRecord]) -> EpochRecord {
+    EpochRecord {
+        number: roster.epoch() + 1,
+        previous: roster.epoch_hash(),
+        frontier: Frontier::new(members.iter().map(|member| FrontierEntry {
+            author: member.record.node,
+            size: 7,
+            root: Hash([7; 32]),
+        })),
+        ..EpochRecord::first(
+            genesis.mesh_id(),
+            EpochParams::of(&genesis.params),
+            members.iter().map(|member| member.record.hash()),
+        )
+    }
+}
+
+fn epoch_vote(record: &EpochRecord, number: u8, step: Step) -> EpochVote {
+    EpochVote {
+        mesh: record.mesh,
+        number: record.number,
+        previous: record.previous,
+        // A proposal that shows prevotes is of a later round.
+        round: u32::from(step == Step::Propose),
+        step,
+        value: Some(record.hash()),
+        voter: NodeRecord::derive_id(&signer(number).public(), 1),
+        incarnation: 1,
+    }
+}
+
+fn vote_set(record: &EpochRecord, step: Step) -> VoteSet {
+    let mut signatures: Vec<_> = (1..NODES)
+        .map(|number| {
+            let signed = epoch_vote(record, number, step).sign(&signer(number));
+            (signed.vote.voter, signed.signature)
+        })
+        .collect();
+    signatures.sort_unstable();
+    VoteSet {
+        round: 0,
+        signatures,
+    }
+}
+
+/// The operator takes the last node out.
+pub fn removal(mesh: &Mesh) -> secmesh::mesh::epoch::SignedRemoval {
+    Removal {
+        mesh: mesh.genesis.genesis.mesh_id(),
+        node: NodeRecord::derive_id(&signer(NODES).public(), 1),
+        issued_unix_us: T0,
+    }
+    .sign(&operator())
 }
 
 fn grant(genesis: &Genesis, ticket: u8) -> Option<SignedGrant> {
@@ -134,6 +207,7 @@ fn record(genesis: &Genesis, number: u8) -> Option<NodeRecord> {
         incarnation: 1,
         vote_key: signer(number).public(),
         ledger_key: signer(number).public(),
+        pq_key_hash: [number; 32],
         tls_spki_sha256: [number; 32],
         address,
         joined_unix_us: T0 - 500 * S + u64::from(number),

@@ -91,10 +91,10 @@ pub struct Config {
     pub list_hosts4: u32,
     /// Addresses in the IPv6 list table; 0 skips its lookup.
     pub list_hosts6: u32,
-    /// Buckets of the IPv4 list table less one; a power of two less one.
-    pub list_mask4: u32,
-    /// Buckets of the IPv6 list table less one.
-    pub list_mask6: u32,
+    /// Buckets of the IPv4 list table.
+    pub list_buckets4: u32,
+    /// Buckets of the IPv6 list table.
+    pub list_buckets6: u32,
     /// Which half of the range maps and of their index is in use: 0 or 1. One word, so that changing it
     /// changes all of them between two packets.
     pub list_half: u32,
@@ -108,6 +108,10 @@ pub struct Config {
     pub list_ranges6: [u32; 2],
     /// Whether a prefix shorter than the IPv6 guard can tell is blocked: then the guard is not asked.
     pub guard6_off: u32,
+    /// How far a guard's hash is shifted to be a neighbourhood's number: see [`crate::list::guard_shift`].
+    pub guard_shift: u32,
+    /// Which wide neighbourhoods are guarded at all (`WIDE*` of [`crate::list`]): the others need not be asked.
+    pub guard_wide: u32,
     /// Limits of each source, by [`crate::limit::SourceLimit`].
     pub source_limits: [crate::limit::Limit; crate::limit::SourceLimit::COUNT],
     /// New connections to the mesh port, per source.
@@ -183,7 +187,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 16 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 18 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
     "layout"
 );
 

@@ -5,6 +5,11 @@
 //! in Dietzfelbinger and Weidling 2007), prefixes as sorted ranges that do not overlap. The guard is a
 //! bitmap with which a packet of no blocked neighbourhood skips every table for the price of one load.
 //!
+//! What a flood of listed sources costs is cache misses, so what every lookup reads is as small as it can be:
+//! a bucket has the addresses and what it takes to see that they are in force; the list that names an address
+//! and its hits are in a table beside it ([`Listed`]), which one packet in [`HIT_SAMPLE`] touches. Tables have
+//! as many buckets as they need, not the next power of two.
+//!
 //! Who writes: the controller only, apart from hit counts. The order of its writes keeps every entry
 //! visible to the kernel at all times: a moved host is written in its new place before the old is cleared,
 //! and ranges are written into the half that is not in use, which one store then makes the one in use.
@@ -23,58 +28,51 @@ pub const EXPIRY_SHIFT: u32 = 30;
 pub const EXPIRY_NEVER: u32 = u32::MAX;
 
 /// IPv4 hosts in one bucket: one cache line.
-pub const BUCKET4: usize = 4;
+pub const BUCKET4: usize = 15;
 /// IPv6 hosts in one bucket: one cache line.
-pub const BUCKET6: usize = 2;
+pub const BUCKET6: usize = 4;
+/// Buckets of the IPv6 table that share one word about the soonest end, as a power of two: together
+/// they stay in the first-level cache.
+pub const GROUP6_SHIFT: u32 = 5;
 
-/// An address of a list.
+/// Fewest buckets of a host table: with so many, every bucket has addresses that do not belong there, which its
+/// free slots hold.
+pub const MIN_BUCKETS: u32 = 16;
+
+/// One packet in so many that meet a list is counted, as so many.
+pub const HIT_SAMPLE: u64 = 64;
+
+/// What is beside a slot of a host table: at bucket × slots of a bucket + slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
-pub struct ListHost4 {
-    /// The address, network byte order.
-    pub addr: [u8; 4],
-    /// When it ends, in units of 2^[`EXPIRY_SHIFT`] ns; 0 is a free slot.
+pub struct Listed {
+    /// When the slot's host ends, in units of 2^[`EXPIRY_SHIFT`] ns; 0 is a free slot.
     pub expires: u32,
-    /// Packets that met it; a lower bound where several CPUs count, and it wraps.
-    pub hits: u32,
     /// The controller's number of the list.
     pub list: u16,
     /// Zero.
     pub flags: u16,
-}
-
-/// An address of a list; see [`ListHost4`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C)]
-pub struct ListHost6 {
-    /// The address, network byte order.
-    pub addr: [u8; 16],
-    /// When it ends.
-    pub expires: u32,
-    /// Packets that met it.
-    pub hits: u32,
-    /// The controller's number of the list.
-    pub list: u16,
-    /// Zero.
-    pub flags: u16,
-    /// Zero.
-    pub pad: u32,
+    /// Packets that met it, by one sample in [`HIT_SAMPLE`].
+    pub hits: u64,
 }
 
 /// One bucket of the IPv4 host table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct ListBucket4 {
-    /// Its slots.
-    pub hosts: [ListHost4; BUCKET4],
+    /// Addresses, network byte order. A free slot has one that belongs into other buckets, so that nobody who
+    /// looks here looks for it.
+    pub addrs: [[u8; 4]; BUCKET4],
+    /// No host of the bucket ends before this; from then on each one's own [`Listed::expires`] says.
+    pub soonest: u32,
 }
 
-/// One bucket of the IPv6 host table.
+/// One bucket of the IPv6 host table; when the soonest host of its group ends is in a table of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct ListBucket6 {
-    /// Its slots.
-    pub hosts: [ListHost6; BUCKET6],
+    /// Addresses, network byte order; free slots as in [`ListBucket4`].
+    pub addrs: [[u8; 16]; BUCKET6],
 }
 
 /// A range of addresses of a list.
@@ -91,7 +89,7 @@ pub struct ListRange4 {
     pub list: u16,
     /// Zero.
     pub flags: u16,
-    /// Packets that met it; a lower bound where several CPUs count.
+    /// Packets that met it, by one sample in [`HIT_SAMPLE`].
     pub hits: u64,
 }
 
@@ -114,6 +112,7 @@ pub struct ListRange6 {
 }
 
 const _: () = {
+    assert!(size_of::<Listed>() == 16, "layout");
     assert!(size_of::<ListBucket4>() == 64, "one cache line");
     assert!(size_of::<ListBucket6>() == 64, "one cache line");
     assert!(size_of::<ListRange4>() == 24, "layout");
@@ -126,18 +125,33 @@ pub const INDEX4: u32 = (1 << 16) + 1;
 /// Steps of a binary search over as many ranges as there can be.
 pub const SEARCH_STEPS: u32 = 21;
 
-/// Words of a guard: two bits for each of 2^24 neighbourhoods.
-pub const GUARD_WORDS: usize = 1 << 19;
+/// Neighbourhoods that one word of a guard has two bits for.
+pub const GUARD_PER_WORD: u32 = 32;
+/// Fewest words of a guard.
+pub const GUARD_MIN_WORDS: u32 = 1 << 11;
+/// Most words of a guard: two bits for each of 2^24 neighbourhoods.
+pub const GUARD_MAX_WORDS: u32 = 1 << 19;
 /// A neighbourhood's bit for decisions, exact or prefix.
 pub const GUARD_DECISION: u64 = 1;
 /// A neighbourhood's bit for lists.
 pub const GUARD_LIST: u64 = 2;
 
+/// IPv4 prefixes at least this long set the guard by the /24s they cover, shorter ones by the /16s.
+pub const GUARD4_LONG: u8 = 16;
 /// IPv6 prefixes at least this long set the guard by their /48.
 pub const GUARD6_LONG: u8 = 48;
 /// IPv6 prefixes at least this long set the guard by the /32s they cover; shorter ones switch the IPv6
 /// guard off.
 pub const GUARD6_SHORT: u8 = 20;
+
+/// Bits of [`crate::config::Config::guard_wide`]: some IPv4 /16 is guarded, for a decision.
+pub const WIDE4_DECISION: u32 = 1 << 0;
+/// The same for a list.
+pub const WIDE4_LIST: u32 = 1 << 1;
+/// Some IPv6 /32 is guarded, for a decision.
+pub const WIDE6_DECISION: u32 = 1 << 2;
+/// The same for a list.
+pub const WIDE6_LIST: u32 = 1 << 3;
 
 /// A place in a guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,35 +162,44 @@ pub struct GuardPlace {
     pub shift: u32,
 }
 
-/// Where the /24 around an IPv4 address is guarded; `addr` in host byte order.
+/// Where the /24 around an IPv4 address is guarded; `addr` in host byte order, `shift` is
+/// [`crate::config::Config::guard_shift`].
 #[inline(always)]
-pub const fn guard4(addr: u32) -> GuardPlace {
-    GuardPlace {
-        word: addr >> 13,
-        shift: ((addr >> 8) & 31) * 2,
-    }
+pub const fn guard4_long(addr: u32, seed: u64, shift: u32) -> GuardPlace {
+    guard((addr >> 8) as u64, seed, shift)
+}
+
+/// Where the /16 around an IPv4 address is guarded.
+#[inline(always)]
+pub const fn guard4_short(addr: u32, seed: u64, shift: u32) -> GuardPlace {
+    guard((addr >> 16) as u64 | (1 << 63), seed, shift)
 }
 
 /// Where the /48 around an IPv6 address is guarded; `high` is its first half in host byte order.
 #[inline(always)]
-pub const fn guard6_long(high: u64, seed: u64) -> GuardPlace {
-    guard6(high >> 16, seed)
+pub const fn guard6_long(high: u64, seed: u64, shift: u32) -> GuardPlace {
+    guard(high >> 16, seed, shift)
 }
 
 /// Where the /32 around an IPv6 address is guarded.
 #[inline(always)]
-pub const fn guard6_short(high: u64, seed: u64) -> GuardPlace {
-    guard6((high >> 32) | (1 << 63), seed)
+pub const fn guard6_short(high: u64, seed: u64, shift: u32) -> GuardPlace {
+    guard((high >> 32) | (1 << 63), seed, shift)
+}
+
+/// [`crate::config::Config::guard_shift`] of guards of so many words, a power of two.
+pub const fn guard_shift(words: u32) -> u32 {
+    u64::BITS - (words as u64 * GUARD_PER_WORD as u64).trailing_zeros()
 }
 
 #[inline(always)]
-const fn guard6(key: u64, seed: u64) -> GuardPlace {
+const fn guard(key: u64, seed: u64, shift: u32) -> GuardPlace {
     // Multiply-shift with a secret odd factor (Dietzfelbinger and others 1997): nobody outside can choose
     // neighbourhoods that meet.
-    let hash = (key ^ (key >> 32)).wrapping_mul(seed | 1) >> 40;
+    let hash = (key ^ (key >> 32)).wrapping_mul(seed | 1) >> (shift & 63);
     GuardPlace {
         word: (hash >> 5) as u32,
-        shift: (hash as u32 & 31) * 2,
+        shift: (hash as u32 & (GUARD_PER_WORD - 1)) * 2,
     }
 }
 
@@ -189,32 +212,59 @@ pub const fn halves(words: &Words) -> [u64; 2] {
     ]
 }
 
-/// The two buckets of an IPv4 address (network byte order word); `mask` is the number of buckets less one.
+/// The two buckets of an IPv4 address (network byte order word) among so many.
 #[inline(always)]
-pub const fn buckets4(word: u32, seed: u64, mask: u32) -> [u32; 2] {
+pub const fn buckets4(word: u32, seed: u64, buckets: u32) -> [u32; 2] {
     let hash = (word as u64 ^ (seed >> 32)).wrapping_mul(seed | 1);
-    let hash = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    [(hash >> 40) as u32 & mask, (hash >> 16) as u32 & mask]
+    two(hash ^ (hash >> 29), buckets)
 }
 
 /// The two buckets of an IPv6 address.
 #[inline(always)]
-pub const fn buckets6(words: &Words, seed: u64, mask: u32) -> [u32; 2] {
-    let high = ((words[1] as u64) << 32) | words[0] as u64;
-    let low = ((words[3] as u64) << 32) | words[2] as u64;
-    let hash = (high ^ (seed >> 32)).wrapping_mul(seed | 1);
-    let hash = (hash ^ (hash >> 31) ^ low).wrapping_mul(seed.rotate_left(23) | 1);
-    let hash = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    [(hash >> 40) as u32 & mask, (hash >> 16) as u32 & mask]
+pub const fn buckets6(words: &Words, seed: u64, buckets: u32) -> [u32; 2] {
+    let [low, high] = native(words);
+    let hash = (low ^ (seed >> 32)).wrapping_mul(seed | 1);
+    let hash = (hash ^ (hash >> 31) ^ high).wrapping_mul(seed.rotate_left(23) | 1);
+    two(hash ^ (hash >> 29), buckets)
 }
 
-/// Key of a hot-source slot.
+/// Two numbers below `buckets` from a hash. Each half is scaled by a multiplication (Lemire 2019), so `buckets`
+/// need not be a power of two.
+#[inline(always)]
+const fn two(hash: u64, buckets: u32) -> [u32; 2] {
+    // Two products with a fold between them: neighbours differ in the upper bits only, and a product spreads
+    // upwards only.
+    let hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let (first, second) = (hash >> 32, (hash ^ (hash >> 32)) & 0xffff_ffff);
+    [
+        ((first * buckets as u64) >> 32) as u32,
+        ((second * buckets as u64) >> 32) as u32,
+    ]
+}
+
+/// An address as two numbers, as a little-endian machine loads them.
+#[inline(always)]
+pub const fn native(words: &Words) -> [u64; 2] {
+    [
+        ((words[1] as u64) << 32) | words[0] as u64,
+        ((words[3] as u64) << 32) | words[2] as u64,
+    ]
+}
+
+/// Key of a hot-source slot: a sum of multiplications by secret odd numbers, which do not wait for each other.
 #[inline(always)]
 pub const fn hot_place(words: &Words, family: Family, seed: u64) -> u32 {
-    match family {
-        Family::V4 | Family::Other => buckets4(words[0], seed, HOT_SLOTS as u32 - 1)[0],
-        Family::V6 => buckets6(words, seed, HOT_SLOTS as u32 - 1)[0],
-    }
+    const SHIFT: u32 = u64::BITS - HOT_SLOTS.trailing_zeros();
+    let [low, high] = native(words);
+    let hash = low.wrapping_mul(seed | 1);
+    let hash = match family {
+        Family::V4 | Family::Other => hash,
+        Family::V6 => {
+            hash.wrapping_add((high ^ (seed >> 32)).wrapping_mul(seed.rotate_left(23) | 1))
+        }
+    };
+    (hash >> SHIFT) as u32
 }
 
 /// Slots for sources that are being dropped right now; a power of two.
@@ -250,7 +300,9 @@ const _: () = assert!(size_of::<HotSource>() == 64, "one cache line");
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6};
+    use super::{HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed};
+    // SAFETY: as below.
+    unsafe impl aya::Pod for Listed {}
     // SAFETY: repr(C), only integers, no padding (sizes asserted above), every bit pattern is valid.
     unsafe impl aya::Pod for ListBucket4 {}
     // SAFETY: as above.
@@ -261,4 +313,124 @@ mod pod {
     unsafe impl aya::Pod for ListRange6 {}
     // SAFETY: as above.
     unsafe impl aya::Pod for HotSource {}
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{collections::BTreeSet, format, vec::Vec};
+
+    use super::*;
+
+    /// Numbers spread over as many buckets hit some 63 % of them if each one's is as good as random.
+    fn ensure_spread(buckets: impl Iterator<Item = [u32; 2]>, of: usize, what: &str) {
+        let pairs: Vec<[u32; 2]> = buckets.collect();
+        for n in 0..2 {
+            let hit: BTreeSet<u32> = pairs.iter().map(|pair| pair[n]).collect();
+            assert!(
+                hit.len() * 2 > of,
+                "{what}, choice {n}: {} of {of}",
+                hit.len()
+            );
+        }
+        let alike = pairs.iter().filter(|[a, b]| a == b).count();
+        assert!(
+            alike < of / 8,
+            "{what}: {alike} of {of} have one bucket only"
+        );
+    }
+
+    #[test]
+    fn neighbours_spread_over_both_choices_whatever_bytes_tell_them_apart() {
+        // As random as the agent's own.
+        for seed in [
+            0x2545_f491_4f6c_dd1d,
+            0x0f7e_5700_0000_5eed,
+            0x9e37_79b9_7f4a_7c15,
+        ] {
+            for bits in [7, 10, 12] {
+                let of = 1_u32 << bits;
+                let net = 0xfd00_0001_0002_0003_0000_0000_0000_0000_u128;
+                for shift in [0, 4, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112] {
+                    let addrs = (0..of).map(|n| (net ^ (u128::from(n) << shift)).to_be_bytes());
+                    let words = addrs.map(|bytes| {
+                        let (words, _) = bytes.as_chunks::<4>();
+                        [words[0], words[1], words[2], words[3]].map(u32::from_ne_bytes)
+                    });
+                    let buckets = words.map(|words| buckets6(&words, seed, of));
+                    ensure_spread(
+                        buckets,
+                        of as usize,
+                        &format!("IPv6 {seed:x} {bits} {shift}"),
+                    );
+                }
+                for shift in (0..=32 - bits).step_by(4) {
+                    let buckets =
+                        (0..of).map(|n| buckets4((0x0a00_0000 ^ (n << shift)).to_be(), seed, of));
+                    ensure_spread(
+                        buckets,
+                        of as usize,
+                        &format!("IPv4 {seed:x} {bits} {shift}"),
+                    );
+                }
+            }
+        }
+    }
+
+    const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// Numbers that look random.
+    fn numbers() -> impl Iterator<Item = u64> {
+        (1..20_000_u64).map(|n| n.wrapping_mul(SEED) ^ (n << 7))
+    }
+
+    #[test]
+    fn buckets_are_below_their_number_and_evenly_used() {
+        let count = 1000_u32;
+        let mut used = [0_u32; 1000];
+        for n in numbers() {
+            let words = [n as u32, (n >> 32) as u32, 7, (n >> 16) as u32];
+            for place in buckets4(n as u32, SEED, count)
+                .into_iter()
+                .chain(buckets6(&words, SEED, count))
+            {
+                used[place as usize] += 1;
+            }
+        }
+        // 80 on average; the ends are many standard deviations away.
+        assert!(used.iter().all(|n| (30..150).contains(n)), "{used:?}");
+    }
+
+    #[test]
+    fn a_guard_of_any_size_has_every_place() {
+        for words in [GUARD_MIN_WORDS, 1 << 15, GUARD_MAX_WORDS] {
+            let shift = guard_shift(words);
+            for n in numbers() {
+                for place in [
+                    guard4_long(n as u32, SEED, shift),
+                    guard4_short(n as u32, SEED, shift),
+                    guard6_long(n, SEED, shift),
+                    guard6_short(n, SEED, shift),
+                ] {
+                    assert!(place.word < words && place.shift < 64, "{place:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_neighbourhood_has_one_place() {
+        let shift = guard_shift(1 << 15);
+        let (a, b) = (0x0a01_0203, 0x0a01_02ff);
+        assert_eq!(guard4_long(a, SEED, shift), guard4_long(b, SEED, shift));
+        assert_ne!(
+            guard4_long(a, SEED, shift),
+            guard4_long(a + 256, SEED, shift)
+        );
+        assert_eq!(
+            guard4_short(a, SEED, shift),
+            guard4_short(b + 256, SEED, shift)
+        );
+    }
 }

@@ -83,6 +83,14 @@ pub trait Bytes {
     /// `N` words in the frame's own byte order at `offset`, aligned or not; as [`Bytes::load`].
     fn load_words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
 
+    /// The first and the last word of the `N` bytes at `offset`; as [`Bytes::load_words`].
+    #[inline(always)]
+    fn load_ends<const N: usize>(&self, offset: usize) -> Option<[u32; 2]> {
+        let [first] = self.load_words(offset)?;
+        let [last] = self.load_words(offset + N - size_of::<u32>())?;
+        Some([first, last])
+    }
+
     /// Whether the frame was at least `length` bytes long on the wire.
     ///
     /// This differs from what [`Bytes::load`] can reach when a capture was cut or a frame is spread
@@ -291,6 +299,20 @@ impl Packet {
         }
     }
 
+    /// Takes both ports out of the first word of a transport header.
+    #[inline(always)]
+    fn set_ports(&mut self, word: u32) {
+        let [from @ .., third, last] = word.to_ne_bytes();
+        self.sport = u16::from_be_bytes(from);
+        self.dport = u16::from_be_bytes([third, last]);
+    }
+
+    /// Whether an extension header follows the fixed IPv6 header: then [`parse_payload`] has a walk to make.
+    #[inline(always)]
+    pub const fn is_extended(&self) -> bool {
+        matches!(self.family, Family::V6) && is_extension(self.proto)
+    }
+
     /// The frame is at least `length` bytes long.
     #[inline(always)]
     fn extend_to(&mut self, length: usize) {
@@ -383,26 +405,63 @@ fn parse_network<B: Bytes>(
 /// The first thing that is wrong from there on.
 #[inline(always)]
 pub fn parse_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
-    match packet.family {
-        Family::V4 => parse_ipv4_payload(bytes, packet),
-        Family::V6 => parse_ipv6_payload(bytes, packet),
-        Family::Other => Ok(()),
+    if packet.is_extended() {
+        parse_extended_payload(bytes, packet)
+    } else {
+        parse_plain_payload(bytes, packet)
     }
+}
+
+/// [`parse_payload`] for a packet that is not [`Packet::is_extended`]: no loop.
+///
+/// # Errors
+///
+/// The first thing that is wrong from there on.
+#[inline(always)]
+pub fn parse_plain_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
+    let length = packet.l3_rest as usize;
+    let (at, rest) = match packet.family {
+        Family::V4 => {
+            let field = packet.fragment_field;
+            if field & 0x3fff != 0 {
+                if field & 0x1fff != 0 {
+                    packet.fragment = Fragment::Later;
+                    packet.l4 = 0;
+                    return Ok(());
+                }
+                packet.fragment = Fragment::First;
+            }
+            // At most 64 + 60; the mask is for the verifier, as below.
+            (usize::from(packet.l4 & 0x7f), length)
+        }
+        Family::V6 => {
+            // Below 64 anyway; the mask is for the verifier, which loses that across the stack.
+            let at = usize::from(packet.l3 & 0x3f) + Ipv6Hdr::LEN;
+            packet.l4 = at as u16;
+            // A payload length of zero is a jumbogram (RFC 2675); its real length is in an option.
+            (at, if length == 0 { usize::MAX } else { length })
+        }
+        Family::Other => return Ok(()),
+    };
+    parse_transport(bytes, at, rest, packet)
 }
 
 #[inline(always)]
 fn parse_ipv4<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result<(), Malformed> {
-    let Some(h) = bytes.load::<{ Ipv4Hdr::LEN }>(offset) else {
+    let Some([first, second, third, source, destination]) =
+        bytes.load_words::<{ Ipv4Hdr::LEN / 4 }>(offset)
+    else {
         return Err(Malformed::Ipv4Header);
     };
-    if h[0] >> 4 != 4 {
+    let [version, _, length @ ..] = first.to_ne_bytes();
+    if version >> 4 != 4 {
         return Err(Malformed::IpVersion);
     }
-    let header_len = usize::from(h[0] & 0x0f) * 4;
+    let header_len = usize::from(version & 0x0f) * 4;
     if header_len < Ipv4Hdr::LEN {
         return Err(Malformed::Ipv4Header);
     }
-    let total_len = usize::from(u16::from_be_bytes([h[2], h[3]]));
+    let total_len = usize::from(u16::from_be_bytes(length));
     if total_len < header_len || !bytes.wire_len_at_least(offset + total_len) {
         return Err(Malformed::IpLength);
     }
@@ -411,62 +470,45 @@ fn parse_ipv4<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result
     packet.l3_rest = (total_len - header_len) as u32;
     // At most 64 + 60.
     packet.l4 = (offset + header_len) as u16;
-    let Some(addresses) = bytes.load_words::<2>(offset + 12) else {
-        return Err(Malformed::Ipv4Header);
-    };
-    packet.src[0] = addresses[0];
-    packet.dst[0] = addresses[1];
-    packet.proto = h[9];
-    packet.fragment_field = u16::from_be_bytes([h[6], h[7]]);
+    packet.src[0] = source;
+    packet.dst[0] = destination;
+    let [_, proto, ..] = third.to_ne_bytes();
+    packet.proto = proto;
+    let [_, _, fragment @ ..] = second.to_ne_bytes();
+    packet.fragment_field = u16::from_be_bytes(fragment);
     Ok(())
 }
 
 #[inline(always)]
-fn parse_ipv4_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
-    let field = packet.fragment_field;
-    if field & 0x1fff != 0 {
-        packet.fragment = Fragment::Later;
-        packet.l4 = 0;
-        return Ok(());
-    }
-    if field & 0x2000 != 0 {
-        packet.fragment = Fragment::First;
-    }
-    // At most 64 + 60; the mask is for the verifier, as below.
-    parse_transport(
-        bytes,
-        usize::from(packet.l4 & 0x7f),
-        packet.l3_rest as usize,
-        packet,
-    )
-}
-
-#[inline(always)]
 fn parse_ipv6<B: Bytes>(bytes: &B, offset: usize, packet: &mut Packet) -> Result<(), Malformed> {
-    let Some(h) = bytes.load::<{ Ipv6Hdr::LEN }>(offset) else {
+    let Some([first, second, a @ ..]) = bytes.load_words::<{ Ipv6Hdr::LEN / 4 }>(offset) else {
         return Err(Malformed::Ipv6Header);
     };
-    if h[0] >> 4 != 6 {
+    let [version, ..] = first.to_ne_bytes();
+    if version >> 4 != 6 {
         return Err(Malformed::IpVersion);
     }
-    let payload_len = usize::from(u16::from_be_bytes([h[4], h[5]]));
+    let [length @ .., next, _] = second.to_ne_bytes();
+    let payload_len = usize::from(u16::from_be_bytes(length));
     if !bytes.wire_len_at_least(offset + Ipv6Hdr::LEN + payload_len) {
         return Err(Malformed::IpLength);
     }
     packet.family = Family::V6;
     packet.extend_to(offset + Ipv6Hdr::LEN + payload_len);
-    let Some(a) = bytes.load_words::<8>(offset + 8) else {
-        return Err(Malformed::Ipv6Header);
-    };
     packet.src = [a[0], a[1], a[2], a[3]];
     packet.dst = [a[4], a[5], a[6], a[7]];
-    packet.proto = h[6];
+    packet.proto = next;
     packet.l3_rest = payload_len as u32;
     Ok(())
 }
 
+/// [`parse_payload`] for IPv6 with a walk over extension headers.
+///
+/// # Errors
+///
+/// The first thing that is wrong from there on.
 #[inline(always)]
-fn parse_ipv6_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
+pub fn parse_extended_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Malformed> {
     let payload_len = packet.l3_rest as usize;
     let mut next = packet.proto;
     // Below 64 anyway; the mask is for the verifier, which loses that across the stack.
@@ -522,7 +564,7 @@ fn parse_ipv6_payload<B: Bytes>(bytes: &B, packet: &mut Packet) -> Result<(), Ma
 }
 
 #[inline(always)]
-fn is_extension(next: u8) -> bool {
+const fn is_extension(next: u8) -> bool {
     matches!(
         next,
         EXT_HOP_BY_HOP
@@ -549,31 +591,32 @@ fn parse_transport<B: Bytes>(
             if rest < TcpHdr::LEN {
                 return Err(Malformed::Tcp);
             }
-            let Some(h) = bytes.load::<14>(offset) else {
+            // Up to byte 13, the flags.
+            let Some([ports, last]) = bytes.load_ends::<14>(offset) else {
                 return Err(Malformed::Tcp);
             };
-            let data_offset = usize::from(h[12] >> 4) * 4;
+            let [_, _, data_offset, flags] = last.to_ne_bytes();
+            let data_offset = usize::from(data_offset >> 4) * 4;
             if data_offset < TcpHdr::LEN || data_offset > rest {
                 return Err(Malformed::Tcp);
             }
-            packet.sport = u16::from_be_bytes([h[0], h[1]]);
-            packet.dport = u16::from_be_bytes([h[2], h[3]]);
-            packet.tcp_flags = h[13];
+            packet.set_ports(ports);
+            packet.tcp_flags = flags;
         }
         PROTO_UDP => {
             if rest < UdpHdr::LEN {
                 return Err(Malformed::Udp);
             }
-            let Some(h) = bytes.load::<{ UdpHdr::LEN }>(offset) else {
+            let Some([ports, second]) = bytes.load_words::<{ UdpHdr::LEN / 4 }>(offset) else {
                 return Err(Malformed::Udp);
             };
-            let length = u16::from_be_bytes([h[4], h[5]]);
+            let [length @ .., _, _] = second.to_ne_bytes();
+            let length = u16::from_be_bytes(length);
             // RFC 2675: zero is allowed in a jumbogram, whose `rest` is unbounded here.
             if usize::from(length) < UdpHdr::LEN && !(length == 0 && rest == usize::MAX) {
                 return Err(Malformed::Udp);
             }
-            packet.sport = u16::from_be_bytes([h[0], h[1]]);
-            packet.dport = u16::from_be_bytes([h[2], h[3]]);
+            packet.set_ports(ports);
         }
         PROTO_ICMP if matches!(packet.family, Family::V4) => {
             packet.icmp_type = parse_icmp(bytes, offset, rest)?;

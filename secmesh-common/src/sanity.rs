@@ -27,16 +27,21 @@ fn bytes(words: &Words) -> [u8; 4] {
     first.to_ne_bytes()
 }
 
-/// Whether the packet is plainly none of what [`insane`] looks for: a segment in the midst of a connection,
-/// between addresses that nobody doubts. Most packets are, and this is cheaper to see.
+/// Whether the packet is plainly none of what [`insane`] and [`is_amplifier`] look for: a segment in the midst
+/// of a connection or a datagram from no such port, between addresses that nobody doubts. Most packets are, and
+/// this is cheaper to see.
 #[inline(always)]
 pub fn is_plain(packet: &Packet) -> bool {
     let [first, .., last] = packet.src;
     let [other_first, .., other_last] = packet.dst;
     let [byte, ..] = first.to_ne_bytes();
-    matches!(packet.fragment, Fragment::Whole)
-        && packet.proto == PROTO_TCP
-        && packet.tcp_flags & !PSH == ACK
+    let harmless = match packet.proto {
+        PROTO_TCP => packet.tcp_flags & !PSH == ACK,
+        PROTO_UDP => !is_amplifier(packet),
+        _ => false,
+    };
+    harmless
+        && matches!(packet.fragment, Fragment::Whole)
         && ((first ^ other_first) | (last ^ other_last)) != 0
         && byte != 0
         && byte != 127
@@ -236,6 +241,18 @@ mod tests {
             assert!(!(forged && is_plain(&v4(source, HERE, PROTO_TCP))));
         }
         assert!(is_plain(&v4([198, 51, 100, 7], HERE, PROTO_TCP)));
+        let datagram = v4([198, 51, 100, 7], HERE, PROTO_UDP);
+        assert!(is_plain(&datagram));
+        // What another check has to see is not plain.
+        assert!(!is_plain(&Packet {
+            sport: 53,
+            ..datagram
+        }));
+        assert!(!is_plain(&Packet {
+            fragment: Fragment::First,
+            ..datagram
+        }));
+        assert!(!is_plain(&v4(HERE, HERE, PROTO_UDP)));
         let mut here = [0; 16];
         here[0] = 0x20;
         let (mut loopback, mut group) = ([0; 16], [0; 16]);

@@ -43,15 +43,17 @@ const LISTEN: u32 = 10;
 /// The stage as a function of its own to the verifier: see `secmesh_observe`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn secmesh_attack(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
-    let Some(config) = CONFIG.get(0) else {
-        return NO_REASON;
-    };
-    if packet.is_null() {
+pub extern "C" fn secmesh_attack(
+    ctx: *mut xdp_md,
+    packet: *const Packet,
+    config: *const Config,
+) -> u8 {
+    if packet.is_null() || config.is_null() {
         return NO_REASON;
     }
-    // SAFETY: the one caller passes a packet on its stack, all of it written; the verifier checks that.
-    let packet = unsafe { &*packet };
+    // SAFETY: the one caller passes a packet on its stack, all of it written, and the configuration's entry; the
+    // verifier checks that.
+    let (packet, config) = unsafe { (&*packet, &*config) };
     let ctx = XdpContext::new(ctx);
     judge(&ctx, packet, config).map_or(NO_REASON, |reason| reason as u8)
 }

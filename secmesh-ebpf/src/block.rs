@@ -38,18 +38,6 @@ pub fn bytes16(words: &Words) -> [u8; 16] {
     unsafe { core::mem::transmute::<Words, [u8; 16]>(*words) }
 }
 
-/// An address as four words.
-#[inline(always)]
-pub fn words16(bytes: &[u8; 16]) -> Words {
-    #[expect(
-        clippy::cast_ptr_alignment,
-        reason = "the callers' slots are aligned to four; a copy of bytes would be sixteen loads"
-    )]
-    let words = core::ptr::from_ref(bytes).cast::<Words>();
-    // SAFETY: sixteen bytes in a slot of four-byte alignment; every bit pattern is valid.
-    unsafe { words.read() }
-}
-
 /// What the block tables say of a packet.
 pub enum Verdict {
     /// Nothing.
@@ -77,7 +65,7 @@ pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdi
             return Verdict::Blocked(reason);
         }
     }
-    if guard & GUARD_LIST != 0 && list::listed(packet, config) {
+    if guard & GUARD_LIST != 0 && list::listed(packet, config, counters) {
         // The controller takes allowed addresses out of lists before it writes them.
         return if config.list_generation == config.allow_generation {
             Verdict::Vetted(Reason::List)

@@ -8,7 +8,7 @@
 //!
 //! [`PROBE_CALM_NS`]: secmesh_common::cookie::PROBE_CALM_NS
 
-use core::{arch::asm, mem::size_of};
+use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -43,6 +43,7 @@ use crate::{
         CONFIG, COOKIE_ADDRESS, COOKIE_FLOOD, COOKIE_LISTENER, COOKIE_SCRATCH, COOKIE_VERIFIED,
         PORT,
     },
+    observe::{cleared, tuple_of},
 };
 
 /// Nothing to say about the packet.
@@ -88,8 +89,28 @@ fn port_flags(port: u16) -> u16 {
     PORT.get(u32::from(port)).map_or(0, |policy| policy.flags)
 }
 
-/// Judges a segment that [`concerns`] cookies: one of the verdicts of this module. A function of its own to
-/// the verifier, as `secmesh_observe` is.
+/// Judges a segment that [`concerns`] cookies: one of the verdicts of this module.
+///
+/// While a listener is flooded, what belongs to a connection that is known is left to it: what returns a cookie
+/// goes to the socket of its addresses and ports and never to the listener. Most often that is one in its last
+/// minute whose client uses the port again; the kernel lets go of it for an attempt. The socket is looked up out
+/// here because the stack has no room for it beside that of [`secmesh_cookie`].
+#[inline(always)]
+pub fn judge(ctx: &XdpContext, packet: &Packet, config: &Config) -> u8 {
+    if COOKIE_FLOOD
+        .get(0)
+        .is_some_and(|flood| flood.flooded(now_ns(config)))
+    {
+        match secmesh_state(ctx.ctx, packet) {
+            LISTEN => {}
+            0 if is_attempt(packet.tcp_flags) => {}
+            _ => return GO_ON,
+        }
+    }
+    secmesh_cookie(ctx.ctx, packet)
+}
+
+/// [`judge`] without connections that are known. A function of its own to the verifier, as `secmesh_observe` is.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn secmesh_cookie(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
@@ -143,10 +164,9 @@ fn listener(tag: u64, now: u64, claim: bool) -> Option<&'static mut Listener> {
     } else {
         return None;
     };
-    *free = Listener {
-        tag,
-        ..Listener::default()
-    };
+    // SAFETY: the same memory, and all its bytes may be anything before they are cleared.
+    let free = cleared(unsafe { &mut *core::ptr::from_mut(free).cast::<MaybeUninit<Listener>>() });
+    free.tag = tag;
     Some(free)
 }
 
@@ -229,6 +249,8 @@ fn between(least: u32, length: u32) -> u32 {
 enum Answer {
     /// Nobody listens there, or not on this host.
     Nobody,
+    /// The packet belongs to a connection that is known; whether anybody listens was not asked.
+    Taken,
     /// A listener that does not overflow.
     Calm,
     /// A listener that overflows, and its cookie.
@@ -238,30 +260,33 @@ enum Answer {
 /// The socket that the kernel would give the packet to, if it is one of this host. To be given back.
 #[inline(always)]
 fn socket(ctx: &XdpContext, packet: &Packet) -> *mut bpf_sock {
-    // SAFETY: all-zero is a valid value of this union of integers.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let size = if matches!(packet.family, Family::V4) {
-        let v4 = &mut tuple.__bindgen_anon_1;
-        // SAFETY: writing fields of a union of plain integers.
-        let v4 = unsafe { &mut v4.ipv4 };
-        v4.saddr = packet.src[0];
-        v4.daddr = packet.dst[0];
-        v4.sport = packet.sport.to_be();
-        v4.dport = packet.dport.to_be();
-        12
-    } else {
-        let v6 = &mut tuple.__bindgen_anon_1;
-        // SAFETY: writing fields of a union of plain integers.
-        let v6 = unsafe { &mut v6.ipv6 };
-        v6.saddr = packet.src;
-        v6.daddr = packet.dst;
-        v6.sport = packet.sport.to_be();
-        v6.dport = packet.dport.to_be();
-        size_of::<bpf_sock_tuple>() as u32
+    let mut tuple = MaybeUninit::<bpf_sock_tuple>::uninit();
+    let Some(size) = tuple_of(packet, &mut tuple) else {
+        return core::ptr::null_mut();
     };
     let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
     // SAFETY: tuple and size match the family; the context is ours (net/core/filter.c).
-    unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, netns, 0) }
+    unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple.as_mut_ptr(), size, netns, 0) }
+}
+
+/// State of that socket (`BPF_TCP_*`), 0 for none. A function of its own to the verifier, with a stack of its
+/// own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn secmesh_state(ctx: *mut xdp_md, packet: *const Packet) -> u32 {
+    if packet.is_null() {
+        return 0;
+    }
+    // SAFETY: the callers pass on a packet that the verifier knows to be one.
+    let found = socket(&XdpContext::new(ctx), unsafe { &*packet });
+    if found.is_null() {
+        return 0;
+    }
+    // SAFETY: a socket that was found and not given back yet; the verifier allows reading its state.
+    let state = unsafe { (*found).state };
+    // SAFETY: the reference came from the lookup above and is given back exactly once.
+    unsafe { bpf_sk_release(found.cast()) };
+    state
 }
 
 #[inline(always)]
@@ -292,7 +317,7 @@ fn ask(ctx: &XdpContext, packet: &Packet, scratch: &mut Scratch) -> Answer {
             Answer::Cookie(cookie.cast_unsigned() as u32)
         }
     } else {
-        Answer::Nobody
+        Answer::Taken
     };
     // SAFETY: the reference came from the lookup above and is given back exactly once.
     unsafe { bpf_sk_release(found.cast()) };
@@ -325,8 +350,16 @@ fn attempt(
     if listener.probe_due(now) {
         match ask(ctx, packet, scratch) {
             Answer::Nobody => {
-                listener.marked_ns = 0;
-                listener.listens_ns = 0;
+                // One by one, or the compiler makes a call of `memset` of the two (see `cleared`).
+                for word in [&raw mut listener.marked_ns, &raw mut listener.listens_ns] {
+                    // SAFETY: fields of the entry in hand.
+                    unsafe { word.write_volatile(0) };
+                }
+                return GO_ON;
+            }
+            Answer::Taken => {
+                // The next one asks.
+                listener.probed_ns = 0;
                 return GO_ON;
             }
             Answer::Calm => listener.listens_ns = now,
@@ -453,7 +486,7 @@ fn answer(ctx: &XdpContext, packet: &Packet, cookie: u32, ack: u32, scratch: &mu
     stored == 0
 }
 
-/// A segment that may return a cookie, while some listener is flooded.
+/// A segment for a listener that may return a cookie, while some listener is flooded.
 #[inline(always)]
 fn returned(
     ctx: &XdpContext,
@@ -468,18 +501,6 @@ fn returned(
     }
     let flooded = listener(tag, now, false).is_some_and(|entry| entry.flooded(now));
     if !flooded {
-        return GO_ON;
-    }
-    let found = socket(ctx, packet);
-    if found.is_null() {
-        return GO_ON;
-    }
-    // SAFETY: a socket that was found and not given back yet; the verifier allows reading its state.
-    let state = unsafe { (*found).state };
-    // SAFETY: the reference came from the lookup above and is given back exactly once.
-    unsafe { bpf_sk_release(found.cast()) };
-    // Established, half open before the flood, or in its last minute: nothing to check.
-    if state != LISTEN {
         return GO_ON;
     }
     let Some(scratch) = scratch() else {

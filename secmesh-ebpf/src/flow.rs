@@ -22,7 +22,9 @@ use secmesh_common::{
         Arrival, FIRM, FlowEnd, FlowExport, FlowLimits, FlowPlace, FlowSlot, LOCKED, SWEEP_SLICE,
         Step, SweepOrder, flow_place, state,
     },
-    packet::{Bytes, Family, Fragment, MAX_OFFSET, PROTO_TCP, Packet, parse_ethernet},
+    packet::{
+        Bytes, Family, Fragment, MAX_OFFSET, PROTO_TCP, Packet, parse_addresses, parse_payload,
+    },
 };
 
 use crate::{
@@ -41,26 +43,42 @@ const LONGEST: u32 = 1 << 24;
 
 /// Counts a packet that came in and passes.
 #[inline(always)]
-pub fn incoming(ctx: &XdpContext, packet: &Packet, config: &Config) {
+pub fn incoming(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Counters) {
     if config.features & ENABLED == 0 {
         return;
     }
-    let _counted: u8 = secmesh_incoming(ctx.ctx, packet);
+    let _counted: u8 = secmesh_incoming(ctx.ctx, packet, config, counters);
 }
 
 /// [`incoming`] for those who want flows; apart, so that the others do not carry its code.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn secmesh_incoming(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
-    if packet.is_null() {
+pub extern "C" fn secmesh_incoming(
+    ctx: *mut xdp_md,
+    packet: *const Packet,
+    config: *const Config,
+    counters: *mut Counters,
+) -> u8 {
+    if packet.is_null() || config.is_null() || counters.is_null() {
         return 0;
     }
-    // SAFETY: the caller passes a packet on its stack, all of it written; the verifier checks that.
-    let packet = unsafe { &*packet };
+    // SAFETY: the callers pass a packet on their stack, all of it written, and entries of two maps; the verifier
+    // checks that.
+    let (packet, config, counters) = unsafe { (&*packet, &*config, &mut *counters) };
     let ctx = XdpContext::new(ctx);
     let word = tcp_word(&Frame::new(&ctx), packet);
-    let interface = ctx.ingress_ifindex() as u32;
-    secmesh_flow(packet, word, interface, 0, 0)
+    let mut arrival = Arrival {
+        now_ns: now_ns(config),
+        ifindex: ctx.ingress_ifindex() as u32,
+        outgoing: 0,
+        tcp_len: 0,
+        window: 0,
+        segments: 0,
+        segment_size: 0,
+    }
+    .with_tcp(word.to_ne_bytes());
+    record(packet, &mut arrival, config, counters);
+    0
 }
 
 /// Bytes 12 to 15 of the TCP header as they stand in the frame; 0 if there is none.
@@ -73,7 +91,7 @@ fn tcp_word<B: Bytes>(bytes: &B, packet: &Packet) -> u32 {
     bytes.load_words::<1>(at + 12).map_or(0, |[word]| word)
 }
 
-/// Counts a packet into its flow: a function of its own to the verifier, and one for both directions.
+/// Counts a packet that leaves into its flow: a function of its own to the verifier.
 ///
 /// `segments` has the number of packets that the card makes of this one in its upper half and the payload
 /// of each in its lower half. The answer means nothing; the verifier wants one.
@@ -84,7 +102,6 @@ pub extern "C" fn secmesh_flow(
     tcp_word: u32,
     ifindex: u32,
     segments: u64,
-    outgoing: u32,
 ) -> u8 {
     let (Some(counters), Some(config)) = (counters(), CONFIG.get(0)) else {
         return 0;
@@ -97,7 +114,7 @@ pub extern "C" fn secmesh_flow(
     let mut arrival = Arrival {
         now_ns: now_ns(config),
         ifindex,
-        outgoing: (outgoing & 1) as u8,
+        outgoing: 1,
         tcp_len: 0,
         window: 0,
         segments: (segments >> 32) as u32,
@@ -294,7 +311,10 @@ pub fn secmesh_egress(ctx: TcContext) -> i32 {
         return NEXT;
     }
     let mut packet = Packet::empty(0);
-    let word = secmesh_read(ctx.skb.skb, &raw mut packet);
+    if secmesh_read(ctx.skb.skb, &raw mut packet) == 0 {
+        return NEXT;
+    }
+    let word = secmesh_read_rest(ctx.skb.skb, &raw mut packet);
     if matches!(packet.family, Family::Other) {
         return NEXT;
     }
@@ -302,33 +322,65 @@ pub fn secmesh_egress(ctx: TcContext) -> i32 {
     // SAFETY: fields of the context, which the kernel makes loads of (Linux 5.1 and 5.7).
     let (ifindex, count, size) = unsafe { ((*skb).ifindex, (*skb).gso_segs, (*skb).gso_size) };
     let segments = (u64::from(count) << 32) | u64::from(size);
-    let _counted: u8 = secmesh_flow(&raw const packet, word, ifindex, segments, 1);
+    let _counted: u8 = secmesh_flow(&raw const packet, word, ifindex, segments);
     NEXT
 }
 
-/// Parses a packet that leaves into `out`, whose family is [`Family::Other`] if it is no flow's; gives the
-/// word of its TCP header that [`secmesh_flow`] takes.
+/// Parses a packet that leaves up to its addresses into `out`; 0 if it is no flow's.
+///
+/// In two steps, of which this is the first, so that the verifier walks each once: in one, Linux 6.1 walked the
+/// extension headers for every way that leads through tags and addresses, 247,536 instructions in all.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn secmesh_read(skb: *mut __sk_buff, out: *mut Packet) -> u32 {
     if out.is_null() {
         return 0;
     }
-    let leaving = Leaving { skb };
-    let Ok(mut packet) = parse_ethernet(&leaving) else {
-        if let Some(counters) = counters() {
-            bump(counters, Counter::FlowUnreadable);
-        }
+    let Ok(mut packet) = parse_addresses(&Leaving { skb }) else {
+        unreadable();
         return 0;
     };
+    if matches!(packet.family, Family::Other) {
+        return 0;
+    }
     // SAFETY: a field of the context.
     if unsafe { (*skb).vlan_present } != 0 {
         packet.wire_len += VLAN_TAG;
     }
-    let word = tcp_word(&leaving, &packet);
     // SAFETY: the one caller passes a packet on its stack.
     unsafe { out.write(packet) };
-    word
+    1
+}
+
+/// Parses the rest of what [`secmesh_read`] has begun; the family is [`Family::Other`] after that if it is
+/// malformed. Gives the word of its TCP header that [`secmesh_flow`] takes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn secmesh_read_rest(skb: *mut __sk_buff, packet: *mut Packet) -> u32 {
+    if packet.is_null() {
+        return 0;
+    }
+    // SAFETY: the one caller passes a packet on its stack, all of it written; the verifier checks that.
+    let packet = unsafe { &mut *packet };
+    // Never so: it tells the verifier, which knows nothing of the caller, that offsets are small.
+    if packet.l3 >= 64 || packet.l4 >= 128 {
+        packet.family = Family::Other;
+        return 0;
+    }
+    let leaving = Leaving { skb };
+    if parse_payload(&leaving, packet).is_err() {
+        packet.family = Family::Other;
+        unreadable();
+        return 0;
+    }
+    tcp_word(&leaving, packet)
+}
+
+#[inline(always)]
+fn unreadable() {
+    if let Some(counters) = counters() {
+        bump(counters, Counter::FlowUnreadable);
+    }
 }
 
 /// A socket buffer as a source of bytes: what lies beyond its first part is fetched by a call. Nothing is

@@ -47,14 +47,10 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use secmesh_common::{
-    config::{
-        Config,
-        features::{ATTACKS, ATTACKS_ALL},
-    },
+    config::Config,
     counters::{Counter, Counters},
     packet::{Bytes as _, Family, Malformed, Packet, parse_addresses},
     reason::Reason,
-    sanity::is_plain,
 };
 
 use crate::{block::Verdict, count::bump, frame::Frame};
@@ -100,59 +96,79 @@ fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut 
             if let Err(malformed) = frame::payload(ctx, packet) {
                 return refuse(ctx, malformed, config, counters);
             }
-            flow::incoming(ctx, packet, config);
+            flow::incoming(ctx, packet, config, counters);
             bump(counters, Counter::PassAllowlist);
             return XDP_PASS;
         }
     }
-    if let Err(malformed) = frame::payload(ctx, packet) {
+    let answer = observe::secmesh_observe(ctx.ctx, packet, config, counters);
+    if answer != 0
+        && let Some(verdict) = further(ctx, packet, answer, config, counters)
+    {
+        return verdict;
+    }
+    flow::incoming(ctx, packet, config, counters);
+    bump(counters, Counter::Pass);
+    XDP_PASS
+}
+
+/// What the stage before said of a packet that does not simply pass; `None` if it passes after all.
+#[inline(always)]
+fn further(
+    ctx: &XdpContext,
+    packet: &mut Packet,
+    answer: u32,
+    config: &Config,
+    counters: &mut Counters,
+) -> Option<u32> {
+    let number = answer as u8;
+    if answer & observe::REFUSED != 0 {
+        let malformed = Malformed::from_u8(number)?;
         let tiny = attack::secmesh_tiny(packet, malformed as u32) != 0;
         let reason = if tiny {
             Reason::TinyFragment
         } else {
             Reason::Malformed
         };
-        return refuse_as(ctx, malformed, reason, config, counters);
+        return Some(refuse_as(ctx, malformed, reason, config, counters));
     }
     // Also what fails a check below is accounted: it is evidence.
-    let mut found = observe::secmesh_observe(ctx.ctx, packet);
-    if config.features & ATTACKS != 0
-        && found == observe::NO_REASON
-        && (config.features & ATTACKS_ALL != 0 || !is_plain(packet))
-    {
-        found = attack::secmesh_attack(ctx.ctx, packet);
-    }
+    let found = if answer & observe::FOUND != 0 {
+        number
+    } else if answer & observe::ASK_ATTACK != 0 {
+        attack::secmesh_attack(ctx.ctx, packet, config)
+    } else {
+        observe::NO_REASON
+    };
     if let Some(reason) = Reason::from_u8(found) {
         // Whoever is named as the source of a forged packet did not send it.
         if !matches!(reason, Reason::Land) && block::allowed(packet) {
-            flow::incoming(ctx, packet, config);
+            flow::incoming(ctx, packet, config, counters);
             bump(counters, Counter::PassAllowlistOther);
-            return XDP_PASS;
+            return Some(XDP_PASS);
         }
-        return deny(reason, config, counters);
+        return Some(deny(reason, config, counters));
     }
     // After the accounting: what a limit drops is not answered, so nobody has us send more than that limit
     // to an address that is not his, and the detectors see what is answered.
-    if cookie::concerns(packet, config) {
-        match cookie::secmesh_cookie(ctx.ctx, packet) {
-            cookie::ANSWERED => return XDP_TX,
+    if answer & observe::ASK_COOKIE != 0 {
+        match cookie::judge(ctx, packet, config) {
+            cookie::ANSWERED => return Some(XDP_TX),
             cookie::ALLOWED => {
                 bump(counters, Counter::PassAllowlistOther);
-                return XDP_PASS;
+                return Some(XDP_PASS);
             }
             cookie::BAD => {
                 if block::allowed(packet) {
                     bump(counters, Counter::PassAllowlistOther);
-                    return XDP_PASS;
+                    return Some(XDP_PASS);
                 }
-                return deny(Reason::BadCookie, config, counters);
+                return Some(deny(Reason::BadCookie, config, counters));
             }
             _ => {}
         }
     }
-    flow::incoming(ctx, packet, config);
-    bump(counters, Counter::Pass);
-    XDP_PASS
+    None
 }
 
 #[inline(always)]
@@ -172,6 +188,8 @@ fn enforcing(config: &Config) -> bool {
     config.enforces(|| clock::now_ns(config))
 }
 
+/// Refuses a packet that cannot be parsed, for a reason that may say more than that it cannot.
+#[inline(always)]
 fn refuse_as(
     ctx: &XdpContext,
     why: Malformed,

@@ -17,7 +17,8 @@ use secmesh_common::{
     event::Event,
     flow::{FlowExport, FlowSlot},
     list::{
-        GUARD_WORDS, HOT_SLOTS, HotSource, INDEX4, ListBucket4, ListBucket6, ListRange4, ListRange6,
+        GUARD_MAX_WORDS, HOT_SLOTS, HotSource, INDEX4, ListBucket4, ListBucket6, ListRange4,
+        ListRange6, Listed,
     },
     port::{PORT_LIMITS, PORTS, PortPolicy, SharedLimit},
     process::ProcessEvent,
@@ -62,11 +63,11 @@ pub static WATCH6: HashMap<Addr6, u64, 1024> = HashMap::new();
 
 /// Which IPv4 neighbourhoods hold a block; see `secmesh_common::list`.
 #[btf_map]
-pub static GUARD4: Array<u64, GUARD_WORDS> = Array::new();
+pub static GUARD4: Array<u64, { GUARD_MAX_WORDS as usize }> = Array::new();
 
 /// Which IPv6 neighbourhoods hold a block.
 #[btf_map]
-pub static GUARD6: Array<u64, GUARD_WORDS> = Array::new();
+pub static GUARD6: Array<u64, { GUARD_MAX_WORDS as usize }> = Array::new();
 
 /// Sources that a decision blocks and that are sending now.
 #[btf_map]
@@ -80,6 +81,18 @@ pub static LIST4: Array<ListBucket4, 32_768> = Array::new();
 #[btf_map]
 pub static LIST6: Array<ListBucket6, 65_536> = Array::new();
 
+/// No host of a group of buckets of `LIST6` ends before this, units of `EXPIRY_SHIFT`.
+#[btf_map]
+pub static SOONEST6: Array<u32, 2048> = Array::new();
+
+/// What is beside each slot of `LIST4`.
+#[btf_map]
+pub static LISTED4: Array<Listed, 131_072> = Array::new();
+
+/// What is beside each slot of `LIST6`.
+#[btf_map]
+pub static LISTED6: Array<Listed, 131_072> = Array::new();
+
 /// Prefixes of imported lists as ranges, IPv4; two halves, one of them in use.
 #[btf_map]
 pub static RANGE4: Array<ListRange4, 32_768> = Array::new();
@@ -87,6 +100,10 @@ pub static RANGE4: Array<ListRange4, 32_768> = Array::new();
 /// Prefixes of imported lists as ranges, IPv6.
 #[btf_map]
 pub static RANGE6: Array<ListRange6, 32_768> = Array::new();
+
+/// The first halves of where the IPv6 ranges start, in the same places: what a search has to read.
+#[btf_map]
+pub static SEARCH6: Array<u64, 32_768> = Array::new();
 
 /// Where in the IPv4 ranges each /16 begins; two halves.
 #[btf_map]

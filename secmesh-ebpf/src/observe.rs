@@ -20,40 +20,80 @@ use secmesh_common::{
         over_stray_limit, place,
     },
     block::{Addr4, Addr6},
-    config::{Config, features::SOURCE_LIMITS},
+    config::{
+        Config,
+        features::{ATTACKS, ATTACKS_ALL, SOURCE_LIMITS},
+    },
     counters::{Counter, Counters},
     event::{Event, EventKind, OPEN_NO, OPEN_UNKNOWN, OPEN_YES},
     packet::{Family, PROTO_UDP, Packet},
     reason::Reason,
-    sanity::{STRAYS, is_segment},
+    sanity::{STRAYS, is_plain, is_segment},
 };
 
 use crate::{
     attack,
     block::bytes16,
     clock::now_ns,
+    cookie,
     count::bump,
-    maps::{BUDGET, CONFIG, EVENTS, HASH_SEED, SOURCES, WATCH4, WATCH6},
+    frame,
+    maps::{BUDGET, EVENTS, HASH_SEED, SOURCES, WATCH4, WATCH6},
 };
 
-/// [`observe`] as a function of its own to the verifier, which then checks it once and not again for every
-/// way through the stages before it: the instructions of stages add up instead of multiplying.
+/// Parses the rest of a packet that nothing blocked and accounts it: [`observe`] as a function of its own to the
+/// verifier, which then checks it once and not again for every way through the stages before it: the
+/// instructions of stages add up instead of multiplying.
 ///
-/// Returns the number of a [`Reason`], or [`NO_REASON`].
+/// One function for both, and the counters and the configuration handed over: a call costs about as much as a
+/// stage on processors where every return is guarded (retpolines, safe returns).
+///
+/// Returns 0 if there is nothing more to do with the packet than to let it pass, else the number of a
+/// [`Reason`] in the lowest byte with [`FOUND`] set, or the number of a [`Malformed`] there with [`REFUSED`], or
+/// what is to be asked next: [`ASK_ATTACK`], [`ASK_COOKIE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn secmesh_observe(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
-    let (Some(counters), Some(config)) = (crate::count::counters(), CONFIG.get(0)) else {
-        return NO_REASON;
-    };
-    if packet.is_null() {
-        return NO_REASON;
+pub extern "C" fn secmesh_observe(
+    ctx: *mut xdp_md,
+    packet: *mut Packet,
+    config: *const Config,
+    counters: *mut Counters,
+) -> u32 {
+    if packet.is_null() || config.is_null() || counters.is_null() {
+        return 0;
     }
-    // SAFETY: the one caller passes a packet on its stack, all of it written; the verifier checks that.
-    let packet = unsafe { &*packet };
+    // SAFETY: the one caller passes a packet on its stack, all of it written, and entries of two maps; the
+    // verifier checks that.
+    let (packet, config, counters) = unsafe { (&mut *packet, &*config, &mut *counters) };
+    // Never so: it tells the verifier, which knows nothing of the caller, that offsets are small.
+    if packet.l3 >= 64 {
+        return 0;
+    }
     let ctx = XdpContext::new(ctx);
-    observe(&ctx, packet, config, counters).map_or(NO_REASON, |reason| reason as u8)
+    if let Err(malformed) = frame::payload(&ctx, packet) {
+        return REFUSED | malformed as u32;
+    }
+    if let Some(reason) = observe(&ctx, packet, config, counters) {
+        return FOUND | reason as u32;
+    }
+    let mut next = 0;
+    if config.features & ATTACKS != 0 && (config.features & ATTACKS_ALL != 0 || !is_plain(packet)) {
+        next |= ASK_ATTACK;
+    }
+    if cookie::concerns(packet, config) {
+        next |= ASK_COOKIE;
+    }
+    next
 }
+
+/// Bit of [`secmesh_observe`]'s answer: the packet's source is over a limit.
+pub const FOUND: u32 = 1 << 8;
+/// Bit of the answer: the packet could not be parsed, and was not accounted.
+pub const REFUSED: u32 = 1 << 9;
+/// Bit of the answer: `secmesh_attack` has to see the packet.
+pub const ASK_ATTACK: u32 = 1 << 10;
+/// Bit of the answer: `secmesh_cookie` has to see the packet.
+pub const ASK_COOKIE: u32 = 1 << 11;
 
 /// No [`Reason`] has this number.
 pub const NO_REASON: u8 = u8::MAX;
@@ -293,8 +333,12 @@ pub extern "C" fn secmesh_open(ctx: *mut xdp_md, packet: *const Packet) -> u8 {
 /// Whether a socket of this host takes packets for the packet's destination.
 #[inline(always)]
 fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
-    let mut tuple = MaybeUninit::uninit();
-    let Some(size) = tuple_of(packet, &mut tuple) else {
+    let mut room = Room {
+        tuple: MaybeUninit::uninit(),
+    };
+    // SAFETY: both uses of the room may be uninitialised.
+    let tuple = unsafe { &mut room.tuple };
+    let Some(size) = tuple_of(packet, tuple) else {
         return OPEN_UNKNOWN;
     };
     let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
@@ -307,7 +351,8 @@ fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
     };
     if socket.is_null() {
         // What this host forwards has its socket elsewhere: nothing can be said about it.
-        return if is_forwarded(ctx, packet) {
+        // SAFETY: as above; the tuple is not used after this.
+        return if is_forwarded(ctx, packet, unsafe { &mut room.route }) {
             OPEN_UNKNOWN
         } else {
             OPEN_NO
@@ -318,15 +363,26 @@ fn lookup_open(ctx: &XdpContext, packet: &Packet) -> u8 {
     OPEN_YES
 }
 
+/// Room on the stack for two look-ups, one after the other: the frames of one chain of functions must not be over
+/// 512 bytes together.
+#[repr(C)]
+union Room {
+    tuple: MaybeUninit<bpf_sock_tuple>,
+    route: MaybeUninit<bpf_fib_lookup>,
+}
+
 /// Whether this host would forward the packet to another one.
 #[inline(always)]
-fn is_forwarded(ctx: &XdpContext, packet: &Packet) -> bool {
+fn is_forwarded(
+    ctx: &XdpContext,
+    packet: &Packet,
+    route: &mut MaybeUninit<bpf_fib_lookup>,
+) -> bool {
     const AF_INET: u8 = 2;
     const AF_INET6: u8 = 10;
     const FIB_SIZE: i32 = 64;
     const _: () = assert!(size_of::<bpf_fib_lookup>() == 64, "the kernel's layout");
-    let mut route = MaybeUninit::<bpf_fib_lookup>::uninit();
-    let route = cleared(&mut route);
+    let route = cleared(route);
     match packet.family {
         Family::V4 => {
             route.family = AF_INET;

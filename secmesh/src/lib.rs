@@ -19,6 +19,7 @@ pub mod dataplane;
 pub mod detect;
 pub mod entropy;
 pub mod ledger;
+pub mod merkle;
 pub mod mesh;
 pub mod metrics;
 pub mod replay;

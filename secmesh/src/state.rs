@@ -320,9 +320,9 @@ impl StateDir {
         self.path.join(name)
     }
 
-    /// The path of the ledger.
+    /// The directory of the ledger.
     pub fn ledger(&self) -> PathBuf {
-        self.file("ledger.log")
+        self.file("ledger")
     }
 
     /// Says whether a file of that name is there.

@@ -1,12 +1,16 @@
 //! Who plays: an operator, nodes with known keys, and the addresses that are attacked or framed.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 
 use secmesh::addr::Prefix;
 use secmesh::mesh::admission::{AdmittedRecord, Grant, NodeRecord, SignedGrant};
 use secmesh::mesh::crypto::{Signer, sha256};
 use secmesh::mesh::genesis::{Genesis, Params};
 use secmesh::mesh::ids::{Name, NodeId, TicketId, Zone};
+use secmesh::mesh::pq::PqSigner;
 
 /// Where virtual time begins: the start of a bucket, microseconds since 1970.
 pub const START_US: u64 = 1_700_000_040_000_000;
@@ -33,9 +37,37 @@ pub fn genesis(params: Params) -> Genesis {
     }
 }
 
+fn secret(i: usize) -> [u8; 32] {
+    sha256(format!("secmesh-sim node {i}").as_bytes())
+}
+
 /// Vote key of node `i`.
 pub fn signer(i: usize) -> Signer {
-    Signer::from_secret(&sha256(format!("secmesh-sim node {i}").as_bytes()))
+    Signer::from_secret(&secret(i))
+}
+
+/// The same key, for checkpoints of its ledger.
+pub fn ledger_key(i: usize) -> ed25519_dalek::SigningKey {
+    ed25519_dalek::SigningKey::from_bytes(&secret(i))
+}
+
+thread_local! {
+    static PQ: RefCell<BTreeMap<usize, Rc<PqSigner>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// The ML-DSA-44 key of node `i`.
+#[expect(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "every 32 bytes are a seed"
+)]
+pub fn pq(i: usize) -> Rc<PqSigner> {
+    PQ.with_borrow_mut(|keys| {
+        let key = keys.entry(i);
+        Rc::clone(key.or_insert_with(|| {
+            Rc::new(PqSigner::from_seed(&secret(i)).expect("a key follows from a seed"))
+        }))
+    })
 }
 
 fn ticket_signer(i: usize) -> Signer {
@@ -69,6 +101,7 @@ pub fn record(genesis: &Genesis, i: usize, zone: usize) -> NodeRecord {
         incarnation: 1,
         vote_key: key,
         ledger_key: key,
+        pq_key_hash: pq(i).public().hash(),
         tls_spki_sha256: sha256(&key),
         address: Some(SocketAddr::new(address(i), 4747)),
         joined_unix_us: START_US - 5_000 * S + i as u64,

@@ -66,6 +66,7 @@ fn plan(nodes: usize) -> Plan {
         script: Vec::new(),
         heal_us: 0,
         to_the_end: false,
+        witnesses: false,
     }
 }
 

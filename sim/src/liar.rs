@@ -7,6 +7,7 @@ use secmesh::addr::Prefix;
 use secmesh::mesh::admission::AdmittedRecord;
 use secmesh::mesh::cert::{CertVote, Certificate, MAX_CERT_VOTES};
 use secmesh::mesh::crypto::Signer;
+use secmesh::mesh::epoch::EpochRecord;
 use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::{Hash, NodeId};
 use secmesh::mesh::message::{EquivocationProof, Message};
@@ -29,6 +30,12 @@ pub struct Scene<'a> {
     pub epoch: (u64, Hash),
     /// The time.
     pub wall_us: u64,
+    /// The record of that epoch.
+    pub record: Option<EpochRecord>,
+    /// The round in which honest nodes agree on the next one.
+    pub round: u32,
+    /// Nodes that do not lie.
+    pub honest: Vec<NodeId>,
     /// Who can be reached.
     pub peers: Vec<usize>,
     /// Who really attacks.

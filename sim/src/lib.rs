@@ -10,6 +10,7 @@
 )]
 
 pub mod cast;
+pub mod epochs;
 pub mod growth;
 pub mod liar;
 pub mod node;

@@ -11,9 +11,9 @@ use secmesh::addr::Prefix;
 use secmesh::mesh::cert::Certificate;
 use secmesh::mesh::crypto::PublicKey;
 use secmesh::mesh::decision::{Decision, Warrant};
+use secmesh::mesh::epoch::Step;
 use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::{Hash, NodeId, Zone};
-use secmesh::mesh::roster::Roster;
 use secmesh::mesh::vote::{ActionKind, AttackClass, BUCKET_US, Verdict, Vote};
 
 use crate::cast::S;
@@ -38,56 +38,60 @@ pub fn broken<T>(check: &'static str, detail: impl Into<String>) -> Result<T, Vi
     })
 }
 
-/// One voter of an epoch.
+/// One member of an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Voter {
-    weight: u64,
-    zone: Zone,
-    incarnation: u64,
-    key: PublicKey,
-    address: Option<std::net::IpAddr>,
+pub(crate) struct Voter {
+    pub weight: u64,
+    pub zone: Zone,
+    pub incarnation: u64,
+    pub key: PublicKey,
+    pub address: Option<std::net::IpAddr>,
+    /// The first epoch that it is in.
+    pub since: u64,
 }
 
 /// One epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Epoch {
-    number: u64,
-    voters: BTreeMap<NodeId, Voter>,
+pub(crate) struct Epoch {
+    pub number: u64,
+    pub voters: BTreeMap<NodeId, Voter>,
 }
 
 impl Epoch {
-    fn of(roster: &Roster) -> Self {
-        Self {
-            number: roster.epoch(),
-            voters: roster
-                .members()
-                .map(|(node, member)| {
-                    let record = &member.record;
-                    let voter = Voter {
-                        weight: u64::from(member.weight),
-                        zone: record.zone.clone(),
-                        incarnation: record.incarnation,
-                        key: record.vote_key,
-                        address: record.address.map(|a| a.ip()),
-                    };
-                    (*node, voter)
-                })
-                .collect(),
-        }
+    /// How many have weight.
+    pub fn counting(&self) -> usize {
+        self.voters.values().filter(|v| v.weight > 0).count()
     }
 
-    fn total(&self) -> u64 {
+    /// Zones of those with weight.
+    pub fn zones(&self) -> BTreeSet<&Zone> {
+        let voters = self.voters.values().filter(|v| v.weight > 0);
+        voters.map(|v| &v.zone).collect()
+    }
+
+    pub fn total(&self) -> u64 {
         self.voters.values().map(|v| v.weight).sum()
     }
 }
 
+/// Number, hash before, round, step of a vote on an epoch.
+pub(crate) type EpochSlot = (u64, Hash, u32, Step);
+
 /// What is known to be true of a run.
 #[derive(Debug)]
 pub struct Oracle {
-    genesis: Genesis,
-    epochs: BTreeMap<Hash, Epoch>,
-    /// Epoch hash that a set of admissions leads to.
-    frontiers: BTreeMap<Hash, Hash>,
+    pub(crate) genesis: Genesis,
+    pub(crate) epochs: BTreeMap<Hash, Epoch>,
+    /// The epoch of each number.
+    pub(crate) numbered: BTreeMap<u64, Hash>,
+    /// What was proposed by honest nodes, by what it has to follow from.
+    pub(crate) followed: BTreeMap<Hash, Hash>,
+    /// What honest nodes voted on epochs.
+    pub(crate) epoch_votes: BTreeMap<EpochSlot, BTreeMap<NodeId, Option<Hash>>>,
+    /// Trust by what it has to follow from, and who said so first.
+    pub(crate) trusted: BTreeMap<(u64, Hash, Hash), (usize, Hash)>,
+    /// Whom the operator has taken out.
+    pub removed: BTreeSet<NodeId>,
     /// Nodes that lie.
     pub liars: BTreeSet<NodeId>,
     /// Nodes there can be.
@@ -110,15 +114,19 @@ const MAX_CHECKED: usize = 1 << 20;
 
 /// Whether this is the key's signature; remembered, as the answer never changes.
 pub fn signed_by(key: &PublicKey, vote: &Vote, signature: &[u8; 64]) -> bool {
-    let bytes = vote.to_bytes();
-    let at = (*key, *signature, secmesh::mesh::crypto::sha256(&bytes));
+    bytes_signed_by(key, &vote.to_bytes(), signature)
+}
+
+/// The same for any bytes.
+pub fn bytes_signed_by(key: &PublicKey, bytes: &[u8], signature: &[u8; 64]) -> bool {
+    let at = (*key, *signature, secmesh::mesh::crypto::sha256(bytes));
     CHECKED.with_borrow_mut(|checked| {
         if checked.len() >= MAX_CHECKED {
             checked.clear();
         }
         *checked.entry(at).or_insert_with(|| {
             VerifyingKey::from_bytes(key).is_ok_and(|key| {
-                key.verify_strict(&bytes, &Signature::from_bytes(signature))
+                key.verify_strict(bytes, &Signature::from_bytes(signature))
                     .is_ok()
             })
         })
@@ -131,34 +139,16 @@ impl Oracle {
         Self {
             genesis,
             epochs: BTreeMap::new(),
-            frontiers: BTreeMap::new(),
+            numbered: BTreeMap::new(),
+            followed: BTreeMap::new(),
+            epoch_votes: BTreeMap::new(),
+            trusted: BTreeMap::new(),
+            removed: BTreeSet::new(),
             liars,
             cast,
             witnesses: BTreeMap::new(),
             class_2: BTreeMap::new(),
         }
-    }
-
-    /// A node is in this epoch, with this set of admissions: equal sets, equal weights, equal bits.
-    ///
-    /// # Errors
-    /// The [`Violation`].
-    pub fn epoch(&mut self, roster: &Roster, frontier: Hash) -> Result<(), Violation> {
-        let hash = roster.epoch_hash();
-        let epoch = Epoch::of(roster);
-        if epoch.total() != roster.total() {
-            return broken("weights", "W is not the sum of the weights");
-        }
-        if let Some(stranger) = epoch.voters.keys().find(|node| !self.cast.contains(node)) {
-            return broken("strangers", format!("{stranger} was never admitted"));
-        }
-        if *self.epochs.entry(hash).or_insert_with(|| epoch.clone()) != epoch {
-            return broken("weights", format!("two rosters have the epoch hash {hash}"));
-        }
-        if *self.frontiers.entry(frontier).or_insert(hash) != hash {
-            return broken("weights", "equal admissions led to two epochs");
-        }
-        Ok(())
     }
 
     /// A node acts on this decision, by its clock at `now`, when it is in epoch `current`.
@@ -288,7 +278,7 @@ impl Oracle {
             let concerned = voter
                 .address
                 .is_some_and(|a| action.subject.contains_addr(a));
-            if concerned || known_liars.contains(&vote.voter) {
+            if concerned || voter.weight == 0 || known_liars.contains(&vote.voter) {
                 continue;
             }
             weight += voter.weight;
@@ -300,7 +290,7 @@ impl Oracle {
         if latest > earliest_end {
             return broken("warrant", "votes that never were valid at one time");
         }
-        let (total, n) = (epoch.total(), epoch.voters.len());
+        let (total, n) = (epoch.total(), epoch.counting());
         let class_2 = action.kind == ActionKind::Block && !action.subject.is_single();
         // More than W/3, or more than 2W/3; up to three nodes: all.
         let needed = match (n, class_2) {
@@ -317,7 +307,7 @@ impl Oracle {
         if action.kind == ActionKind::Release {
             return Ok(());
         }
-        let all: BTreeSet<&Zone> = epoch.voters.values().map(|v| &v.zone).collect();
+        let all = epoch.zones();
         if witnesses.len() < n.min(2) || zones.len() < all.len().min(2) {
             return broken(
                 "witnesses",

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use secmesh::addr::Prefix;
+use secmesh::mesh::evidence::Ruling;
 use secmesh::mesh::genesis::Params;
+use secmesh::mesh::ids::DecisionId;
 use secmesh::mesh::vote::AttackClass;
 
 use crate::cast::{self, S};
@@ -48,6 +50,21 @@ pub enum Happening {
     },
     /// A liar does something.
     Lie(usize),
+    /// The operator takes a node out of the mesh.
+    Remove {
+        /// Whom.
+        node: usize,
+        /// Where it is handed in.
+        through: usize,
+    },
+    /// A node asks a test question.
+    Ask(usize),
+    /// A node looks at what became of a block.
+    Outcome(usize, DecisionId),
+    /// The operator's verdict on the blocks of a subject, handed in at a node.
+    Verdict(usize, Prefix, Ruling),
+    /// A node signs its ledger.
+    Checkpoint(usize),
 }
 
 /// How the network treats messages.
@@ -90,6 +107,8 @@ pub struct Plan {
     pub heal_us: u64,
     /// Whether the run goes on until all blocks have to be over.
     pub to_the_end: bool,
+    /// Whether nodes sign their ledgers and have them witnessed.
+    pub witnesses: bool,
 }
 
 /// What can be asked of a run beside its seed.
@@ -176,8 +195,13 @@ impl Plan {
             script: Vec::new(),
             heal_us: safety_s * S,
             to_the_end: block_ttl_s <= 120 && rng.percent(50),
+            witnesses: rng.fork(3).percent(30),
         };
+        let more = &mut rng.fork(4);
+        plan.params.epoch_s = *more.pick(&[15, 25, 40, 60, 3_600]).unwrap_or(&60);
+        plan.params.probation_epochs = *more.pick(&[0, 1, 3]).unwrap_or(&1);
         plan.write_script(&mut rng.fork(1));
+        plan.write_more(more);
         plan
     }
 
@@ -237,6 +261,70 @@ impl Plan {
         self.script
             .retain(|(at, what)| *at < last || matches!(what, Happening::Lie(_)));
         self.script.sort_by_key(|(at, _)| *at);
+    }
+
+    /// Questions, verdicts, checkpoints, and somebody whom the operator takes out.
+    fn write_more(&mut self, rng: &mut Rng) {
+        let last = self.heal_us;
+        // These go on after the faults have ended.
+        let end = last + 60 * S;
+        let honest = self.honest_members();
+        let every = rng.between(10, 60) * S;
+        for node in &honest {
+            let mut at = rng.below(every);
+            while at < end {
+                self.script.push((at, Happening::Ask(*node)));
+                at += rng.between(every / 2, 3 * every / 2);
+            }
+        }
+        if self.witnesses {
+            for node in &honest {
+                let mut at = rng.below(15 * S);
+                while at < end {
+                    self.script.push((at, Happening::Checkpoint(*node)));
+                    at += rng.between(10 * S, 20 * S);
+                }
+            }
+        }
+        let subjects: Vec<Prefix> = self
+            .script
+            .iter()
+            .filter_map(|(_, what)| match what {
+                Happening::Sees(_, subject, _) => Some(*subject),
+                _ => None,
+            })
+            .collect();
+        for _ in 0..rng.below(3) {
+            if let (Some(node), Some(subject)) = (rng.pick(&honest), rng.pick(&subjects)) {
+                let ruling = *rng
+                    .pick(&[Ruling::TruePositive, Ruling::FalsePositive])
+                    .unwrap_or(&Ruling::TruePositive);
+                let at = rng.between(10 * S, last);
+                self.script
+                    .push((at, Happening::Verdict(*node, *subject, ruling)));
+            }
+        }
+        if self.nodes >= 4 && rng.percent(20) {
+            self.script_removal(rng, &honest, last);
+        }
+        self.script.sort_by_key(|(at, _)| *at);
+    }
+
+    fn script_removal(&mut self, rng: &mut Rng, honest: &[usize], last: u64) {
+        let liars: Vec<usize> = self.liars.iter().copied().collect();
+        // The others have to be able to live with the liars that stay.
+        let may = liars.is_empty() || liars.len() * 3 < self.nodes - 1 && self.nodes > 4;
+        let whom = if may && rng.percent(50) {
+            rng.pick(honest)
+        } else {
+            rng.pick(&liars)
+        };
+        let Some(node) = whom.copied() else { return };
+        let others: Vec<usize> = honest.iter().copied().filter(|i| *i != node).collect();
+        if let Some(through) = rng.pick(&others).copied() {
+            let at = rng.between(5 * S, last);
+            self.script.push((at, Happening::Remove { node, through }));
+        }
     }
 
     fn script_attacks(&mut self, rng: &mut Rng, honest: &[usize], last: u64) {

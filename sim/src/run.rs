@@ -12,6 +12,10 @@ use crate::world::{Counts, World};
 
 /// How long after healing all honest nodes have to agree, microseconds.
 const CONVERGE_US: u64 = 10 * S;
+/// The same when nothing was broken.
+const AGREE_US: u64 = 5 * S;
+/// How much longer than its length an epoch may last.
+const ROUNDS_US: u64 = 60 * S;
 /// How long after the second witness an attack has to be blocked everywhere.
 const BLOCK_US: u64 = 10 * S;
 /// The address of the attack after healing.
@@ -85,8 +89,7 @@ fn phases(world: &mut World) -> Result<(), Violation> {
     world.run_until(heal + CONVERGE_US / 2)?;
     // Liars pause, so that nothing is under way when beliefs are compared.
     world.truce = true;
-    world.run_until(heal + CONVERGE_US)?;
-    agree(world)?;
+    agree_until(world, heal + CONVERGE_US)?;
     world.truce = false;
     let stepped = |(_, what): &(u64, Happening)| matches!(what, Happening::ClockStep(..));
     if world.plan.script.iter().any(stepped) {
@@ -98,7 +101,10 @@ fn phases(world: &mut World) -> Result<(), Violation> {
     world.truce = true;
     world.run_until(until)?;
     blocked(world)?;
-    agree(world)?;
+    agree_until(world, until + AGREE_US)?;
+    world.truce = false;
+    epochs_go_on(world)?;
+    let until = world.now;
     if world.plan.to_the_end {
         let ttl = u64::from(world.plan.params.block_ttl_s) * S;
         let skew = u64::from(world.plan.params.max_skew_s) * S;
@@ -108,9 +114,64 @@ fn phases(world: &mut World) -> Result<(), Violation> {
     Ok(())
 }
 
+/// Goes on until all honest nodes believe the same.
+fn agree_until(world: &mut World, until: u64) -> Result<(), Violation> {
+    loop {
+        let agreed = agree(world);
+        if agreed.is_ok() || world.now >= until {
+            return agreed;
+        }
+        world.run_until(until.min(world.now + S / 4))?;
+    }
+}
+
+/// Epochs follow each other, whatever the liars do, and whoever was let in or taken out is.
+fn epochs_go_on(world: &mut World) -> Result<(), Violation> {
+    let length = u64::from(world.plan.params.epoch_s) * S;
+    let lowest = |world: &World| {
+        let members = world.members().into_iter();
+        let engines = members.filter_map(|i| world.nodes[i].engine.as_ref());
+        engines.map(|e| e.roster().epoch()).min().unwrap_or(0)
+    };
+    let before = lowest(world);
+    if length <= 60 * S {
+        // Clocks differ, a liar may be the proposer some rounds long, and a round is longer than the one before.
+        let until = world.now + length + ROUNDS_US;
+        while lowest(world) <= before {
+            if world.now >= until {
+                return broken(
+                    "epoch-liveness",
+                    format!("no epoch after {before} in {} s", (length + ROUNDS_US) / S),
+                );
+            }
+            world.run_until(world.now + S)?;
+        }
+    }
+    for i in world.members() {
+        let Some(engine) = &world.nodes[i].engine else {
+            continue;
+        };
+        for (j, other) in world.nodes.iter().enumerate() {
+            let removed = world.oracle.removed.contains(&other.id);
+            let wanted = other.joined && !removed;
+            // A liar may have used its ticket twice.
+            if engine.roster().get(&other.id).is_some() != wanted && (removed || !world.lies(j)) {
+                return broken(
+                    "epoch-liveness",
+                    format!(
+                        "node {j} should be {} by now, says {i}",
+                        if wanted { "in" } else { "out" }
+                    ),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 /// All honest nodes believe the same, byte for byte.
 fn agree(world: &World) -> Result<(), Violation> {
-    let running = world.running();
+    let running = world.members();
     let decisions = world.provable();
     let mut beliefs = running
         .iter()
@@ -128,8 +189,18 @@ fn agree(world: &World) -> Result<(), Violation> {
 
 /// An attack on two honest nodes, of two zones where there are two; gives when it has to be blocked.
 fn last_attack(world: &mut World) -> Result<u64, Violation> {
-    let honest = world.running();
-    let members: BTreeSet<usize> = world.plan.zones.iter().copied().collect();
+    // Who is on probation is no witness.
+    let mut honest = world.members();
+    let weighs = |i: &usize| {
+        let engine = world.nodes[*i].engine.as_ref();
+        engine.is_some_and(|e| {
+            e.roster()
+                .get(&world.nodes[*i].id)
+                .is_some_and(|m| m.weight > 0)
+        })
+    };
+    honest.retain(weighs);
+    let members: BTreeSet<usize> = honest.iter().map(|i| world.plan.zones[*i]).collect();
     let Some(first) = honest.first().copied() else {
         return broken("liveness", "no honest node runs");
     };
@@ -155,7 +226,7 @@ fn last_attack(world: &mut World) -> Result<u64, Violation> {
 /// The attack after healing is blocked on every honest node.
 fn blocked(world: &World) -> Result<(), Violation> {
     let subject = cast::attacker(LAST_ATTACK);
-    for i in world.running() {
+    for i in world.members() {
         if !world.nodes[i].kernel.values().any(|b| b.subject == subject) {
             return broken(
                 "liveness",

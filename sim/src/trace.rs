@@ -1,5 +1,7 @@
 //! What happened, as one number, and as lines for people who ask.
 
+use secmesh::mesh::message::Message;
+
 use crate::rng::mix;
 
 /// The hash of all that happened; the same seed gives the same.
@@ -31,6 +33,16 @@ impl Trace {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
             self.number(u64::from_le_bytes(word));
+        }
+    }
+
+    /// Takes a message in. Of what was signed with random bytes only how long it is.
+    pub fn message(&mut self, bytes: &[u8]) {
+        match Message::from_bytes(bytes) {
+            Ok(Message::EpochSeal(seal)) => self.bytes(&seal.sealed.to_bytes()),
+            Ok(Message::Ledger(_)) => self.number(bytes.len() as u64),
+            Ok(Message::Batch(parts)) => parts.iter().for_each(|part| self.message(part)),
+            _ => self.bytes(bytes),
         }
     }
 

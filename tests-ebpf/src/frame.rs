@@ -90,8 +90,9 @@ fn store_long(at: usize, long: u64) {
     }
 }
 
+/// Loads a word that need not be aligned.
 #[inline(always)]
-fn load_word(at: usize) -> u32 {
+pub fn load_word(at: usize) -> u32 {
     let word: u64;
     // SAFETY: callers have compared the address with the end of the packet; the instruction reads four
     // bytes there and does nothing else.

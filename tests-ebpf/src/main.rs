@@ -6,6 +6,7 @@
 //! | `walk` | gives each frame another source and hands it on to the program that is measured |
 //! | `bare_drop` | drops: the ceiling of everything that drops |
 //! | `bare_pass` | passes: what a pass cannot be cheaper than |
+//! | `bare_hash` | drops the IPv4 sources that are in a hash map of the kernel: the least that a blocklist can be |
 //! | `edge` | stands behind the generator: lets in only what is for one address, counts and drops the rest |
 #![no_std]
 #![no_main]
@@ -165,6 +166,21 @@ pub fn bare_drop(_ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn bare_pass(_ctx: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// Drops IPv4 sources that are in [`maps::HASH`], and does nothing else.
+#[xdp(frags)]
+pub fn bare_hash(ctx: XdpContext) -> u32 {
+    let start = ctx.data();
+    if start + LENGTH4 > ctx.data_end() {
+        return XDP_ABORTED;
+    }
+    let source = frame::load_word(start + SOURCE4_AT);
+    if maps::HASH.get_ptr(source).is_some() {
+        XDP_DROP
+    } else {
+        XDP_PASS
+    }
 }
 
 /// Lets in what is for the protected address or is no IP, and drops the rest: the answers that spoofed

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, PerCpuArray, ProgramArray},
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 
@@ -50,6 +50,10 @@ pub static EDGE: Global<[u32; 4]> = Global::new([0; 4]);
 /// The sources, IPv4 in the first word. Words in the order of the packet. Sized before loading.
 #[btf_map]
 pub static SOURCES: Array<[u32; 4], 1> = Array::new();
+
+/// The addresses that [`crate::bare_hash`] drops, as they are in the packet. Sized before loading.
+#[btf_map]
+pub static HASH: HashMap<u32, u32, 1> = HashMap::new();
 
 /// What each CPU remembers.
 #[btf_map]

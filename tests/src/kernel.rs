@@ -1,9 +1,12 @@
 //! The kernel program under `BPF_PROG_TEST_RUN`, with its maps at hand.
 
-use std::{path::Path, process::Command, thread};
+use std::{collections::BTreeMap, path::Path, process::Command, thread};
 
 use anyhow::{Context as _, Result, anyhow};
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::{
+    maps::{Array, Map, MapData, MapInfo},
+    programs::{TestRun as _, TestRunOptions},
+};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -101,13 +104,16 @@ impl Kernel {
     /// What the kernel says.
     pub fn load(options: &LoadOptions) -> Result<Self> {
         let mut dataplane = Dataplane::load(options)?;
+        let counters = dataplane.take_counters()?;
+        // Pinned ones go on from where they are.
+        let last = counters.read()?;
         Ok(Self {
             blocks: dataplane.take_blocks()?,
             allows: dataplane.take_allows()?,
             watches: dataplane.take_watches()?,
             lists: dataplane.take_lists()?,
-            counters: dataplane.take_counters()?,
-            last: Counters::default(),
+            counters,
+            last,
             output: vec![0; OUTPUT],
             dataplane,
         })
@@ -148,12 +154,92 @@ impl Kernel {
         })
     }
 
+    /// Sends one frame through the program again and again and says what the counters moved by.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn run_many(&mut self, frame: &[u8], times: u32) -> Result<Counters> {
+        self.apart().0.run(frame, times)
+    }
+
+    /// What sends frames, and the list tables: for a test in which one thread does the one and another the
+    /// other.
+    pub fn apart(&mut self) -> (Runner<'_>, &mut ListTables) {
+        let runner = Runner {
+            dataplane: &mut self.dataplane,
+            counters: &self.counters,
+            last: &mut self.last,
+        };
+        (runner, &mut self.lists)
+    }
+
+    /// The words of the guards of both families that are not zero.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn guards(&mut self) -> Result<BTreeMap<(&'static str, u32), u64>> {
+        let mut words = BTreeMap::new();
+        for name in ["GUARD4", "GUARD6"] {
+            let map: Array<MapData, u64> = self.map(name)?;
+            for (n, word) in (0..).zip(map.iter()) {
+                let word = word?;
+                if word != 0 {
+                    words.insert((name, n), word);
+                }
+            }
+        }
+        Ok(words)
+    }
+
+    /// Another handle to an array of the program.
+    ///
+    /// # Errors
+    /// If the program has no such map.
+    pub fn map<V: aya::Pod>(&mut self, name: &str) -> Result<Array<MapData, V>> {
+        let ids = self.dataplane.program()?.info()?.map_ids()?;
+        for id in ids.context("the kernel lists a program's maps")? {
+            if MapInfo::from_id(id)?.name_as_str() == Some(name) {
+                let map = Map::Array(MapData::from_id(id)?);
+                return Ok(map.try_into()?);
+            }
+        }
+        Err(anyhow!("the program has no map {name}"))
+    }
+
     /// The counters as they are, without sending anything.
     ///
     /// # Errors
     /// The kernel's refusal of the map read.
     pub fn counters(&self) -> Result<Counters> {
         Ok(self.counters.read()?)
+    }
+}
+
+/// Sends frames through the program of a [`Kernel`].
+pub struct Runner<'a> {
+    dataplane: &'a mut Dataplane,
+    counters: &'a CounterReader,
+    last: &'a mut Counters,
+}
+
+impl Runner<'_> {
+    /// As [`Kernel::run_many`].
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn run(&mut self, frame: &[u8], times: u32) -> Result<Counters> {
+        self.dataplane
+            .program()?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                repeat: times,
+                ..TestRunOptions::new()
+            })
+            .with_context(|| format!("running {}", crate::frames::hex(frame)))?;
+        let now = self.counters.read()?;
+        let moved = difference(&now, self.last);
+        *self.last = now;
+        Ok(moved)
     }
 }
 

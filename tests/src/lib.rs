@@ -8,12 +8,15 @@
 //! cargo test --package secmesh-tests -- --ignored --test-threads=1
 //! ```
 
+pub mod attacker;
 pub mod chaos;
 pub mod fixtures;
 pub mod frames;
 pub mod kernel;
+pub mod lists;
 pub mod livegen;
 pub mod netns;
+pub mod random;
 pub mod sizes;
 pub mod verdicts;
 pub mod wire;
@@ -31,10 +34,6 @@ use xtask::lab::outcome::{Outcome, bars};
 use xtask::lab::pinned::{self, Block, BlockMap};
 use xtask::lab::state::Node;
 use xtask::lab::{Lab, Options};
-
-/// The scenarios run an agent that is built without optimisation, beside everything else on two
-/// processors; `cargo xtask lab attack` holds the shipped one to the bar itself.
-pub const ALERT_TO_DROP_MS: f64 = 10.0 * bars::ALERT_TO_DROP_MS;
 
 /// How long things may take that take milliseconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -74,15 +73,12 @@ pub fn attack_two_nodes(lab: &Lab, kind: Kind, ipv6: bool) -> Result<Outcome> {
 /// What was not so, with the whole outcome.
 pub fn ensure_defended(outcome: &Outcome) -> Result<()> {
     let told = || serde_json::to_string_pretty(outcome).unwrap_or_else(|error| error.to_string());
-    let late = outcome.t_alert_to_drop_ms;
+    // How long each took is measured by `cargo xtask lab attack` and held to the bars there, on a machine that
+    // does nothing else. Here it has to have come about, in this order.
+    ensure!(outcome.t_alert_ms.is_some(), "no alert: {}", told());
     ensure!(
-        outcome.t_alert_ms.is_some_and(|ms| ms <= bars::ALERT_MS),
-        "no alert within the bar: {}",
-        told()
-    );
-    ensure!(
-        late.is_some_and(|ms| ms <= ALERT_TO_DROP_MS),
-        "not blocked everywhere in time: {}",
+        outcome.t_alert_to_drop_ms.is_some(),
+        "not blocked everywhere after the alert: {}",
         told()
     );
     ensure!(

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray},
     programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
 };
 use nix::unistd::Pid;
@@ -251,6 +251,22 @@ impl Bare {
         Self::load("bare_pass", [0; 4])
     }
 
+    /// Drops these IPv4 sources by one look-up in a hash map of the kernel that has room for just them.
+    ///
+    /// # Errors
+    /// What the kernel says, and an IPv6 address.
+    pub fn hash(sources: &[IpAddr]) -> Result<Self> {
+        let mut this = Self::load_sized("bare_hash", [0; 4], sources.len())?;
+        let map = this.ebpf.map_mut("HASH").context("no map HASH")?;
+        let mut map: HashMap<_, u32, u32> = HashMap::try_from(map)?;
+        for source in sources {
+            ensure!(source.is_ipv4(), "{source} is no IPv4 address");
+            let [word, ..] = words(*source);
+            map.insert(word, 1, 0)?;
+        }
+        Ok(this)
+    }
+
     /// Passes what is for `address` or no IP, and drops the rest.
     ///
     /// # Errors
@@ -260,11 +276,15 @@ impl Bare {
     }
 
     fn load(name: &'static str, edge: [u32; 4]) -> Result<Self> {
+        Self::load_sized(name, edge, 1)
+    }
+
+    fn load_sized(name: &'static str, edge: [u32; 4], hashed: usize) -> Result<Self> {
         let setting = Setting {
             edge,
             ..Setting::default()
         };
-        let mut ebpf = load(&setting, &[])?;
+        let mut ebpf = load_sized(&setting, &[], hashed)?;
         xdp(&mut ebpf, name)?.load()?;
         Ok(Self { ebpf, name })
     }
@@ -310,7 +330,13 @@ struct Setting {
 }
 
 fn load(setting: &Setting, sources: &[IpAddr]) -> Result<Ebpf> {
+    load_sized(setting, sources, 1)
+}
+
+/// As [`load`], with room for so many entries of the map `HASH`.
+fn load_sized(setting: &Setting, sources: &[IpAddr], hashed: usize) -> Result<Ebpf> {
     let count = u32::try_from(sources.len())?;
+    let hashed = u32::try_from(hashed)?.max(1);
     let mut ebpf = EbpfLoader::new()
         .override_global("TEMPLATE", &setting.template, true)
         .override_global("IPV6", &setting.ipv6, true)
@@ -323,6 +349,7 @@ fn load(setting: &Setting, sources: &[IpAddr]) -> Result<Ebpf> {
         .override_global("EDGE", &setting.edge, true)
         .override_global("SOURCE_COUNT", &count, true)
         .map_max_entries("SOURCES", count.max(1))
+        .map_max_entries("HASH", hashed)
         .load(OBJECT)
         .context("the programs of the tests")?;
     let map = ebpf.map_mut("SOURCES").context("no map SOURCES")?;

@@ -90,14 +90,16 @@ impl Wire {
                 &near_shown,
             )
         })?;
-        // A second wire's default routes lose against the first's, by their metric.
+        // A second wire's default routes lose against the first's, by their metric. Replaced, because the kernel
+        // takes an ended wire's routes out a moment after its interfaces.
         let metric = (100 + u32::from(net)).to_string();
         for (family, gateway) in [
             ("-4", wire.far4().to_string()),
             ("-6", wire.far6().to_string()),
         ] {
             let add = [
-                family, "route", "add", "default", "via", &gateway, "dev", near, "metric", &metric,
+                family, "route", "replace", "default", "via", &gateway, "dev", near, "metric",
+                &metric,
             ];
             tool("ip", &add)?;
         }
@@ -148,16 +150,28 @@ impl Wire {
             .collect())
     }
 
+    /// Packets that the receiver's end has taken from its ring, whatever became of them, by the driver's count.
+    ///
+    /// # Errors
+    /// What ethtool says, and when the driver does not count them.
+    pub fn received(&self) -> Result<u64> {
+        self.counted("rx_queue_0_xdp_packets")
+    }
+
     /// Packets that an XDP program at the receiver's end has dropped, by the driver's count.
     ///
     /// # Errors
     /// What ethtool says, and when the driver does not count them.
     pub fn xdp_drops(&self) -> Result<u64> {
+        self.counted("rx_queue_0_xdp_drops")
+    }
+
+    fn counted(&self, name: &str) -> Result<u64> {
         let statistics = self.statistics()?;
         statistics
-            .get("rx_queue_0_xdp_drops")
+            .get(name)
             .copied()
-            .with_context(|| format!("no rx_queue_0_xdp_drops among {statistics:?}"))
+            .with_context(|| format!("no {name} among {statistics:?}"))
     }
 }
 

@@ -24,6 +24,7 @@ use secmesh_tests::{
         fragment_header, hex, icmp, ipv4_from, ipv6_from, protocol, tcp_to, udp_to,
     },
     kernel::{Kernel, MIN_FRAME, XDP_DROP, XDP_PASS, isolated, options, shown},
+    random::{Random, seed},
 };
 
 /// Packets for the comparison of verdicts.
@@ -34,46 +35,6 @@ const OF_EACH_SHAPE: u32 = 2_000;
 const ACCOUNTED: usize = 150_000;
 /// Longest frame that is made up from nothing.
 const LONGEST: u64 = 256;
-
-/// `SplitMix64` (Steele, Lea and Flood 2014): repeatable from its seed, and no dependency.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn index(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).unwrap_or(0)
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_be_bytes()[0]
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> Option<T> {
-        of.get(self.index(of.len())).copied()
-    }
-}
-
-/// From the environment, else from the clock, so that every run tries something else.
-fn seed() -> Result<u64> {
-    match std::env::var("SECMESH_SEED") {
-        Ok(text) => text.parse().context("SECMESH_SEED is a number"),
-        Err(_unset) => {
-            let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-            Ok(u64::from(time.subsec_nanos()) ^ time.as_secs())
-        }
-    }
-}
 
 /// Bytes that the parser branches on, so that a mutation does not only make noise.
 const TELLING: [u8; 24] = [
@@ -458,7 +419,7 @@ fn traffic(random: &mut Random) -> Vec<u8> {
     let source = if random.below(3) > 0 {
         random.below(48)
     } else {
-        random.next()
+        random.bits()
     };
     let low: [u8; 4] = source
         .to_le_bytes()
@@ -534,7 +495,7 @@ fn coarse_now_ns() -> Result<u64> {
 async fn same_events(seed: u64) -> Result<()> {
     let mut random = Random(seed);
     let mut loading = options();
-    loading.seed = random.next();
+    loading.seed = random.bits();
     // Nothing may be held back: no budget that could be used up.
     loading.event_budget = u32::MAX;
     loading.levels = levels();

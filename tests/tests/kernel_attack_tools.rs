@@ -1,127 +1,30 @@
 //! The same attacks from the tools that people attack with, over a wire, beside honest traffic.
 
 use std::{
-    fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, UdpSocket},
-    process::{Child, Command},
+    net::{IpAddr, TcpListener, UdpSocket},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
-use secmesh::{
-    config::{AttachMode, Config},
-    dataplane::LoadOptions,
-};
 use secmesh_common::{counters::Counter, reason::Reason};
-use secmesh_tests::kernel::{Kernel, difference, isolated, options, shown, tool};
-
-/// A network of its own, at the other end of a wire; ends when dropped.
-struct Attacker(Child);
-
-impl Attacker {
-    fn start() -> Result<Self> {
-        let attacker = Self(
-            Command::new("unshare")
-                .args(["-n", "sleep", "120"])
-                .spawn()?,
-        );
-        let ours = fs::read_link("/proc/thread-self/ns/net")?;
-        let theirs = format!("/proc/{}/ns/net", attacker.0.id());
-        for _ in 0..200 {
-            if fs::read_link(&theirs)? != ours {
-                return Ok(attacker);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        bail!("unshare did not make a network")
-    }
-
-    /// Runs a tool there; whether it got answers is not its business here.
-    fn run(&self, command: &str) -> Result<String> {
-        let id = self.0.id().to_string();
-        let words: Vec<&str> = command.split(' ').collect();
-        let output = Command::new("nsenter")
-            .args(["-t", &id, "-n"])
-            .args(&words)
-            .output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() != Some(127), "{command}: {errors}");
-        Ok(text + &errors)
-    }
-
-    /// Does something in its network.
-    fn there<T: Send + 'static>(
-        &self,
-        act: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let network = fs::File::open(format!("/proc/{}/ns/net", self.0.id()))?;
-        std::thread::spawn(move || {
-            setns(network, CloneFlags::CLONE_NEWNET)?;
-            act()
-        })
-        .join()
-        .map_err(|_panic| anyhow::anyhow!("the thread panicked"))?
-    }
-}
-
-impl Drop for Attacker {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to do.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-const HERE: &str = "192.0.2.1";
-
-/// The program on one end of a wire, an attacker on the other.
-fn wired(text: &str) -> Result<(Kernel, Attacker)> {
-    let attacker = Attacker::start()?;
-    tool("ip", &["link", "set", "lo", "up"])?;
-    tool(
-        "ip",
-        &["link", "add", "v0", "type", "veth", "peer", "name", "v1"],
-    )?;
-    tool(
-        "ip",
-        &["link", "set", "v1", "netns", &attacker.0.id().to_string()],
-    )?;
-    tool("ip", &["addr", "add", "192.0.2.1/24", "dev", "v0"])?;
-    tool("ip", &["link", "set", "v0", "up"])?;
-    for command in [
-        "ip link set lo up",
-        "ip addr add 192.0.2.2/24 brd 192.0.2.255 dev v1",
-        "ip link set v1 up",
-    ] {
-        attacker.run(command)?;
-    }
-    let config = Config::parse(text, "test")?;
-    let mut kernel = Kernel::load(&LoadOptions {
-        protection: config.protection(false),
-        ..options()
-    })?;
-    kernel
-        .dataplane
-        .take_ports()?
-        .replace(&config.port_rules(4747))?;
-    kernel.dataplane.attach("v0", AttachMode::Generic)?;
-    attacker.run("hping3 -q -1 -c 1 192.0.2.1")?;
-    Ok((kernel, attacker))
-}
+use secmesh_tests::{
+    attacker::{Attacker, HERE, HERE6, MAC, THERE, THERE6, wired},
+    kernel::{Kernel, difference, isolated, shown},
+};
 
 const LIMITS: &str = "[limits]\nstrays = \"20/s burst 20\"\namplified = \"20/s burst 20\"\nfragments = \"50/s burst 100\"\n\
                       [limits.source]\nstrays = \"20/s burst 20\"\nicmp = \"20/s burst 20\"\nudp = \"100/s burst 400\"";
 
 /// Honest traffic: a transfer over TCP, an asked answer, a datagram in fragments, an echo.
-fn honest(kernel: &Kernel, attacker: &Attacker) -> Result<()> {
+fn honest(kernel: &Kernel, attacker: &Attacker, ipv6: bool) -> Result<()> {
+    let (here, there) = if ipv6 { (HERE6, THERE6) } else { (HERE, THERE) };
     let before = kernel.counters()?;
-    let listener = TcpListener::bind((HERE, 0))?;
+    let listener = TcpListener::bind((here, 0))?;
     let address = listener.local_addr()?;
     let sender = std::thread::spawn({
-        let network = fs::File::open(format!("/proc/{}/ns/net", attacker.0.id()))?;
+        let network = attacker.network()?;
         move || -> Result<()> {
             setns(network, CloneFlags::CLONE_NEWNET)?;
             std::net::TcpStream::connect(address)?.write_all(&vec![7; 4 << 20])?;
@@ -136,12 +39,13 @@ fn honest(kernel: &Kernel, attacker: &Attacker) -> Result<()> {
         .map_err(|_panic| anyhow::anyhow!("the sender panicked"))??;
     ensure!(got.len() == 4 << 20, "{} bytes arrived", got.len());
 
-    let asking = UdpSocket::bind((HERE, 0))?;
+    let asking = UdpSocket::bind((here, 0))?;
+    let server: IpAddr = there.parse()?;
     asking.set_read_timeout(Some(Duration::from_secs(2)))?;
     let to = asking.local_addr()?;
     // From DNS's port, and larger than a packet.
     attacker.there(move || {
-        let server = UdpSocket::bind("192.0.2.2:53")?;
+        let server = UdpSocket::bind((server, 53))?;
         for _ in 0..30 {
             server.send_to(b"answer", to)?;
         }
@@ -153,8 +57,16 @@ fn honest(kernel: &Kernel, attacker: &Attacker) -> Result<()> {
         ensure!(asking.recv(&mut buffer)? == 6, "an answer");
     }
     ensure!(asking.recv(&mut buffer)? == 4096, "a datagram in fragments");
-    let ping = attacker.run("hping3 -q -1 -c 2 -i u200000 192.0.2.1")?;
-    ensure!(ping.contains("2 packets received"), "{ping}");
+    if ipv6 {
+        let echoes = scapy(
+            attacker,
+            "print(len(srp(e/IPv6(src=a,dst=h)/ICMPv6EchoRequest(seq=[1,2]),iface='v1',timeout=5,verbose=0)[0]))",
+        )?;
+        ensure!(echoes.trim() == "2", "{echoes}");
+    } else {
+        let ping = attacker.run("hping3 -q -1 -c 2 -i u200000 192.0.2.1")?;
+        ensure!(ping.contains("2 packets received"), "{ping}");
+    }
     let moved = difference(&kernel.counters()?, &before);
     for reason in Reason::ALL {
         ensure!(
@@ -172,7 +84,7 @@ fn honest(kernel: &Kernel, attacker: &Attacker) -> Result<()> {
 fn the_packets_of_hping3_and_nmap_are_dropped_by_name_and_honest_traffic_passes() -> Result<()> {
     isolated(|| {
         let (kernel, attacker) = wired(LIMITS)?;
-        honest(&kernel, &attacker)?;
+        honest(&kernel, &attacker, false)?;
         let listener = TcpListener::bind((HERE, 80))?;
         for (command, counter, least) in [
             (
@@ -285,7 +197,136 @@ fn the_packets_of_hping3_and_nmap_are_dropped_by_name_and_honest_traffic_passes(
         drop(listener);
         // What the attacker used up of its limits comes back within a second or two.
         std::thread::sleep(Duration::from_secs(6));
-        honest(&kernel, &attacker)
+        honest(&kernel, &attacker, false)
+    })
+}
+
+/// Runs statements with scapy in the attacker's network: `e` is the link header, `h` this end, `a` the
+/// attacker, and `many(packet, n)` sends so many, from random sources where the packet has none.
+fn scapy(attacker: &Attacker, statements: &str) -> Result<String> {
+    let script = format!(
+        "import random\n\
+         from scapy.all import *\n\
+         conf.verb=0\n\
+         e=Ether(dst='{MAC}',src=get_if_hwaddr('v1')); h='{HERE6}'; a='{THERE6}'\n\
+         def stranger(): return '2001:db8::%x:%x'%(random.randrange(65536),random.randrange(65536))\n\
+         def many(make,n): sendp([e/make() for _ in range(n)],iface='v1')\n\
+         {statements}\n"
+    );
+    attacker.run_words(&["/usr/bin/python3", "-c", &script])
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+#[expect(clippy::too_many_lines, reason = "a table of attacks")]
+fn the_same_over_ipv6_from_scapy_and_nmap() -> Result<()> {
+    isolated(|| {
+        let (kernel, attacker) = wired(LIMITS)?;
+        honest(&kernel, &attacker, true)?;
+        let listener = TcpListener::bind((HERE6, 80))?;
+        for scan in ["-sN", "-sX", "-sF"] {
+            let before = kernel.counters()?;
+            let said = attacker.run(&format!(
+                "nmap -6 -n -Pn {scan} -p 1-20 --max-retries 0 {HERE6}"
+            ))?;
+            let moved = difference(&kernel.counters()?, &before);
+            println!("nmap -6 {scan}: {}", shown(&moved));
+            let dropped = moved.get(Counter::DropTcpFlags);
+            ensure!(dropped >= 20, "{scan}: {}\n{said}", shown(&moved));
+        }
+        for (statement, counter, least) in [
+            (
+                "many(lambda: IPv6(src=h,dst=h)/TCP(dport=80,flags='S'),5)",
+                Counter::DropLand,
+                5,
+            ),
+            (
+                "many(lambda: IPv6(src='::1',dst=h)/TCP(dport=80,flags='S'),5)",
+                Counter::DropLand,
+                5,
+            ),
+            (
+                "many(lambda: IPv6(src='ff02::1',dst=h)/UDP(dport=9),5)",
+                Counter::DropLand,
+                5,
+            ),
+            (
+                "many(lambda: IPv6(src=a,dst=h)/TCP(dport=80,flags='SF'),5)",
+                Counter::DropTcpFlags,
+                5,
+            ),
+            (
+                "many(lambda: IPv6(src=a,dst=h)/IPv6ExtHdrDestOpt()/TCP(dport=80,flags='SR'),5)",
+                Counter::DropTcpFlags,
+                5,
+            ),
+            // RFC 7112: a first fragment without the whole chain of headers.
+            (
+                "many(lambda: IPv6(src=a,dst=h)/IPv6ExtHdrFragment(nh=6,m=1,id=7)/Raw(bytes(TCP(dport=80,flags='S'))[:8]),5)",
+                Counter::DropTinyFragment,
+                5,
+            ),
+            // The second fragment writes over the first one's TCP flags.
+            (
+                "many(lambda: IPv6(src=a,dst=h)/IPv6ExtHdrFragment(nh=6,offset=1,id=8)/Raw(bytes(16)),5)",
+                Counter::DropTinyFragment,
+                5,
+            ),
+            (
+                "many(lambda: IPv6(src=stranger(),dst=h)/IPv6ExtHdrFragment(nh=17,m=1,id=9)/UDP(dport=9)/Raw(bytes(24)),300)",
+                Counter::DropFragmentFlood,
+                100,
+            ),
+            (
+                "many(lambda: IPv6(src=a,dst=h)/ICMPv6EchoRequest(),200)",
+                Counter::DropIcmpFlood,
+                100,
+            ),
+            (
+                "many(lambda: IPv6(src=stranger(),dst=h)/TCP(dport=80,flags='A'),200)",
+                Counter::DropAckFlood,
+                100,
+            ),
+            (
+                "many(lambda: IPv6(src=stranger(),dst=h)/TCP(dport=80,flags='R'),200)",
+                Counter::DropRstFlood,
+                100,
+            ),
+            (
+                "many(lambda: IPv6(src=stranger(),dst=h)/TCP(dport=80,flags='FA'),200)",
+                Counter::DropFinFlood,
+                100,
+            ),
+            (
+                "many(lambda: IPv6(src=stranger(),dst=h)/TCP(dport=80,flags='SA'),200)",
+                Counter::DropSynAckFlood,
+                100,
+            ),
+            (
+                "many(lambda: IPv6(src=stranger(),dst=h)/UDP(sport=11211,dport=9999)/Raw(bytes(100)),200)",
+                Counter::DropAmplification,
+                100,
+            ),
+            (
+                "many(lambda: IPv6(src=a,dst=h)/UDP(sport=7,dport=9999),900)",
+                Counter::DropUdpFlood,
+                100,
+            ),
+        ] {
+            let before = kernel.counters()?;
+            let said = scapy(&attacker, statement)?;
+            let moved = difference(&kernel.counters()?, &before);
+            println!("{statement}: {}", shown(&moved));
+            ensure!(
+                moved.get(counter) >= least,
+                "{statement}: {}\n{said}",
+                shown(&moved)
+            );
+        }
+        drop(listener);
+        // What the attacker used up of its limits comes back within a second or two.
+        std::thread::sleep(Duration::from_secs(6));
+        honest(&kernel, &attacker, true)
     })
 }
 

@@ -2,7 +2,11 @@
 //!
 //! The socket lookups see the network of the thread, so each test listens in one of its own.
 
-use std::net::{Ipv6Addr, TcpListener};
+use std::{
+    io::Read as _,
+    net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use secmesh::{
@@ -309,7 +313,7 @@ fn what_is_not_for_a_listener_of_this_host_passes() -> Result<()> {
         passes(&mut kernel, "a segment to another machine", &foreign)?;
         // As soon as the socket is asked again, a second later, nobody answers for it any more.
         drop(listener);
-        std::thread::sleep(std::time::Duration::from_millis(1100));
+        std::thread::sleep(Duration::from_millis(1100));
         passes(&mut kernel, "the listener went away", &plain)?;
         Ok(())
     })
@@ -396,6 +400,49 @@ fn a_fragmented_attempt_does_not_get_past_a_flooded_listener() -> Result<()> {
         let first6 = ethernet(&[], IPV6, &ipv6(proto::FRAGMENT, &fragment));
         let outcome = kernel.run(&first6)?;
         ensure!(outcome.moved.drop_bad_cookie == 1, "{outcome:?}");
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn the_ports_of_a_connection_that_is_known_or_just_over_are_left_to_the_kernel() -> Result<()> {
+    isolated(|| {
+        let listener = listen()?;
+        syncookies(2)?;
+        // The kernel's own connections to the destination come from the fixtures' source.
+        let [source, destination] = [SOURCE4, DESTINATION4].map(|a| Ipv4Addr::from(a).to_string());
+        let own = format!("{source}/32");
+        tool("ip", &["addr", "add", &own, "dev", "lo"])?;
+        let route = "route replace table local local";
+        let mut words: Vec<&str> = route.split(' ').collect();
+        words.extend([&destination, "dev", "lo", "src", &source]);
+        tool("ip", &words)?;
+        let mut client = TcpStream::connect((destination.as_str(), DESTINATION_PORT))?;
+        let (server, peer) = listener.accept()?;
+        ensure!(peer.ip().to_canonical().to_string() == source, "{peer}");
+        let from = |port: u16| {
+            let tcp = patched(syn(&LINUX_OPTIONS, &[]), 0, &port.to_be_bytes());
+            ethernet(&[], IPV4, &ipv4(&[], 0, proto::TCP, &tcp))
+        };
+        let other = peer.port() ^ 1;
+        let mut kernel = kernel(Mode::Enforce, CookieMode::Always)?;
+        // Asks the socket, and may not be taken for a listener that is gone.
+        passes(&mut kernel, "established, asked first", &from(peer.port()))?;
+        for _ in 0..2 {
+            let outcome = kernel.run(&from(other))?;
+            ensure!(outcome.moved.cookie_sent == 1, "{outcome:?}");
+            passes(&mut kernel, "established", &from(peer.port()))?;
+        }
+        // Who closes first keeps the ports for a minute.
+        drop(server);
+        ensure!(client.read(&mut [0])? == 0, "the server closed");
+        drop(client);
+        std::thread::sleep(Duration::from_millis(1100));
+        passes(&mut kernel, "over, asked first", &from(peer.port()))?;
+        let outcome = kernel.run(&from(other))?;
+        ensure!(outcome.moved.cookie_sent == 1, "{outcome:?}");
+        passes(&mut kernel, "over", &from(peer.port()))?;
         Ok(())
     })
 }

@@ -4,8 +4,11 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use secmesh_tests::chaos::attacker;
 use secmesh_tests::{PATIENCE, kernel_block, lab, wait_for_blocks};
-use xtask::{clock, lab::Lab, sh};
+use serde_json::Value;
+use xtask::lab::{Lab, attack, net::Family};
+use xtask::{clock, sh};
 
 const POLL: Duration = Duration::from_millis(100);
 
@@ -26,16 +29,28 @@ fn bpftool(lab: &Lab, verb: &str, map: &str, rest: &[&str]) -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "needs root: cargo xtask test runs it"]
-fn entries_that_were_taken_out_come_back_and_strays_go() -> Result<()> {
+/// A lab of one node that compares every second; with lines more in its configuration.
+fn hasty_lab(more: &str) -> Result<Lab> {
     let mut lab = lab(1)?;
     lab.stop_agent(1, Signal::SIGTERM)?;
     let config = lab.node(1)?.config.clone();
-    let text = std::fs::read_to_string(&config)?;
-    std::fs::write(&config, format!("{text}\n[respond]\nreconcile = \"1s\"\n"))?;
+    // Small tables, which bpftool prints in no time.
+    let text = std::fs::read_to_string(&config)?.replace(
+        "[dataplane]\n",
+        "[dataplane]\nmax_list_addresses = 1024\nmax_list_prefixes = 64\n",
+    );
+    std::fs::write(
+        &config,
+        format!("{text}\n[respond]\nreconcile = \"1s\"\n{more}"),
+    )?;
     lab.start_agent(1)?;
+    Ok(lab)
+}
 
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn entries_that_were_taken_out_come_back_and_strays_go() -> Result<()> {
+    let lab = hasty_lab("")?;
     let missing: IpAddr = "192.0.2.9".parse()?;
     lab.agent(1)?
         .must(&["block", "192.0.2.9", "--for", "10m"])?;
@@ -87,5 +102,169 @@ fn entries_that_were_taken_out_come_back_and_strays_go() -> Result<()> {
         told.contains("2 of 2 enforced; 2 found missing and 1 left over"),
         "{told}"
     );
+    Ok(())
+}
+
+/// What a map holds at `key`, as its pin tells, and how to write it.
+fn value_of(lab: &Lab, map: &str, key: u32) -> Result<Vec<String>> {
+    let pin = lab.node(1)?.pin_dir.join(map);
+    let mut lookup = sh::command("bpftool");
+    lookup.args(["-j", "map", "lookup", "pinned"]).arg(pin);
+    lookup.arg("key");
+    lookup.args(key.to_ne_bytes().map(|b| b.to_string()));
+    let told: Value = serde_json::from_slice(&sh::output(&mut lookup)?.stdout)?;
+    let value = told.get("value").context("a value")?;
+    Ok(serde_json::from_value(value.clone())?)
+}
+
+fn write(lab: &Lab, map: &str, key: u32, value: &[String]) -> Result<()> {
+    let key = key.to_ne_bytes().map(|b| b.to_string());
+    let mut rest = vec!["key"];
+    rest.extend(key.iter().map(String::as_str));
+    rest.push("value");
+    rest.extend(value.iter().map(String::as_str));
+    bpftool(lab, "update", map, &rest)
+}
+
+/// The entries of an array that are not zero.
+fn used(lab: &Lab, map: &str) -> Result<Vec<(u32, Vec<String>)>> {
+    let pin = lab.node(1)?.pin_dir.join(map);
+    let mut dump = sh::command("bpftool");
+    dump.args(["-j", "map", "dump", "pinned"]).arg(pin);
+    let all: Vec<Value> = serde_json::from_slice(&sh::output(&mut dump)?.stdout)?;
+    let mut used = Vec::new();
+    for (key, entry) in (0..).zip(&all) {
+        let value: Vec<String> =
+            serde_json::from_value(entry.get("value").context("a value")?.clone())?;
+        if value.iter().any(|byte| byte != "0x00") {
+            used.push((key, value));
+        }
+    }
+    ensure!(!used.is_empty(), "{map} is empty");
+    Ok(used)
+}
+
+fn found(lab: &Lab, table: &str) -> Result<(u64, u64)> {
+    let status: Value = lab.agent(1)?.json(&["status"])?;
+    let number = |what: &str| {
+        status
+            .pointer(&format!("/reconciled/{table}/{what}"))
+            .and_then(Value::as_u64)
+            .with_context(|| format!("no {what} of {table} in {status}"))
+    };
+    Ok((number("added")?, number("removed")?))
+}
+
+/// Waits until so much was found in `table` and put right.
+fn wait_for(lab: &Lab, table: &str, expected: (u64, u64)) -> Result<()> {
+    let mut last = (0, 0);
+    let done = clock::wait_until(PATIENCE, POLL, || {
+        last = found(lab, table)?;
+        Ok((last == expected).then_some(()))
+    })?;
+    ensure!(done.is_some(), "{table}: {last:?} found, not {expected:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn allowlist_lists_guards_and_mode_that_were_tampered_with_are_shown_and_put_right() -> Result<()> {
+    let lab = hasty_lab("[limits.source]\nsyn = \"250/s burst 500\"\n")?;
+    let listed = attacker(Family::V4, 0)?;
+    let file = lab.state().work_dir.join("listed.txt");
+    std::fs::write(&file, format!("{listed}\n203.0.113.0/24\n2001:db8:1::1\n"))?;
+    lab.agent(1)?.must(&[
+        "decisions",
+        "import",
+        file.to_str().context("a path")?,
+        "--for",
+        "1h",
+    ])?;
+    lab.agent(1)?.must(&["allow", "add", "192.0.2.77"])?;
+    let held = || attack::attacker_gets_through(lab.state(), listed, lab.node(1)?).map(|t| !t);
+    ensure!(held()?, "not enforced to begin with");
+    for table in ["allowlist", "lists", "guards", "config"] {
+        wait_for(&lab, table, (0, 0))?;
+    }
+
+    // The allowlist: one taken out, one that nobody wants put in.
+    let allowed = [
+        "key", "32", "0", "0", "0", "192", "0", "2", "77", "0", "0", "0", "0",
+    ];
+    bpftool(&lab, "delete", "ALLOW4", &allowed)?;
+    wait_for(&lab, "allowlist", (1, 0))?;
+    bpftool(&lab, "lookup", "ALLOW4", &allowed).context("it did not come back")?;
+    let mut all = vec!["key", "0", "0", "0", "0"];
+    all.extend(["0"; 8]);
+    let mut rest = all.clone();
+    rest.push("value");
+    rest.extend(["0"; 16]);
+    bpftool(&lab, "update", "ALLOW4", &rest)?;
+    wait_for(&lab, "allowlist", (1, 1))?;
+    ensure!(
+        held()?,
+        "the allowlist was opened for everybody and stayed so"
+    );
+
+    // Lists: a bucket emptied, a range moved.
+    for (bucket, value) in used(&lab, "LIST4")? {
+        write(&lab, "LIST4", bucket, &vec!["0".to_owned(); value.len()])?;
+    }
+    wait_for(&lab, "lists", (1, 0))?;
+    ensure!(held()?, "not put right");
+    // Also in the half that is not in use, where nobody looks.
+    let ranges = used(&lab, "RANGE4")?;
+    for (range, value) in &ranges {
+        let mut moved = value.clone();
+        if let Some(byte) = moved.first_mut() {
+            "0x01".clone_into(byte);
+        }
+        write(&lab, "RANGE4", *range, &moved)?;
+    }
+    wait_for(&lab, "lists", (2, 0))?;
+    let again = used(&lab, "RANGE4")?;
+    ensure!(
+        ranges.iter().any(|range| again.contains(range)),
+        "not put right: {again:?}"
+    );
+
+    // Guards: every word cleared that guards something.
+    let words = used(&lab, "GUARD4")?;
+    for (word, value) in &words {
+        write(&lab, "GUARD4", *word, &vec!["0".to_owned(); value.len()])?;
+    }
+    wait_for(&lab, "guards", (words.len() as u64, 0))?;
+    ensure!(held()?, "not put right");
+
+    // The mode: word 1 of the configuration, set to monitor.
+    let mut config = value_of(&lab, "CONFIG", 0)?;
+    if let Some(byte) = config.get_mut(4) {
+        "0x00".clone_into(byte);
+    }
+    write(&lab, "CONFIG", 0, &config)?;
+    wait_for(&lab, "config", (1, 0))?;
+    ensure!(held()?, "in monitor mode still");
+
+    let told = lab.agent(1)?.must(&["status"])?;
+    for words in [
+        "allowlist: 1 found missing or wrong and 1 left over",
+        "lists: 2 found",
+        &format!("guards: {} found", words.len()),
+        "config: 1 found",
+        "source.syn 250/s (burst 500)",
+    ] {
+        ensure!(told.contains(words), "`{words}` is not in {told}");
+    }
+    let metrics = lab.agent(1)?.must(&["metrics"])?;
+    for sample in [
+        &format!(
+            "secmesh_reconcile_total{{table=\"guards\",outcome=\"added\"}} {}",
+            words.len()
+        ),
+        "secmesh_reconcile_total{table=\"lists\",outcome=\"added\"} 2",
+        "secmesh_reconcile_total{table=\"allowlist\",outcome=\"removed\"} 1",
+    ] {
+        ensure!(metrics.contains(sample), "`{sample}` is not in {metrics}");
+    }
     Ok(())
 }

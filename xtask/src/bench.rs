@@ -1,7 +1,8 @@
 //! What `cargo xtask bench SUITE --json` prints.
 
 use std::fmt::Write as _;
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
@@ -178,23 +179,10 @@ pub struct Selection {
 /// # Errors
 /// When it cannot be built or run, or prints something else than rows.
 pub fn dataplane(selection: &Selection) -> anyhow::Result<Report> {
-    let mut cargo = sh::cargo();
-    cargo.args([
-        "build",
-        "--release",
-        "--package",
-        "secmesh-tests",
-        "--bin",
-        DATAPLANE,
-    ]);
-    let built = build::executables_of(&mut cargo)?;
-    let binary = built
-        .into_iter()
-        .find(|executable| executable.name == DATAPLANE)
-        .with_context(|| format!("cargo built no {DATAPLANE}"))?;
+    let binary = binary(DATAPLANE)?;
     let folder = sh::repo_root().join("target/bench");
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let mut command = sh::as_root(&binary.file)?;
+    let mut command = sh::as_root(&binary)?;
     command.arg("--plot").arg(folder.join("blocklist.svg"));
     if selection.full {
         command.arg("--full");
@@ -202,36 +190,78 @@ pub fn dataplane(selection: &Selection) -> anyhow::Result<Report> {
     for row in &selection.rows {
         command.args(["--row", row]);
     }
+    report("dataplane", &mut command)
+}
+
+/// The binary of the tests' package that measures the mesh.
+const MESH: &str = "mesh-bench";
+
+/// The group of rows that the simulation gives.
+const SIMULATION: &str = "simulation";
+
+/// Builds the benchmarks of the mesh, runs them, and gives their report.
+///
+/// # Errors
+/// As [`dataplane`].
+pub fn mesh(selection: &Selection) -> anyhow::Result<Report> {
+    let all = selection.rows.is_empty();
+    let others: Vec<&String> = selection.rows.iter().filter(|r| *r != SIMULATION).collect();
+    let simulated = all || others.len() < selection.rows.len();
+    let mut rows = Vec::new();
+    if all || !others.is_empty() {
+        let mut command = Command::new(binary(MESH)?);
+        if selection.full {
+            command.arg("--full");
+        }
+        for row in others {
+            command.args(["--row", row]);
+        }
+        rows.extend(report("mesh", &mut command)?.rows);
+    }
+    if simulated {
+        rows.extend(crate::sim::growth()?.rows);
+    }
+    Ok(Report {
+        suite: "mesh".to_owned(),
+        machine: Machine::here(),
+        rows,
+    })
+}
+
+fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    let mut cargo = sh::cargo();
+    cargo.args([
+        "build",
+        "--release",
+        "--package",
+        "secmesh-tests",
+        "--bin",
+        name,
+    ]);
+    build::executables_of(&mut cargo)?
+        .into_iter()
+        .find(|executable| executable.name == name)
+        .map(|executable| executable.file)
+        .with_context(|| format!("cargo built no {name}"))
+}
+
+fn report(suite: &str, command: &mut Command) -> anyhow::Result<Report> {
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
-        .with_context(|| format!("cannot start `{}`", sh::shown(&command)))?;
+        .with_context(|| format!("cannot start `{}`", sh::shown(command)))?;
     ensure!(
         output.status.success(),
         "`{}` failed ({})",
-        sh::shown(&command),
+        sh::shown(command),
         output.status
     );
     Ok(Report {
-        suite: "dataplane".to_owned(),
+        suite: suite.to_owned(),
         machine: Machine::here(),
         rows: serde_json::from_slice(&output.stdout).context("the benchmark's rows")?,
     })
-}
-
-/// Measures the mesh.
-///
-/// # Errors
-/// As [`crate::sim::growth`], and when there is no such group of rows.
-pub fn mesh(selection: &Selection) -> anyhow::Result<Report> {
-    for row in &selection.rows {
-        ensure!(
-            row == "simulation",
-            "there is no row `{row}`; there is: simulation"
-        );
-    }
-    crate::sim::growth()
 }
 
 impl Report {

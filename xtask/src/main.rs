@@ -138,13 +138,13 @@ enum Task {
     },
     /// Measure, beside a peer on the same machine in the same run.
     #[command(
-        after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --row flood --row drop\n  cargo xtask bench dataplane --full --json"
+        after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --row flood --row drop\n  cargo xtask bench dataplane --full --json\n  cargo xtask bench mesh --row ledger --json"
     )]
     Bench {
         /// What to measure.
         #[arg(value_enum)]
         suite: Suite,
-        /// Only these groups of rows, such as drop, pass, flood, syn, blocklist.
+        /// Only these groups of rows, such as drop, pass, flood, syn, blocklist; ledger.
         #[arg(long)]
         row: Vec<String>,
         /// Every size and more turns; takes some minutes.
@@ -160,7 +160,7 @@ enum Task {
 enum Suite {
     /// The kernel program beside xdp-filter, nftables, ipset and the kernel's own cookies.
     Dataplane,
-    /// The mesh: what a decision costs, in a simulated network, as the mesh grows.
+    /// The mesh: what the ledger costs, and what a decision costs as the mesh grows, in a simulated network.
     Mesh,
 }
 
@@ -274,9 +274,11 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             full,
             json,
         } => {
-            setup::ensure(Profile::Bench, false, false)?;
             let report = match suite {
-                Suite::Dataplane => bench::dataplane(&bench::Selection { rows: row, full })?,
+                Suite::Dataplane => {
+                    setup::ensure(Profile::Bench, false, false)?;
+                    bench::dataplane(&bench::Selection { rows: row, full })?
+                }
                 Suite::Mesh => bench::mesh(&bench::Selection { rows: row, full })?,
             };
             if json {
@@ -363,6 +365,7 @@ mod tests {
             "xtask vm --kernel 6.1 --kernel 6.12 --json --limit 60",
             "xtask bench dataplane",
             "xtask bench dataplane --json",
+            "xtask bench mesh --row ledger --json",
             "xtask bench dataplane --row flood --row syn --full",
             "xtask sim",
             "xtask sim --seeds 5 --json",
@@ -386,7 +389,7 @@ mod tests {
             "xtask fuzz --time never",
             "xtask fuzz --input file",
             "xtask lab --nodes 0",
-            "xtask lab --nodes 17",
+            "xtask lab --nodes 41",
             "xtask lab attack flood",
             "xtask lab attack syn-flood --targets 3",
         ] {

@@ -82,6 +82,11 @@ const NETWORK_TOOLS: &[Package] = &[
     package("trafgen", "netsniff-ng", "the lab's IPv6 floods"),
     package("nmap", "nmap", "the lab's port scans"),
     package(
+        "scapy",
+        "python3-scapy",
+        "the tests' attacks over IPv6, which hping3 does not speak",
+    ),
+    package(
         "bpftool",
         "bpftool",
         "looks into the kernel's maps, independently of the agent",

@@ -4,11 +4,18 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use ed25519_dalek::SigningKey;
-use secmesh::ledger::{EffectKind, Entry, Ledger, Record, iter, verify, verify_with_key};
+use secmesh::ledger::bundle::ProofFile;
+use secmesh::ledger::checkpoint::{AuthorKeys, Checkpoint, SignedCheckpoint};
+use secmesh::ledger::fork::LedgerForkProof;
+use secmesh::ledger::note::{MAX_NOTE, Note};
+use secmesh::ledger::{
+    EffectKind, Entry, Ledger, LedgerKeys, Record, Retention, iter, verify, verify_with_key,
+};
 use secmesh::mesh::crypto::sha256;
+use secmesh::mesh::pq::PqSigner;
 use tempfile::NamedTempFile;
 
 use crate::feed::Feed;
@@ -17,9 +24,12 @@ use crate::feed::Feed;
 struct Original {
     bytes: Vec<u8>,
     entries: Vec<Entry>,
-    /// Chain hash after so many entries.
+    /// Root after so many entries.
     heads: Vec<[u8; 32]>,
     key: SigningKey,
+    checkpoint: SignedCheckpoint,
+    proof: ProofFile,
+    author: AuthorKeys,
 }
 
 fn records() -> Vec<Record> {
@@ -64,22 +74,33 @@ fn make() -> anyhow::Result<Original> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("ledger");
     let key = SigningKey::from_bytes(&[5; 32]);
-    let (mut ledger, _) = Ledger::open(&path, [1; 16], key.clone(), 1_000)?;
+    let keys = LedgerKeys {
+        node: [1; 16],
+        key: key.clone(),
+        pq: Arc::new(PqSigner::from_seed(&[5; 32])?),
+    };
+    let author = keys.public();
+    let (mut ledger, _) = Ledger::open(&path, keys, Retention::default(), 1_000)?;
     let mut heads = vec![ledger.head()];
     for (time, record) in (1_000..).zip(records()) {
         ledger.append(time, &record)?;
+        ledger.sync()?;
         heads.push(ledger.head());
     }
-    ledger.sync()?;
+    let checkpoint = ledger.publish(1_700_000_000_000_000)?;
     drop(ledger);
     let mut bytes = Vec::new();
-    File::open(&path)?.read_to_end(&mut bytes)?;
+    File::open(path.join("00000000000000000001.seg"))?.read_to_end(&mut bytes)?;
+    let proof = ProofFile::make(&path, 3, None)?;
     let entries = iter(&path)?.collect::<Result<_, _>>()?;
     Ok(Original {
         bytes,
         entries,
         heads,
         key,
+        checkpoint,
+        proof,
+        author,
     })
 }
 
@@ -101,11 +122,11 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             [1].as_slice(),
             &[1, 0, 20, 0, 1],
             &[1, 0, 150, 0, 1],
-            &[1, 0, 122, 0, 1],
+            &[1, 0, 127, 5, 1],
             &[1, 1, 200, 1],
-            &[1, 1, 122, 0],
+            &[1, 1, 171, 5],
             &[1, 2, 90, 0],
-            &[1, 3, 122, 0, 44, 1],
+            &[1, 3, 171, 5, 44, 6],
             &[1, 1, 200, 1, 2, 40, 0],
         ] {
             seeds.push(edits.to_vec());
@@ -205,7 +226,7 @@ fn damaged(feed: &mut Feed<'_>) {
     on_disk(&bytes, |bytes, path| {
         looked_at(bytes, path);
         let key = original.key.verifying_key();
-        if let Ok(report) = verify_with_key(path, Some(&key)) {
+        if let Ok(report) = verify_with_key(path, Some(&key), |_| {}) {
             let head = usize::try_from(report.entries)
                 .ok()
                 .and_then(|entries| original.heads.get(entries));
@@ -229,6 +250,51 @@ fn damaged(feed: &mut Feed<'_>) {
             }
         }
     });
+}
+
+pub(super) fn note_seeds() -> Vec<Vec<u8>> {
+    let Some(original) = original() else {
+        return Vec::new();
+    };
+    let note = original.checkpoint.note.to_string();
+    let mut seeds = vec![
+        note.clone().into_bytes(),
+        original.checkpoint.checkpoint.text().into_bytes(),
+        "text\n\n\u{2014} key AAAAAAAA\n".as_bytes().to_vec(),
+    ];
+    seeds.extend(serde_json::to_vec(&original.proof).ok());
+    seeds
+}
+
+/// A signed note, a checkpoint, a proof of an entry, a proof of a fork: what is read is written again,
+/// and nothing that was not signed verifies.
+pub(super) fn note(input: &[u8]) {
+    let Some(original) = original() else { return };
+    if let Ok(note) = Note::parse(input) {
+        assert!(input.len() <= MAX_NOTE);
+        assert_eq!(note.to_string().as_bytes(), input);
+        if let Ok(checkpoint) = Checkpoint::parse(note.text()) {
+            assert_eq!(checkpoint.text(), note.text());
+        }
+        if let Ok(signed) = SignedCheckpoint::verify(input, &original.author) {
+            assert_eq!(signed.checkpoint, original.checkpoint.checkpoint, "forged");
+            assert_eq!(signed.time_s, original.checkpoint.time_s);
+        }
+    }
+    if let Ok(proof) = ProofFile::parse(input)
+        && let Ok(proved) = proof.verify()
+        && proved.author == original.author
+    {
+        let entry = usize::try_from(proved.entry.seq - 1)
+            .ok()
+            .and_then(|n| original.entries.get(n));
+        assert_eq!(entry, Some(&proved.entry), "an entry that is not there");
+    }
+    if let Ok(fork) = LedgerForkProof::from_bytes(input) {
+        assert_eq!(fork.to_bytes(), input);
+        let (key, pq) = (&original.author.key, original.author.pq.hash());
+        assert!(fork.verify_with(key, &pq).is_err(), "nobody here lied");
+    }
 }
 
 /// A record's JSON, there and back.

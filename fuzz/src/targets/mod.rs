@@ -4,8 +4,11 @@ mod accounting;
 mod api_request;
 mod capture;
 mod config;
+mod evidence;
+mod host_tables;
 mod ledger;
 mod limits;
+mod lists;
 mod map_codecs;
 mod mesh;
 mod packet;
@@ -54,6 +57,14 @@ pub const TARGETS: &[Target] = &[
     ),
     target("limits", limits::run, limits::seeds, 1 << 10, 4),
     target("map_codecs", map_codecs::run, map_codecs::seeds, 4 << 10, 8),
+    target(
+        "host_tables",
+        host_tables::run,
+        host_tables::seeds,
+        128 << 10,
+        64,
+    ),
+    target("lists", lists::run, lists::seeds, 2 << 20, 1 << 10),
     target("config", config::run, config::seeds, 256 << 10, 512),
     target("capture", capture::run, capture::seeds, 1 << 20, 64),
     target(
@@ -71,6 +82,13 @@ pub const TARGETS: &[Target] = &[
         16 << 10,
         16,
     ),
+    target(
+        "mesh_evidence",
+        evidence::run,
+        evidence::seeds,
+        32 << 10,
+        64,
+    ),
     target("mesh_join", mesh::join, mesh::join_seeds, 8 << 10, 32),
     target(
         "mesh_genesis",
@@ -79,8 +97,16 @@ pub const TARGETS: &[Target] = &[
         4 << 10,
         16,
     ),
+    target("mesh_epoch", mesh::epoch, mesh::epoch_seeds, 16 << 10, 32),
     target("mesh_frame", mesh::frame, mesh::frame_seeds, 160 << 10, 8),
     target("ledger", ledger::run, ledger::seeds, 512 << 10, 64),
+    target(
+        "ledger_note",
+        ledger::note,
+        ledger::note_seeds,
+        16 << 10,
+        32,
+    ),
     target("prefix", prefix::run, prefix::seeds, 4 << 10, 32),
     target("ticket", ticket::run, ticket::seeds, 64 << 10, 16),
     target(

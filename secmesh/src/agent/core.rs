@@ -15,6 +15,8 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+use super::notary::Notary;
+use super::outbox::Outbox;
 use super::{
     AgentError, Options,
     capture::Captures,
@@ -22,6 +24,7 @@ use super::{
     escalation::Escalation,
     interfaces::Interfaces,
     reconcile::Reconciler,
+    trust::TrustWork,
     watch::{WatchStreams, Watched},
 };
 use crate::{
@@ -29,10 +32,11 @@ use crate::{
     api::{server::Call, types::DecisionState},
     clock::Clock,
     dataplane::{
-        AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader, WatchTable,
+        AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader, LinkWatch,
+        WatchTable,
     },
     detect::{Alert, Detectors, TimeBase},
-    ledger::{LedgerHandle, Record},
+    ledger::{LedgerHandle, Record, fork::LedgerForkProof},
     mesh::{
         engine::{Engine, Input, Policy},
         identity::Identity,
@@ -132,18 +136,21 @@ pub(super) struct Agent {
     pub interfaces: Interfaces,
     pub book: Book,
     pub ledger: LedgerHandle,
+    pub notary: Notary,
+    /// When the ledger was last shown to witnesses, on the monotonic clock.
+    pub checkpointed_ns: u64,
     pub transport: TransportHandle,
     pub allowed: Arc<AllowedPeers>,
     pub store: MeshStore,
+    pub trust: TrustWork,
     pub tally: Tally,
     pub watch: Watched,
     pub started_ns: u64,
     /// Unix time at the monotonic clock's zero, µs; moves when the wall clock is set.
     pub clock_origin_us: u64,
     pub last_discovery_us: u64,
-    /// The disk refused a vote of ours. The engine may still hold it, so nothing of this node leaves any
-    /// more until it is started again on a disk that works.
-    pub silenced: bool,
+    /// What leaves, behind the votes that have to be on the disk first.
+    pub outbox: Outbox,
     /// Why the loop ended, if not by a signal.
     pub ring_failed: Option<std::io::Error>,
     /// What must stay reachable without being on the allowlist, because `[allow] builtin` is off or it is
@@ -163,10 +170,21 @@ pub(super) struct Agent {
 pub(super) struct Streams {
     pub events: EventReader,
     pub watch: WatchStreams,
+    /// None where the system does not tell.
+    pub links: Option<LinkWatch>,
     pub peers: mpsc::Receiver<TransportEvent>,
     pub calls: mpsc::Receiver<Call>,
+    /// Proofs that this node has found as a witness.
+    pub forks: mpsc::Receiver<LedgerForkProof>,
     pub interrupt: Signal,
     pub terminate: Signal,
+}
+
+async fn links_changed(links: &mut Option<LinkWatch>) -> std::io::Result<()> {
+    match links {
+        Some(links) => links.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// This node's own view, for the engine.
@@ -219,7 +237,22 @@ impl Agent {
                     batch.clear();
                 }
                 () = streams.watch.ready() => self.take_watched(&mut streams.watch),
+                told = links_changed(&mut streams.links) => {
+                    if let Err(error) = told {
+                        warn!(%error, "no more notices of interfaces; they are looked at each second");
+                        streams.links = None;
+                    }
+                    self.notice_interfaces(self.now());
+                }
                 Some(event) = streams.peers.recv() => self.take_peer(event).await,
+                written = self.outbox.next() => {
+                    if let Err(error) = written {
+                        self.not_persisted(&error);
+                    }
+                }
+                Some(proof) = streams.forks.recv() => {
+                    self.drive(Input::LedgerFork(Box::new(proof))).await;
+                }
                 Some(call) = streams.calls.recv() => {
                     let answer = self.answer(call.request).await;
                     // The asker may have gone.
@@ -246,6 +279,9 @@ impl Agent {
                 Some(error) => format!("the event ring failed: {error}"),
             },
         };
+        if let Err(error) = self.outbox.drain().await {
+            self.not_persisted(&error);
+        }
         if let Err(error) = self.ledger.append_durable(&record).await {
             warn!(%error, "the ledger did not take the last entry");
         }
@@ -364,10 +400,12 @@ impl Agent {
                     self.discover_allowlist(false);
                 }
                 info!(peer = %self.name_of(&node), "connected");
+                self.notary.up(node);
                 self.drive(Input::PeerUp(node)).await;
             }
             TransportEvent::PeerDown { node } => {
                 warn!(peer = %self.name_of(&node), "disconnected");
+                self.notary.down(node);
                 self.drive(Input::PeerDown(node)).await;
             }
             TransportEvent::Message { from, bytes } => {
@@ -415,6 +453,7 @@ impl Agent {
             self.unwatch(addr);
         }
         self.escalate().await;
+        self.gather_evidence(now).await;
         self.reconcile_a_little(now);
         self.update_sizes();
         self.record_lists();
@@ -423,7 +462,17 @@ impl Agent {
             self.discover_allowlist(false);
         }
         self.refresh_cookies(false);
+        self.checkpoint(now);
         self.drive(Input::Tick).await;
+    }
+
+    /// Has the ledger cosigned, now and then.
+    fn checkpoint(&mut self, now: Now) {
+        let every = self.options.config.ledger.checkpoint.as_nanos();
+        if u128::from(now.mono_ns.saturating_sub(self.checkpointed_ns)) >= every {
+            self.checkpointed_ns = now.mono_ns;
+            self.notary.round(self.engine.connected());
+        }
     }
 
     /// Kernel entries end on the monotonic clock, decisions on the wall clock: when that is set, the
@@ -465,9 +514,14 @@ impl Agent {
     }
 
     pub(super) fn name_of(&self, node: &NodeId) -> String {
-        self.engine
-            .roster()
-            .get(node)
-            .map_or_else(|| node.to_string(), |m| m.record.name.to_string())
+        let waiting = || {
+            let records = self.engine.reachable_records();
+            let found = records.into_iter().find(|record| record.node == *node);
+            found.map(|record| record.name.to_string())
+        };
+        match self.engine.roster().get(node) {
+            Some(member) => member.record.name.to_string(),
+            None => waiting().unwrap_or_else(|| node.to_string()),
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     addr::Prefix,
     api::types::{CertificateView, DecisionScope, DecisionState, Origin, VoteView},
     detect::Alert,
-    ledger::{EffectKind, Record},
+    ledger::{EffectKind, LedgerError, Record, fork::LedgerForkProof},
     mesh::{
         cert::CertVerdict,
         crypto::sha256,
@@ -47,24 +47,29 @@ impl Agent {
         // Alerts that a report makes of what was seen before are inputs of their own; they wait until
         // this input's outputs are carried out.
         let mut rechecks = Vec::new();
+        let mut seals = Vec::new();
         for output in out {
             match output {
                 Output::Persist(vote) => {
                     let record = Record::VoteSigned {
                         vote: BASE64_STANDARD.encode(&vote),
                     };
-                    if let Err(error) = self.ledger.append_durable(&record).await {
-                        error!(%error, "a vote is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
-                        self.tally.votes_not_sent += 1;
-                        self.silenced = true;
-                    }
+                    self.persist(&record).await;
                 }
-                Output::Broadcast(_) | Output::Send { .. } if self.silenced => {}
-                Output::Broadcast(bytes) => self.transport.broadcast(&Bytes::from(bytes)),
-                Output::Send { to, bytes } => {
-                    let outcome = self.transport.send(to, Bytes::from(bytes));
-                    debug!(?outcome, peer = %to, "sent");
+                Output::KeepEvidence { bytes, own } => self.keep_evidence_statement(&bytes, own),
+                Output::Caught { node, proof } => {
+                    warn!(node = %self.name_of(&node), %proof, "caught: its weight becomes 0");
                 }
+                Output::PersistEpoch(_)
+                | Output::Epoch(_)
+                | Output::Seal(_)
+                | Output::SealSeen { .. }
+                | Output::Removal(_)
+                | Output::EpochLie(_) => {
+                    seals.extend(self.epoch_output(output));
+                }
+                Output::Broadcast(bytes) => self.outbox.broadcast(Bytes::from(bytes)),
+                Output::Send { to, bytes } => self.outbox.send(to, Bytes::from(bytes)),
                 Output::Watch {
                     subject,
                     until_unix_us,
@@ -82,6 +87,10 @@ impl Agent {
                     reason,
                 } => self.vetoed(&decision.to_string(), &subject, &reason),
                 Output::Equivocation(proof) => self.equivocated(&proof),
+                Output::LedgerFork(proof) => self.forked(&proof),
+                Output::Ledger { from, message } => {
+                    self.notary.message(self.engine.roster(), from, *message);
+                }
                 Output::Admitted(record) => self.admitted(&record),
                 Output::TicketBurned(record) => {
                     warn!(name = %record.record.name, node = %record.record.node, "a second node came with a used ticket: neither is a member any more; invite the honest one anew");
@@ -116,9 +125,43 @@ impl Agent {
                 }
             }
         }
+        for seal in seals {
+            Box::pin(self.drive(Input::Sealed(Box::new(seal)))).await;
+        }
         if !rechecks.is_empty() {
             self.recheck(rechecks).await;
         }
+    }
+
+    /// Puts a vote on its way to the disk; what leaves after it waits for that.
+    async fn persist(&mut self, record: &Record) {
+        let queued = match self.ledger.append_pending(record) {
+            Ok(answer) => {
+                self.outbox.gate(answer);
+                if self.outbox.is_full() {
+                    self.outbox.drain().await
+                } else {
+                    Ok(())
+                }
+            }
+            // No place in the queue: then the loop waits for one, and for what is ahead of it.
+            Err(LedgerError::QueueFull) => match self.outbox.drain().await {
+                Ok(()) => self.ledger.append_durable(record).await.map(|_| ()),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        if let Err(error) = queued {
+            self.not_persisted(&error);
+        }
+    }
+
+    /// A vote is not on the disk. The engine may still hold it, so nothing of this node leaves any more
+    /// until it is started again on a disk that works.
+    pub(super) fn not_persisted(&mut self, error: &LedgerError) {
+        error!(%error, "a vote is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+        self.tally.votes_not_sent += 1;
+        self.outbox.silence();
     }
 
     /// Judges by the lower threshold what was already seen of sources that are watched from now on.
@@ -144,6 +187,15 @@ impl Agent {
             hash: to_hex(&sha256(
                 &[first.vote.to_bytes(), second.vote.to_bytes()].concat(),
             )),
+        });
+    }
+
+    fn forked(&self, proof: &LedgerForkProof) {
+        warn!(node = %self.name_of(&proof.node()), "proved to have signed two ledgers: it rewrote its record, was restored from a backup, or shows each peer another one");
+        self.record(&Record::LedgerFork {
+            node: proof.node().to_string(),
+            proof: BASE64_STANDARD.encode(proof.to_bytes()),
+            hash: to_hex(&proof.hash()),
         });
     }
 
@@ -291,8 +343,10 @@ impl Agent {
             ..self.entry_of(decision)
         };
         info!(subject = %entry.subject, class = %entry.class, decision = %entry.id, "the mesh has decided: blocked");
-        // The outcome is in the book and in the record.
-        drop(self.enforce(entry, Some(&decision.warrant)));
+        let (id, subject) = (entry.id.clone(), entry.subject);
+        if self.enforce(entry, Some(&decision.warrant)).is_ok() {
+            self.await_outcome(id, subject, self.clock.unix_us());
+        }
     }
 
     pub(super) fn entry_of(&mut self, decision: &Decision) -> Entry {

@@ -7,8 +7,12 @@ use tracing::{error, info, warn};
 use super::{AgentError, core::Agent, protect};
 use crate::{api::types::WaitingInterface, dataplane::DataplaneError, respond::Now};
 
-/// How often the interfaces are looked at. A name costs one system call.
+/// How often the interfaces are looked at without a notice of the kernel, in case one was lost. A name costs
+/// one system call.
 const LOOK_NS: u64 = 1_000_000_000;
+/// How soon after a look the next notice is followed; later ones wait for the tick. Who makes interfaces by
+/// the hundred must not keep the loop busy.
+const PAUSE_NS: u64 = 20_000_000;
 
 /// What should be protected.
 #[derive(Debug, Default)]
@@ -17,6 +21,8 @@ pub(super) struct Interfaces {
     /// Those of them that are not protected, and why.
     waiting: BTreeMap<String, String>,
     looked_ns: u64,
+    /// A notice came that was not yet followed.
+    noticed: bool,
 }
 
 /// Why an interface is waited for.
@@ -61,7 +67,7 @@ impl Agent {
             Some(error) if self.dataplane.attached().is_empty() && !self.is_any_absent() => {
                 Err(error.into())
             }
-            _ => Ok(()),
+            _ => Ok(self.dataplane.finish_change()?),
         }
     }
 
@@ -98,11 +104,21 @@ impl Agent {
         outcome
     }
 
-    /// Looks which interfaces came and went.
+    /// The kernel says that some interface came, went or changed.
+    pub(super) fn notice_interfaces(&mut self, now: Now) {
+        self.interfaces.noticed = true;
+        if now.mono_ns.saturating_sub(self.interfaces.looked_ns) >= PAUSE_NS {
+            self.look_at_interfaces(now);
+        }
+    }
+
+    /// Looks which interfaces came and went, if it is time to.
     pub(super) fn look_at_interfaces(&mut self, now: Now) {
-        if now.mono_ns.saturating_sub(self.interfaces.looked_ns) < LOOK_NS {
+        let age_ns = now.mono_ns.saturating_sub(self.interfaces.looked_ns);
+        if !self.interfaces.noticed && age_ns < LOOK_NS {
             return;
         }
+        self.interfaces.noticed = false;
         self.interfaces.looked_ns = now.mono_ns;
         let mut again = Vec::new();
         for attached in self.dataplane.attached().to_vec() {

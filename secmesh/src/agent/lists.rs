@@ -11,7 +11,7 @@ use crate::{
     api::lists::{ListCover, ListOutcome, ListTicket, ListTotals, ListView, ListsView},
     dataplane::ListTables,
     ledger::Record,
-    respond::lists::{Allow, Change, ListName, Lists, NEVER, Standing, Store, What},
+    respond::lists::{Allow, Audits, Change, ListName, Lists, NEVER, Standing, Store, What},
 };
 
 /// Not possible while the loop runs.
@@ -126,6 +126,12 @@ impl Agent {
             busy: totals.busy,
             error: totals.error,
         }
+    }
+
+    /// What looking through the kernel's tables has found.
+    pub(super) fn list_audits(&self) -> Audits {
+        let totals = self.lists.as_ref().map(Lists::totals);
+        totals.unwrap_or_default().audits
     }
 
     /// Counters of the lists, for `status`.

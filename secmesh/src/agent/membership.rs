@@ -36,7 +36,13 @@ impl Agent {
         }
         let node = record.record.node;
         self.drive(Input::Admit(Box::new(record))).await;
-        if self.engine.roster().get(&node).is_none() {
+        // It counts from the next epoch on, but it may connect from now on.
+        if !self
+            .engine
+            .reachable_records()
+            .iter()
+            .any(|r| r.node == node)
+        {
             return refuse(
                 "not admitted: the ticket was used or has ended, or the name or address is taken (the member's log says which)"
                     .to_owned(),
@@ -44,7 +50,9 @@ impl Agent {
         }
         let me = self.engine.node();
         let mut members: Vec<AdmittedRecord> = self.engine.admissions().cloned().collect();
-        members.sort_by_key(|m| m.record.node != me && m.record.node != node);
+        // From those whom the operator admitted in person the joiner finds the first epoch.
+        members
+            .sort_by_key(|m| m.record.node != me && m.record.node != node && m.grant().is_some());
         JoinReply::Accepted { members }.to_bytes()
     }
 
@@ -72,11 +80,10 @@ impl Agent {
 
     pub(super) fn apply_membership(&self) {
         let me = self.engine.node();
-        let members = self
-            .engine
-            .roster()
-            .members()
-            .map(|(node, member)| (member.record.tls_spki_sha256, PeerIdentity::Member(*node)));
+        let records = self.engine.reachable_records();
+        let members = records
+            .iter()
+            .map(|r| (r.tls_spki_sha256, PeerIdentity::Member(r.node)));
         let tickets = self.engine.open_grants().map(|grant| {
             (
                 ed25519_spki_sha256(&grant.grant.ticket_key),
@@ -84,16 +91,14 @@ impl Agent {
             )
         });
         self.allowed.replace(members.chain(tickets));
-        let peers = self
-            .engine
-            .roster()
-            .members()
-            .filter(|(node, _)| **node != me)
-            .filter_map(|(node, member)| {
+        let peers = records
+            .iter()
+            .filter(|record| record.node != me)
+            .filter_map(|record| {
                 Some(PeerAddress {
-                    node: *node,
-                    spki_sha256: member.record.tls_spki_sha256,
-                    address: member.record.address?,
+                    node: record.node,
+                    spki_sha256: record.tls_spki_sha256,
+                    address: record.address?,
                 })
             })
             .collect();

@@ -153,18 +153,28 @@ impl Agent {
         .family(
             "secmesh_reconcile_total",
             Kind::Counter,
-            "Differences found between desired blocks and the kernel's maps: added and removed ones were put right.",
-        )
-        .sample(&[("outcome", "added")], found.added)
-        .sample(&[("outcome", "removed")], found.removed)
-        .sample(&[("outcome", "failed")], found.failed)
-        .family(
+            "Differences found between what should be in the kernel's tables and what is: added and removed ones were put right.",
+        );
+        let mut tables = self.reconciled_tables();
+        tables.insert("blocks".to_owned(), found);
+        for (table, found) in &tables {
+            for (outcome, n) in [
+                ("added", found.added),
+                ("removed", found.removed),
+                ("failed", found.failed),
+            ] {
+                text.sample(&[("table", table), ("outcome", outcome)], n);
+            }
+        }
+        text.family(
             "secmesh_reconcile_runs_total",
             Kind::Counter,
-            "Comparisons of desired blocks with the kernel's maps that came to their end.",
-        )
-        .sample(&[], found.runs)
-        .family(
+            "Comparisons of the kernel's tables with what should be in them that came to their end.",
+        );
+        for (table, found) in &tables {
+            text.sample(&[("table", table)], found.runs);
+        }
+        text.family(
             "secmesh_decisions",
             Kind::Gauge,
             "Decisions in force, by whose they are.",

@@ -8,19 +8,24 @@ mod capture;
 mod cookies;
 mod core;
 mod effects;
+mod epochs;
 mod escalation;
 mod evidence;
 mod explain;
 mod interfaces;
+mod limits;
 mod lists;
 mod membership;
 mod metrics;
 mod mode;
+mod notary;
+mod outbox;
 mod protect;
 mod reconcile;
 mod recover;
 mod requests;
 mod setup;
+mod trust;
 mod watch;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -73,6 +78,9 @@ pub enum AgentError {
     /// The record.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The statements of the nodes.
+    #[error(transparent)]
+    Evidence(#[from] crate::mesh::evidence::EvidenceFileError),
     /// The mesh port.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -131,5 +139,5 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // On the heap: what starting needs is too much for the stack of whoever awaits this.
     let mut agent = Box::pin(setup::start(options)).await?;
     agent.run().await;
-    agent.stop().await
+    Box::pin(agent.stop()).await
 }

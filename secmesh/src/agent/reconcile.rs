@@ -14,8 +14,10 @@ use crate::{
     respond::{Blocks, Kernel, Now, Reconciled},
 };
 
-/// Entries compared per tick (200 ms), at about a microsecond each.
-const PER_TICK: usize = 2048;
+/// Time of a tick (200 ms) that is spent on comparing, ns. An entry costs about a microsecond.
+const PER_TICK_NS: u64 = 5_000_000;
+/// Entries compared between two looks at the clock.
+const SLICE: usize = 512;
 
 /// How far a comparison is.
 #[derive(Default)]
@@ -35,11 +37,19 @@ pub(super) struct Reconciler {
     begun_ns: u64,
     this_run: Reconciled,
     totals: ReconcileTotals,
+    allowlist: ReconcileTotals,
+    /// Whether this run has still to look at the allowlist.
+    allowlist_due: bool,
 }
 
 impl Reconciler {
     pub(super) fn totals(&self) -> ReconcileTotals {
         self.totals
+    }
+
+    /// What was found in the kernel's allowlist.
+    pub(super) fn allowlist(&self) -> ReconcileTotals {
+        self.allowlist
     }
 
     /// Adds what was found and put right.
@@ -78,6 +88,17 @@ fn remove_strays(blocks: &Blocks, kernel: &mut dyn Kernel, page: &Page) -> Recon
 impl Agent {
     /// Goes on with the comparison that runs, or begins one if it is time.
     pub(super) fn reconcile_a_little(&mut self, now: Now) {
+        loop {
+            let more = self.reconcile_a_slice(now);
+            let spent = self.clock.mono_ns().saturating_sub(now.mono_ns);
+            if !more || spent >= PER_TICK_NS {
+                return;
+            }
+        }
+    }
+
+    /// Whether there is more to do at once.
+    fn reconcile_a_slice(&mut self, now: Now) -> bool {
         let every = self.options.config.respond.reconcile;
         let every_ns = u64::try_from(every.as_nanos()).unwrap_or(u64::MAX);
         let phase = std::mem::take(&mut self.reconciler.phase);
@@ -88,10 +109,19 @@ impl Agent {
             Phase::Idle => {
                 self.reconciler.begun_ns = now.mono_ns;
                 self.reconciler.this_run = Reconciled::default();
+                self.reconciler.allowlist_due = true;
+                // Lists, guards and configuration are looked through by the lists' thread.
+                if let Some(lists) = &self.lists {
+                    lists.audit();
+                }
                 Phase::Desired(None)
             }
+            phase if self.reconciler.allowlist_due => {
+                self.reconcile_allowlist();
+                phase
+            }
             Phase::Desired(after) => {
-                let (done, last) = self.blocks.repair(&mut self.table, now, after, PER_TICK);
+                let (done, last) = self.blocks.repair(&mut self.table, now, after, SLICE);
                 self.reconciler.add(done);
                 if done.added > 0 {
                     self.update_sizes();
@@ -110,16 +140,51 @@ impl Agent {
                     }
                     Phase::Kernel(pages)
                 }
-                Err(TryRecvError::Empty) => Phase::Kernel(pages),
+                Err(TryRecvError::Empty) => {
+                    self.reconciler.phase = Phase::Kernel(pages);
+                    return false;
+                }
                 Err(TryRecvError::Disconnected) => {
-                    self.finish_reconciling();
+                    self.finish_reconciling(now);
                     Phase::Idle
                 }
             },
         };
+        !matches!(self.reconciler.phase, Phase::Idle)
     }
 
-    fn finish_reconciling(&mut self) {
+    /// Looks at a slice of the kernel's allowlist.
+    fn reconcile_allowlist(&mut self) {
+        let wanted = self.allowlist.prefixes();
+        let totals = &mut self.reconciler.allowlist;
+        match self.allows.audit(&wanted, SLICE) {
+            Ok(None) => return,
+            Ok(Some(found)) => {
+                let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+                totals.runs = totals.runs.saturating_add(1);
+                totals.added = totals.added.saturating_add(number(found.added));
+                totals.removed = totals.removed.saturating_add(number(found.removed));
+                if found.any() {
+                    warn!(
+                        missing = found.added,
+                        left_over = found.removed,
+                        "the kernel's allowlist differed from what is desired; put right"
+                    );
+                    // Its number has changed, and lists are compiled against it.
+                    self.tell_lists();
+                }
+            }
+            Err(error) => {
+                totals.failed = totals.failed.saturating_add(1);
+                warn!(%error, "the kernel's allowlist cannot be compared with what is desired");
+            }
+        }
+        self.reconciler.allowlist_due = false;
+    }
+
+    fn finish_reconciling(&mut self, now: Now) {
+        let took_ns = now.mono_ns.saturating_sub(self.reconciler.begun_ns);
+        self.reconciler.totals.last_ms = took_ns / 1_000_000;
         self.reconciler.totals.runs = self.reconciler.totals.runs.saturating_add(1);
         let Reconciled {
             added,

@@ -26,12 +26,15 @@ const MAX_VOTES: usize = 65_536;
 pub(super) struct Memory {
     votes: VecDeque<Vec<u8>>,
     proofs: Vec<Vec<u8>>,
+    forks: Vec<Vec<u8>>,
     alerts: VecDeque<Alert>,
     /// Decisions that had not ended when the ledger did, with their warrants.
     decisions: BTreeMap<String, (Entry, Option<Vec<u8>>)>,
     /// Decisions that an operator here ended before their time. The engine must know them, or a peer's
     /// copy would put them in force again.
     released_here: BTreeMap<String, (Entry, Option<Vec<u8>>)>,
+    /// How decisions ended here, of which some are recorded again behind their end.
+    ends: BTreeMap<String, EffectKind>,
     /// Releases, which the engine must know again.
     releases: Vec<(Vec<u8>, u64)>,
 }
@@ -103,19 +106,60 @@ impl Memory {
                     self.decisions.insert(entry.id.clone(), (entry, warrant));
                 }
             }
-            Record::Effect { decision, what, .. } => match what {
-                EffectKind::Ended => {
-                    self.decisions.remove(&decision);
+            Record::Effect { decision, what, .. } => {
+                self.effect(&decision, what);
+                if matches!(what, EffectKind::Ended | EffectKind::Released) {
+                    self.ends.insert(decision, what);
                 }
-                EffectKind::Released => {
-                    if let Some((mut entry, warrant)) = self.decisions.remove(&decision) {
-                        entry.state = DecisionState::Released;
-                        self.released_here.insert(decision, (entry, warrant));
-                    }
-                }
-                EffectKind::Enforced | EffectKind::NotEnforced | EffectKind::Vetoed => {}
-            },
+            }
+            Record::LedgerFork { proof, .. } => {
+                self.forks.extend(BASE64_STANDARD.decode(proof).ok());
+            }
+            Record::Carried { what, .. } => self.carried(*what, now_unix_us),
             _ => {}
+        }
+    }
+
+    fn effect(&mut self, decision: &str, what: EffectKind) {
+        match what {
+            EffectKind::Ended => {
+                self.decisions.remove(decision);
+            }
+            EffectKind::Released => {
+                if let Some((mut entry, warrant)) = self.decisions.remove(decision) {
+                    entry.state = DecisionState::Released;
+                    self.released_here
+                        .insert(decision.to_owned(), (entry, warrant));
+                }
+            }
+            EffectKind::Enforced | EffectKind::NotEnforced | EffectKind::Vetoed => {}
+        }
+    }
+
+    /// A record out of a segment that is gone. It is older than everything that stands before it.
+    fn carried(&mut self, record: Record, now_unix_us: u64) {
+        match record {
+            Record::VoteSigned { vote } => {
+                if let Ok(bytes) = BASE64_STANDARD.decode(vote) {
+                    self.votes.push_front(bytes);
+                }
+            }
+            Record::Decision { ref decision, .. } => {
+                let id = decision.clone();
+                let newer =
+                    self.decisions.contains_key(&id) || self.released_here.contains_key(&id);
+                if newer {
+                    return;
+                }
+                let end = self.ends.get(&id).copied();
+                self.take(record, now_unix_us);
+                if let Some(end) = end {
+                    self.effect(&id, end);
+                }
+            }
+            // Nobody carries what was carried.
+            Record::Carried { .. } => {}
+            record => self.take(record, now_unix_us),
         }
     }
 }
@@ -134,6 +178,11 @@ impl Agent {
         }
         for proof in &memory.proofs {
             if let Err(error) = self.engine.restore_proof(proof) {
+                skipped("a proof", &error);
+            }
+        }
+        for proof in &memory.forks {
+            if let Err(error) = self.engine.restore_fork(proof) {
                 skipped("a proof", &error);
             }
         }

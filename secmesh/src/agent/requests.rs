@@ -10,13 +10,14 @@ use tracing::error;
 
 use super::{
     core::Agent,
+    limits,
     setup::{ALLOW_FILE, ALLOW_FORMAT},
 };
 use crate::{
     addr::Prefix,
     api::types::{
         BlockTotals, DecisionScope, DecisionState, DecisionView, Done, InviteTerms, LedgerView,
-        MetricsText, NodeView, Peer, ReleaseTerms, Request, Status,
+        MetricsText, NodeView, Peer, ReconcileTotals, ReleaseTerms, Request, Status,
     },
     ledger::{LedgerState, Record},
     mesh::{
@@ -54,6 +55,8 @@ impl Agent {
                 text: self.metrics(),
             }),
             Request::Peers {} => to_value(&self.peers()),
+            Request::Epoch {} => to_value(&self.epoch_view()),
+            Request::RemoveNode { signed } => self.remove_node(&signed).await,
             Request::Alerts { limit } => {
                 to_value(&self.alerts.iter().rev().take(limit).collect::<Vec<_>>())
             }
@@ -71,7 +74,19 @@ impl Agent {
                 self.block(subject, ttl_s, mesh, reason, override_risky)
                     .await
             }
-            Request::Unblock { subject, signed } => self.unblock(subject, signed).await,
+            Request::Unblock {
+                subject,
+                signed,
+                false_positive,
+                verdict,
+            } => match self.judge(subject, false_positive, verdict).await {
+                Ok(()) => self.unblock(subject, signed).await,
+                Err(error) => Err(error),
+            },
+            Request::VerdictTerms { subject } => self
+                .verdict_terms(subject)
+                .and_then(|terms| to_value(&terms)),
+            Request::Trust { node } => self.trust_view(node.as_deref()),
             Request::ReleaseTerms { subject } => {
                 let draft =
                     self.engine
@@ -109,7 +124,8 @@ impl Agent {
         answer.unwrap_or_else(|error| json!({ "error": error }))
     }
 
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
+        let trust = self.trust_totals();
         let genesis = self.engine.genesis();
         let (desired, enforced, not_enforced) = self.blocks.totals(MAX_NAMED);
         let ledger = self.ledger.status();
@@ -135,10 +151,13 @@ impl Agent {
                 reconciled: self.reconciler.totals(),
             },
             lists: self.list_totals(),
+            reconciled: self.reconciled_tables(),
+            limits: limits::view(&self.dataplane.kernel_config()),
             watched: self.watched.len(),
             cookies: self.cookies_view(),
             counters: self.kernel_counters(),
             controller: self.controller_counters(),
+            trust,
             ledger: LedgerView {
                 entries: ledger.entries,
                 head: to_hex(&ledger.head),
@@ -151,6 +170,19 @@ impl Agent {
             uptime_s: self.clock.mono_ns().saturating_sub(self.started_ns) / 1_000_000_000,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// What comparing the tables other than the blocks' has found.
+    pub(super) fn reconciled_tables(&self) -> BTreeMap<String, ReconcileTotals> {
+        let audits = self.list_audits();
+        [
+            ("allowlist", self.reconciler.allowlist()),
+            ("lists", audits.lists),
+            ("guards", audits.guards),
+            ("config", audits.config),
+        ]
+        .map(|(name, totals)| (name.to_owned(), totals))
+        .into()
     }
 
     fn kernel_counters(&self) -> BTreeMap<String, u64> {
@@ -188,6 +220,8 @@ impl Agent {
             ("flow_records_mixed", self.watch.flows_mixed),
             ("process_records", self.watch.processes.next()),
             ("records_unknown", self.watch.unknown),
+            ("evidence_not_kept", self.trust.not_kept),
+            ("outcomes_dropped", self.trust.outcomes_dropped),
         ];
         let scrapes = self.scrapes.iter().flat_map(|scrapes| {
             [
@@ -197,11 +231,25 @@ impl Agent {
             ]
             .map(|(name, n)| (name, n.load(Ordering::Relaxed)))
         });
+        let notary = &self.notary.counters;
+        let witness = [
+            ("ledger_cosigned", &notary.cosigned),
+            ("ledger_cosignatures", &notary.got),
+            ("ledger_offers_refused", &notary.refused),
+            ("ledger_messages_dropped", &notary.dropped),
+            ("ledger_cut_back_from", &notary.cut_back),
+        ]
+        .map(|(name, n)| (name, n.load(Ordering::Relaxed)));
         let transport = self.transport.counters();
         let refusals = self.engine.refusals();
         own.into_iter()
             .chain(scrapes)
             .chain(self.list_counters())
+            .chain(witness)
+            .chain([(
+                "ledger_forks",
+                self.engine.forks().count().try_into().unwrap_or(u64::MAX),
+            )])
             .map(|(k, v)| (k.to_owned(), v))
             .chain(
                 transport
@@ -216,22 +264,26 @@ impl Agent {
             .collect()
     }
 
-    fn peers(&self) -> Vec<Peer> {
+    fn peers(&mut self) -> Vec<Peer> {
+        let trust = self.trust_weights();
         let me = self.engine.node();
         let connected = self.engine.connected();
         let liars = self.engine.liars();
+        let roster = self.engine.roster();
+        // Those who wait for the next epoch are there too, with the weight they have: none.
         self.engine
-            .roster()
-            .members()
-            .map(|(node, member)| Peer {
-                id: node.to_string(),
-                name: member.record.name.to_string(),
-                zone: member.record.zone.to_string(),
-                address: member.record.address.map(|a| a.to_string()),
-                connected: *node == me || connected.contains(node),
-                weight: u64::from(member.weight),
-                equivocated: liars.contains(node),
-                this_node: *node == me,
+            .reachable_records()
+            .into_iter()
+            .map(|record| Peer {
+                id: record.node.to_string(),
+                name: record.name.to_string(),
+                zone: record.zone.to_string(),
+                address: record.address.map(|a| a.to_string()),
+                connected: record.node == me || connected.contains(&record.node),
+                weight: roster.get(&record.node).map_or(0, |m| u64::from(m.weight)),
+                trust: trust(&record.node),
+                equivocated: liars.contains(&record.node),
+                this_node: record.node == me,
             })
             .collect()
     }

@@ -11,16 +11,20 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::notary::{Notary, Parts};
+use super::outbox::Outbox;
 use super::{
     AgentError, Options,
     capture::Captures,
     cookies::Cookies,
     core::{Agent, Streams, Tally},
+    epochs,
     escalation::Escalation,
     interfaces::Interfaces,
     protect,
     reconcile::Reconciler,
     recover,
+    trust::TrustWork,
     watch::{WatchStreams, Watched},
 };
 use crate::{
@@ -29,11 +33,11 @@ use crate::{
     config::{FlowsConfig, KernelLog},
     dataplane::{
         self, AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader,
-        FlowOptions, ListTables, LoadOptions, Mode, WatchTable,
+        FlowOptions, LinkWatch, ListTables, LoadOptions, Mode, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
-    ledger::{Ledger, LedgerHandle, Record},
+    ledger::{Ledger, LedgerHandle, Record, Retention, fork::LedgerForkProof},
     mesh::{
         crypto::Signer,
         engine::{Engine, EngineConfig, Input},
@@ -110,23 +114,34 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
 fn open_ledger(
     state: &StateDir,
     identity: &Identity,
+    retention: Retention,
     clock: &Arc<dyn Clock>,
 ) -> Result<(LedgerHandle, recover::Memory), AgentError> {
     let now = clock.unix_us();
-    let (ledger, opened) = Ledger::open(
-        &state.ledger(),
-        identity.node_id().0,
-        identity.ledger_key().clone(),
-        now,
-    )?;
+    let (ledger, opened) = Ledger::open(&state.ledger(), identity.ledger_keys(), retention, now)?;
     if opened.truncated_bytes > 0 {
         warn!(
             bytes = opened.truncated_bytes,
-            "the ledger ended in an unfinished entry (a crash); it was cut off and that is recorded"
+            "the ledger ended in an unfinished write (a crash); it was cut off and that is recorded"
         );
     }
     let memory = recover::read(&state.ledger(), now);
     Ok((LedgerHandle::start(ledger, Arc::clone(clock))?, memory))
+}
+
+/// The decision core with what is on the disk of its mesh.
+fn engine(options: &Options, identity: &Identity, store: &MeshStore) -> Engine {
+    Engine::new(
+        EngineConfig {
+            genesis: store.genesis.genesis.clone(),
+            node: identity.node_id(),
+            incarnation: identity.incarnation(),
+            signer: Signer::from_secret(identity.vote_key().as_bytes()),
+            evidence_ttl_s: u32::try_from(options.config.detect.evidence_ttl.as_secs())
+                .unwrap_or(u32::MAX),
+        },
+        store.members.iter().cloned(),
+    )
 }
 
 /// Starts everything; the loop is the caller's to run.
@@ -137,18 +152,11 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     let lock = state.lock()?;
     let identity = Identity::load(&state)?;
     let store = MeshStore::load(&state)?;
-    let (ledger, memory) = open_ledger(&state, &identity, &clock)?;
-    let engine = Engine::new(
-        EngineConfig {
-            genesis: store.genesis.genesis.clone(),
-            node: identity.node_id(),
-            incarnation: identity.incarnation(),
-            signer: Signer::from_secret(identity.vote_key().as_bytes()),
-            evidence_ttl_s: u32::try_from(options.config.detect.evidence_ttl.as_secs())
-                .unwrap_or(u32::MAX),
-        },
-        store.members.iter().cloned(),
-    );
+    let (ledger, memory) =
+        open_ledger(&state, &identity, options.config.ledger.retention(), &clock)?;
+    let mut engine = engine(&options, &identity, &store);
+    epochs::restore(&state, &mut engine)?;
+    let trust = TrustWork::open(&state, &mut engine, clock.unix_us())?;
     let kernel = load_kernel(&options)?;
     let (watch, watch_streams) = kernel.watch;
     let allowed = Arc::new(AllowedPeers::new());
@@ -161,6 +169,14 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         peers: Vec::new(),
         clock: Arc::clone(&clock),
     })?;
+    let (notary, forks) = Notary::start(Parts {
+        state: &state,
+        keys: identity.ledger_keys(),
+        roster: engine.roster(),
+        ledger: ledger.clone(),
+        transport: transport.clone(),
+        clock: Arc::clone(&clock),
+    });
     let (started_unix_us, started_ns) = (clock.unix_us(), clock.mono_ns());
     let mut agent = Agent {
         detectors: Detectors::new(&options.config.detect),
@@ -186,7 +202,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         refusal_log: RateLimitedLog::new(Arc::clone(&clock), REFUSAL_LOG, REFUSAL_KEYS),
         clock_origin_us: started_unix_us.saturating_sub(started_ns / 1000),
         last_discovery_us: started_unix_us,
-        silenced: false,
+        outbox: Outbox::new(transport.clone()),
         ring_failed: None,
         cookies: Cookies::default(),
         streams: None,
@@ -203,9 +219,12 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         captures: kernel.captures,
         engine,
         ledger,
+        notary,
+        checkpointed_ns: started_ns,
         transport,
         allowed,
         store,
+        trust,
         started_ns,
         _lock: lock,
     };
@@ -219,7 +238,9 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     agent.start_lists(kernel.lists).await?;
     agent.attach()?;
     agent.refresh_cookies(true);
-    agent.listen(kernel.events, watch_streams, peers).await?;
+    agent
+        .listen(kernel.events, watch_streams, peers, forks)
+        .await?;
     agent.announce();
     Ok(agent)
 }
@@ -231,6 +252,7 @@ impl Agent {
         events: EventReader,
         watch: WatchStreams,
         peers: mpsc::Receiver<TransportEvent>,
+        forks: mpsc::Receiver<LedgerForkProof>,
     ) -> Result<(), AgentError> {
         let server =
             Server::bind(&self.options.socket)
@@ -246,11 +268,18 @@ impl Agent {
             what: "waiting for signals",
             source,
         };
+        let links = LinkWatch::open()
+            .inspect_err(|error| {
+                warn!(%error, "no notices of interfaces; they are looked at each second");
+            })
+            .ok();
         self.streams = Some(Streams {
             events,
             watch,
+            links,
             peers,
             calls,
+            forks,
             interrupt: signal(SignalKind::interrupt()).map_err(signal_error)?,
             terminate: signal(SignalKind::terminate()).map_err(signal_error)?,
         });

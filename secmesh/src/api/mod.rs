@@ -4,8 +4,10 @@
 //! of its own with mode 0700 and has mode 0600: whoever may talk to the agent is root already.
 
 pub mod client;
+mod epochs;
 pub mod lists;
 pub mod server;
+pub mod trust;
 pub mod types;
 
 /// Longest request or answer line, bytes. Answers are lists that are bounded by their own limits.

@@ -13,6 +13,8 @@ use crate::{
     respond::lists::ListName,
 };
 
+pub use super::epochs::{EpochMemberView, EpochView};
+
 /// A request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
@@ -23,6 +25,13 @@ pub enum Request {
     Metrics {},
     /// `Vec<`[`Peer`]`>`.
     Peers {},
+    /// [`EpochView`].
+    Epoch {},
+    /// [`Done`]. Removes a node from the mesh.
+    RemoveNode {
+        /// The removal with the operator's signature, base64.
+        signed: String,
+    },
     /// `Vec<`[`Alert`]`>`, newest first.
     Alerts {
         /// At most this many.
@@ -80,6 +89,23 @@ pub enum Request {
         /// votes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         signed: Option<String>,
+        /// The subject was harmless: evidence on the nodes that confirmed the block.
+        #[serde(default)]
+        false_positive: bool,
+        /// The same as a verdict signed by the operator key, base64 of its canonical bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        verdict: Option<String>,
+    },
+    /// [`VerdictTerms`](super::trust::VerdictTerms): what an operator's verdict has to cover.
+    VerdictTerms {
+        /// Address or prefix.
+        subject: Prefix,
+    },
+    /// [`TrustView`](super::trust::TrustView).
+    Trust {
+        /// Only the node with this name, or whose id begins so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
     },
     /// [`ReleaseTerms`]: what an operator's signature has to cover.
     ReleaseTerms {
@@ -269,6 +295,13 @@ pub struct Status {
     /// Imported lists that should be, and are, in the kernel.
     #[serde(default)]
     pub lists: ListTotals,
+    /// What comparing the other tables with what should be in them has found: `allowlist`, `lists`, `guards`,
+    /// `config` (mode and limits).
+    #[serde(default)]
+    pub reconciled: BTreeMap<String, ReconcileTotals>,
+    /// The limits and checks that the kernel's configuration holds.
+    #[serde(default)]
+    pub limits: LimitsView,
     /// Sources that peers reported and this node watches.
     pub watched: usize,
     /// SYN cookies.
@@ -278,12 +311,35 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// The controller's counters by name: refused messages by reason, bounded queues, detectors.
     pub controller: BTreeMap<String, u64>,
+    /// What evidence says of the nodes.
+    #[serde(default)]
+    pub trust: super::trust::TrustTotals,
     /// State of the ledger.
     pub ledger: LedgerView,
     /// Seconds since the agent started.
     pub uptime_s: u64,
     /// Version of the agent.
     pub version: String,
+}
+
+/// Limits and checks in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsView {
+    /// Limits that are set.
+    pub limits: Vec<LimitView>,
+    /// Names of the reasons, other than blocks, that packets are dropped for.
+    pub checks: Vec<String>,
+}
+
+/// A limit in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitView {
+    /// Its key below `[limits]`.
+    pub name: String,
+    /// What it lets through per second: packets, connections or bytes.
+    pub per_second: u64,
+    /// What it lets through at once, in the same.
+    pub burst: u64,
 }
 
 /// An interface that is not protected and should be; it is as soon as that is possible.
@@ -362,6 +418,9 @@ pub struct ReconcileTotals {
     pub removed: u64,
     /// Differences that could not be put right.
     pub failed: u64,
+    /// How long the last comparison took, from its begin to its end, ms.
+    #[serde(default)]
+    pub last_ms: u64,
 }
 
 /// State of the ledger.
@@ -392,6 +451,9 @@ pub struct Peer {
     pub connected: bool,
     /// Its weight in this epoch.
     pub weight: u64,
+    /// The weight that follows from the evidence; see `secmesh trust`.
+    #[serde(default)]
+    pub trust: u32,
     /// Whether it was proved to lie.
     pub equivocated: bool,
     /// Whether it is this node.

@@ -109,9 +109,32 @@ Examples:
     /// Print the metrics that Prometheus would scrape
     #[command(after_help = "Example:\n  secmesh metrics | grep secmesh_blocks")]
     Metrics,
-    /// Show the nodes of the mesh
-    #[command(after_help = "Example:\n  secmesh peers")]
-    Peers,
+    /// Show the nodes of the mesh, or remove one
+    #[command(
+        after_help = "Examples:\n  secmesh peers\n  secmesh peers remove n4 --operator-key operator.key"
+    )]
+    Peers {
+        /// What to do with them
+        #[command(subcommand)]
+        command: Option<PeersCommand>,
+    },
+    /// Show the epoch: who counts how much, who signed it, what it withstands
+    #[command(after_help = "Examples:\n  secmesh epoch\n  secmesh epoch --json | jq .members")]
+    Epoch,
+    /// Show how far each node is trusted, and why
+    #[command(after_help = "\
+The weight follows from signed evidence that all nodes gather: outcomes of blocks, the operator's \
+verdicts, test questions, proofs. Nodes that show the same frontier show the same weights.
+
+Examples:
+  secmesh trust
+  secmesh trust n2
+  secmesh trust --json | jq '.nodes[] | {name, weight}'")]
+    Trust {
+        /// Only this node, with its whole history: its name or the beginning of its id
+        #[arg(value_name = "NODE")]
+        node: Option<String>,
+    },
     /// Show what this node's detectors raised, newest first
     #[command(
         after_help = "Examples:\n  secmesh alerts\n  secmesh alerts --limit 1000 --json | jq '.[].subject'"
@@ -176,7 +199,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   secmesh unblock 203.0.113.9
-  secmesh unblock 203.0.113.9 --operator-key /var/lib/secmesh/operator.key    without a vote")]
+  secmesh unblock 203.0.113.9 --operator-key /var/lib/secmesh/operator.key    without a vote
+  secmesh unblock 203.0.113.9 --false-positive --operator-key FILE            it was harmless")]
     Unblock(UnblockArgs),
     /// Change and show what is never blocked
     #[command(
@@ -222,8 +246,10 @@ Switching to enforce is refused if a block would cut off the SSH session that as
         after_help = "\
 Examples:
   secmesh ledger verify
-  secmesh ledger verify /backup/n1/ledger.log
-  secmesh ledger show --last 20"
+  secmesh ledger verify /backup/n1/ledger
+  secmesh ledger show --last 20
+  secmesh ledger prove 17 > entry-17.json
+  secmesh ledger verify entry-17.json"
     )]
     Ledger(LedgerCommand),
     /// Run the detectors over packet captures and print the alerts
@@ -321,6 +347,12 @@ pub struct InitArgs {
     /// How long a block of the mesh lasts, 1s to 24h; fixed for ever
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub block_ttl: Duration,
+    /// How long an epoch lasts if nobody joins or leaves, 1s to 7d; fixed for ever
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub epoch_length: Duration,
+    /// For how many epochs a node that joins four or more has no weight, 0 to 1000; fixed for ever
+    #[arg(long, value_name = "EPOCHS", default_value_t = 3)]
+    pub probation: u32,
 }
 
 /// `secmesh invite`
@@ -449,6 +481,27 @@ pub struct UnblockArgs {
     /// Sign the release with this operator key: the mesh then takes no vote
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub operator_key: Option<PathBuf>,
+    /// Say that it was harmless: whoever claimed to have seen it attack loses trust. With --operator-key
+    /// at once on every node; without, as far as more than a third of the mesh says the same
+    #[arg(long)]
+    pub false_positive: bool,
+}
+
+/// `secmesh peers …`
+#[derive(Debug, Subcommand)]
+pub enum PeersCommand {
+    /// Take a node out of the mesh for good, with the next epoch
+    #[command(after_help = "\
+The node counts and votes until then; its id never comes back. To let a machine leave, remove it, wait until \
+`secmesh epoch` no longer lists it, and stop its agent. A machine that was set up anew joins with a new ticket.")]
+    Remove {
+        /// Its name, or the beginning of its id
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// The operator key that signs it
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        operator_key: PathBuf,
+    },
 }
 
 /// `secmesh allow …`
@@ -476,9 +529,9 @@ pub enum AllowCommand {
 /// `secmesh ledger …`
 #[derive(Debug, Subcommand)]
 pub enum LedgerCommand {
-    /// Check structure, hash chain and every signature
+    /// Check every entry, the signatures over them, and the checkpoint with its witnesses; or a proof
     Verify {
-        /// A ledger or a copy of one [default: this node's]
+        /// A ledger's directory, one segment of it, a copy of either, or a proof [default: this node's]
         #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
         path: Option<PathBuf>,
     },
@@ -489,6 +542,15 @@ pub enum LedgerCommand {
         last: Option<usize>,
         /// A ledger or a copy of one [default: this node's]
         #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
+        path: Option<PathBuf>,
+    },
+    /// Print a proof of one entry that `ledger verify` accepts anywhere, without the ledger
+    Prove {
+        /// Number of the entry, as `ledger show` prints it
+        #[arg(value_name = "ENTRY", value_parser = clap::value_parser!(u64).range(1..))]
+        entry: u64,
+        /// A ledger's directory or a copy of it [default: this node's]
+        #[arg(value_name = "PATH", value_hint = ValueHint::DirPath)]
         path: Option<PathBuf>,
     },
 }

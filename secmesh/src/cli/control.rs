@@ -10,10 +10,12 @@ use super::args::{BlockArgs, ModeWord, UnblockArgs};
 use super::output::{Out, clean};
 use super::{CliError, Context, node};
 use crate::addr::Prefix;
+use crate::api::trust::VerdictTerms;
 use crate::api::types::{Done, ReleaseTerms, Request};
 use crate::config::Mode;
 use crate::mesh::crypto::Signer;
 use crate::mesh::decision::OperatorRelease;
+use crate::mesh::evidence::{OperatorVerdict, Ruling};
 use crate::sense::netinfo::{self, LiveSystem};
 
 /// Asks for something to be done and prints what was.
@@ -91,7 +93,63 @@ pub fn unblock(context: &Context, args: &UnblockArgs, out: &mut Out<'_>) -> Resu
         Some(key) => Some(signed_release(context, subject, key, out.now_us)?),
         None => None,
     };
-    done(context, &Request::Unblock { subject, signed }, out)
+    let verdict = match &args.operator_key {
+        Some(key) if args.false_positive => {
+            Some(signed_verdict(context, subject, key, out.now_us)?)
+        }
+        _ => None,
+    };
+    let request = Request::Unblock {
+        subject,
+        signed,
+        false_positive: args.false_positive,
+        verdict,
+    };
+    done(context, &request, out)
+}
+
+fn signed_verdict(
+    context: &Context,
+    subject: Prefix,
+    key: &Path,
+    now_us: u64,
+) -> Result<String, CliError> {
+    let operator = node::operator_key(key)?;
+    let terms: VerdictTerms = context.ask(&Request::VerdictTerms { subject })?;
+    sign_verdict(&terms, subject, &operator, now_us)
+}
+
+/// Signs the verdict that the agent drafts, if it is what the operator asked for.
+fn sign_verdict(
+    terms: &VerdictTerms,
+    subject: Prefix,
+    operator: &Signer,
+    now_us: u64,
+) -> Result<String, CliError> {
+    let refuse = |why: &str| {
+        CliError::Failed(format!(
+            "the agent asked for a signature that was not given: {why}"
+        ))
+    };
+    let bytes = STANDARD
+        .decode(&terms.verdict)
+        .map_err(|_| refuse("it is not base64"))?;
+    let verdict = OperatorVerdict::from_bytes(&bytes).map_err(|e| refuse(&e.to_string()))?;
+    if verdict.subject != subject {
+        return Err(refuse(&format!(
+            "it is about {}, not {subject}",
+            verdict.subject
+        )));
+    }
+    if verdict.ruling != Ruling::FalsePositive {
+        return Err(refuse("it says something else than false positive"));
+    }
+    if verdict.issued_at_us.abs_diff(now_us) > MAX_DIFFERENCE_US {
+        return Err(refuse(
+            "it is from another time; is the agent's clock right?",
+        ));
+    }
+    Ok(STANDARD.encode(verdict.sign(operator).to_bytes()))
 }
 
 fn signed_release(

@@ -15,11 +15,15 @@ use crate::mesh::store::MeshStore;
 pub fn init(context: &Context, args: InitArgs, out: &mut Out<'_>) -> Result<(), CliError> {
     let params = Params {
         block_ttl_s: u32::try_from(args.block_ttl.as_secs()).unwrap_or(u32::MAX),
+        epoch_s: u32::try_from(args.epoch_length.as_secs()).unwrap_or(u32::MAX),
+        probation_epochs: args.probation,
         ..Params::default()
     };
-    params
-        .check()
-        .map_err(|_| CliError::Usage("--block-ttl is 1s to 24h".to_owned()))?;
+    params.check().map_err(|_| {
+        CliError::Usage(
+            "--block-ttl is 1s to 24h, --epoch-length 1s to 7d, --probation 0 to 1000".to_owned(),
+        )
+    })?;
     let now = out.now_us;
     let mut new = NewState::begin(&context.state_dir()?)?;
     let operator_file = new.dir.file(Purpose::Operator.file());

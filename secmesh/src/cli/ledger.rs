@@ -1,7 +1,12 @@
-//! `ledger verify` and `ledger show`.
+//! `ledger verify`, `ledger show` and `ledger prove`.
+
+mod proof;
+
+pub use proof::prove;
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::VerifyingKey;
@@ -11,9 +16,10 @@ use super::output::{Out, Paint, Style, clean};
 use super::table::{Table, plain};
 use super::time::{at, grouped, rfc3339_us};
 use super::{CliError, Context};
+use crate::ledger::bundle::witnesses;
 use crate::ledger::{self, Entry, Fault, VerifyError, VerifyReport};
 use crate::mesh::identity::Identity;
-use crate::mesh::ids::to_hex;
+use crate::mesh::ids::{NodeId, to_hex};
 use crate::state::{StateDir, StateError};
 
 /// Longest text value shown of an entry; signatures and certificates are longer than a line.
@@ -43,20 +49,76 @@ impl Subject {
 /// `secmesh ledger verify`
 pub fn verify(context: &Context, path: Option<PathBuf>, out: &mut Out<'_>) -> Result<(), CliError> {
     let Subject { path, key } = Subject::find(context, path)?;
-    match ledger::verify_with_key(&path, key.as_ref()) {
-        Ok(report) if out.json => out.json(&json(&path, &report)),
-        Ok(report) => out.text(&text(&path, &report, key.is_some(), out.now_us, out.paint)),
+    if proof::is_proof(&path) {
+        return proof::verify(context, &path, out);
+    }
+    let members = proof::members(context);
+    let mut progress = Progress::default();
+    let result = ledger::verify_with_key(&path, key.as_ref(), |entries| progress.at(entries));
+    progress.end();
+    let checked = result.and_then(|report| {
+        let witnesses = match (&report.checkpoint, &members) {
+            (Some(signed), Some(store)) => {
+                witnesses(signed, &store.members).map_err(|e| VerifyError {
+                    file: path.join("checkpoint"),
+                    entry: signed.checkpoint.size,
+                    offset: 0,
+                    what: Fault::Checkpoint(e.to_string()),
+                })?
+            }
+            _ => Vec::new(),
+        };
+        Ok((report, witnesses))
+    });
+    match checked {
+        Ok((report, witnesses)) if out.json => out.json(&json(&path, &report, &witnesses)),
+        Ok((report, witnesses)) => {
+            let text = text(
+                &path,
+                &report,
+                &witnesses,
+                key.is_some(),
+                out.now_us,
+                out.paint,
+            );
+            out.text(&text)
+        }
         Err(error) => {
             if out.json && !matches!(error.what, Fault::Io(_)) {
                 out.json(&json!({
                     "path": path,
                     "ok": false,
+                    "file": error.file,
                     "entry": error.entry,
                     "offset": error.offset,
                     "error": error.what.to_string(),
                 }))?;
             }
             Err(fault(&path, error))
+        }
+    }
+}
+
+/// Says on a terminal how far long work has come.
+#[derive(Default)]
+struct Progress {
+    told: u64,
+}
+
+impl Progress {
+    const EVERY: u64 = 200_000;
+
+    fn at(&mut self, entries: u64) {
+        if entries.saturating_sub(self.told) >= Self::EVERY && std::io::stderr().is_terminal() {
+            self.told = entries;
+            // Whoever cannot be told can still wait.
+            let _ = write!(std::io::stderr(), "\r{} entries checked", grouped(entries));
+        }
+    }
+
+    fn end(&self) {
+        if self.told > 0 {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
     }
 }
@@ -76,7 +138,7 @@ fn fault(path: &Path, error: VerifyError) -> CliError {
     }
 }
 
-fn json(path: &Path, report: &VerifyReport) -> Value {
+fn json(path: &Path, report: &VerifyReport, witnesses: &[(NodeId, String)]) -> Value {
     let VerifyReport {
         entries,
         first_unix_us,
@@ -85,6 +147,10 @@ fn json(path: &Path, report: &VerifyReport) -> Value {
         node_id,
         key,
         torn_tail_bytes,
+        first_entry,
+        segments,
+        pq,
+        checkpoint,
     } = report;
     json!({
         "path": path,
@@ -95,14 +161,37 @@ fn json(path: &Path, report: &VerifyReport) -> Value {
         "head": to_hex(head),
         "node": to_hex(node_id),
         "key": to_hex(key),
+        "first_entry": first_entry,
+        "segments": segments,
+        "pq_key_sha256": to_hex(&pq.hash()),
+        "checkpoint": checkpoint.as_ref().map(|signed| json!({
+            "size": signed.checkpoint.size,
+            "root": to_hex(&signed.checkpoint.root),
+            "time_unix_s": signed.time_s,
+            "signatures": signed.note.signatures().len(),
+            "witnesses": witnesses
+                .iter()
+                .map(|(id, name)| json!({"node": id.to_string(), "name": name}))
+                .collect::<Vec<_>>(),
+        })),
         "torn_tail_bytes": torn_tail_bytes,
     })
 }
 
-fn text(path: &Path, report: &VerifyReport, ours: bool, now_us: u64, paint: Paint) -> String {
+fn text(
+    path: &Path,
+    report: &VerifyReport,
+    witnesses: &[(NodeId, String)],
+    ours: bool,
+    now_us: u64,
+    paint: Paint,
+) -> String {
     let mut table = Table::bare(2);
     let mut line = |name: &str, text: String| table.row(vec![plain(name), plain(text)]);
     line("entries", grouped(report.entries));
+    if report.first_entry > 1 {
+        line("from", grouped(report.first_entry));
+    }
     for (name, time) in [
         ("first", report.first_unix_us),
         ("last", report.last_unix_us),
@@ -111,7 +200,11 @@ fn text(path: &Path, report: &VerifyReport, ours: bool, now_us: u64, paint: Pain
             line(name, at(time, now_us));
         }
     }
-    line("head", to_hex(&report.head));
+    line("root", to_hex(&report.head));
+    line(
+        "checkpoint",
+        proof::covered(report.checkpoint.as_ref(), witnesses),
+    );
     line("node", to_hex(&report.node_id));
     let whose = if ours {
         "this node's"
@@ -119,7 +212,7 @@ fn text(path: &Path, report: &VerifyReport, ours: bool, now_us: u64, paint: Pain
         "the one the ledger names: compare it with the node's"
     };
     line("key", format!("{} ({whose})", to_hex(&report.key)));
-    let head = paint.apply(Style::Good, "every entry and every signature is good");
+    let head = paint.apply(Style::Good, "every entry is good and signed for");
     let mut text = format!(
         "{}: {head}\n{}",
         clean(&path.display().to_string()),
@@ -128,7 +221,7 @@ fn text(path: &Path, report: &VerifyReport, ours: bool, now_us: u64, paint: Pain
     if report.torn_tail_bytes > 0 {
         let _ = writeln!(
             text,
-            "  {} bytes of an unfinished entry follow: a crash, or an agent that writes right now",
+            "  {} bytes of an unfinished write follow: a crash, or an agent that writes right now",
             report.torn_tail_bytes
         );
     }
@@ -216,173 +309,4 @@ fn line(entry: &Entry, record: &Value, paint: Paint) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::OnceCell;
-    use std::sync::Arc;
-
-    use super::super::Global;
-    use super::*;
-    use crate::clock::{Clock, ManualClock};
-    use crate::ledger::{Ledger, Record};
-
-    const T: u64 = 1_700_000_000_000_000;
-
-    fn ledger(entries: u64) -> (tempfile::TempDir, Context) {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = StateDir::create(&temp.path().join("state")).unwrap();
-        let identity =
-            Identity::create(&dir, "n".parse().unwrap(), "z".parse().unwrap(), None).unwrap();
-        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(T));
-        write(&dir, &identity, &*clock, entries);
-        let global = Global {
-            state: Some(dir.path().to_owned()),
-            ..Global::default()
-        };
-        (
-            temp,
-            Context {
-                global,
-                config: OnceCell::new(),
-            },
-        )
-    }
-
-    fn write(dir: &StateDir, identity: &Identity, clock: &dyn Clock, entries: u64) {
-        let (mut ledger, _) = Ledger::open(
-            &dir.ledger(),
-            *identity.node_id().as_bytes(),
-            identity.ledger_key().clone(),
-            clock.unix_us(),
-        )
-        .unwrap();
-        for n in 0..entries {
-            ledger
-                .append(
-                    clock.unix_us(),
-                    &Record::Stopped {
-                        reason: format!("r{n}"),
-                    },
-                )
-                .unwrap();
-        }
-        ledger.sync().unwrap();
-    }
-
-    fn run(
-        json: bool,
-        command: impl FnOnce(&mut Out<'_>) -> Result<(), CliError>,
-    ) -> (String, Result<(), CliError>) {
-        let mut bytes = Vec::new();
-        let result = command(&mut Out::new(&mut bytes, json, Paint(false), T));
-        (String::from_utf8(bytes).unwrap(), result)
-    }
-
-    #[test]
-    fn a_good_ledger_is_described() {
-        let (_temp, context) = ledger(3);
-        let (text, result) = run(false, |out| verify(&context, None, out));
-        result.unwrap();
-        assert!(
-            text.contains(
-                "state/ledger.log: every entry and every signature is good\n  entries  3\n"
-            ),
-            "{text}"
-        );
-        assert!(text.contains("(this node's)"), "{text}");
-        let (text, result) = run(true, |out| verify(&context, None, out));
-        result.unwrap();
-        let value: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&value["ok"], &value["entries"]), (&json!(true), &json!(3)));
-    }
-
-    #[test]
-    fn damage_is_exit_code_1_and_names_the_entry() {
-        let (_temp, context) = ledger(3);
-        let path = StateDir::open(&context.state_dir().unwrap())
-            .unwrap()
-            .ledger();
-        let mut bytes = crate::state::read_capped(&path, 1 << 20).unwrap();
-        let at = bytes.windows(2).position(|w| w == b"r1").unwrap();
-        bytes[at] = b'X';
-        crate::state::write_atomic(&path, &bytes, 0o600).unwrap();
-        let (text, result) = run(true, |out| verify(&context, None, out));
-        let error = result.unwrap_err();
-        assert_eq!(error.exit_code(), 1);
-        assert!(error.to_string().contains("entry 2 "), "{error}");
-        let value: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&value["ok"], &value["entry"]), (&json!(false), &json!(2)));
-        let (text, result) = run(false, |out| show(&context, None, None, out));
-        assert!(
-            text.contains("reason=r0") && !text.contains("reason=r2"),
-            "{text}"
-        );
-        assert_eq!(result.unwrap_err().exit_code(), 1);
-    }
-
-    #[test]
-    fn another_nodes_ledger_in_our_place_is_noticed() {
-        let (_temp, context) = ledger(1);
-        let (other, _) = ledger(1);
-        let ours = StateDir::open(&context.state_dir().unwrap())
-            .unwrap()
-            .ledger();
-        std::fs::copy(other.path().join("state/ledger.log"), ours).unwrap();
-        let (_, result) = run(false, |out| verify(&context, None, out));
-        assert!(result.unwrap_err().to_string().contains("another key"));
-        let copy = other.path().join("state/ledger.log");
-        run(false, |out| verify(&context, Some(copy), out))
-            .1
-            .unwrap();
-    }
-
-    #[test]
-    fn show_prints_all_or_the_last() {
-        let (_temp, context) = ledger(3);
-        let (text, result) = run(false, |out| show(&context, None, None, out));
-        result.unwrap();
-        assert_eq!(text.lines().count(), 3);
-        assert!(
-            text.starts_with("     1  2023-11-14T22:13:20.000000Z  stopped       reason=r0\n"),
-            "{text}"
-        );
-        let (text, _) = run(true, |out| show(&context, Some(1), None, out));
-        let value: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(
-            (&value["entry"], &value["record"]["reason"]),
-            (&json!(3), &json!("r2"))
-        );
-    }
-
-    #[test]
-    fn a_missing_ledger_is_not_called_damaged() {
-        let (_temp, context) = ledger(0);
-        let (_, result) = run(false, |out| {
-            verify(&context, Some("/nonexistent/l".into()), out)
-        });
-        let error = result.unwrap_err().to_string();
-        assert!(
-            error.starts_with("cannot read the ledger /nonexistent/l"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn long_values_are_cut_and_nothing_moves_the_terminal() {
-        let entry = Entry {
-            seq: 1,
-            time_unix_us: T,
-            kind: 9,
-            payload: Vec::new(),
-        };
-        let record = json!({"record": "vote_seen", "vote": "A".repeat(500), "voter": "x\u{1b}"});
-        let text = line(&entry, &record, Paint(false));
-        assert!(
-            text.contains(&format!(
-                "vote={}…  voter=x\u{fffd}\n",
-                "A".repeat(MAX_VALUE)
-            )),
-            "{text}"
-        );
-        assert!(line(&entry, &Value::Null, Paint(false)).ends_with("kind 9\n"));
-    }
-}
+mod tests;

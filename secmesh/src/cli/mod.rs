@@ -9,9 +9,11 @@ mod args;
 mod capture;
 mod control;
 mod decisions;
+mod epoch;
 mod error;
 mod explain;
 mod generate;
+mod in_force;
 mod init;
 mod invite;
 mod join;
@@ -27,6 +29,7 @@ mod show;
 mod status;
 mod table;
 mod time;
+mod trust;
 mod watch;
 
 use std::cell::OnceCell;
@@ -42,7 +45,7 @@ use crate::api::client;
 use crate::api::types::Request;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
-use args::{AllowCommand, DecisionsCommand, LedgerCommand};
+use args::{AllowCommand, DecisionsCommand, LedgerCommand, PeersCommand};
 use output::{Out, Paint};
 
 const DEFAULT_CONFIG: &str = "/etc/secmesh/secmesh.toml";
@@ -85,7 +88,12 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         Command::Join(args) => join::join(context, args, out),
         Command::Status { all } => show::status(context, all, out),
         Command::Metrics => show::metrics(context, out),
-        Command::Peers => show::peers(context, out),
+        Command::Peers { command: None } => show::peers(context, out),
+        Command::Peers {
+            command: Some(PeersCommand::Remove { node, operator_key }),
+        } => epoch::remove(context, &node, &operator_key, out),
+        Command::Epoch => epoch::epoch(context, out),
+        Command::Trust { node } => trust::trust(context, node, out),
         Command::Alerts { limit } => show::alerts(context, limit, out),
         Command::Flows { limit, follow } => watch::flows(context, limit, follow, out),
         Command::Processes { limit, follow } => watch::processes(context, limit, follow, out),
@@ -121,6 +129,9 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         Command::Ledger(LedgerCommand::Verify { path }) => ledger::verify(context, path, out),
         Command::Ledger(LedgerCommand::Show { last, path }) => {
             ledger::show(context, last, path, out)
+        }
+        Command::Ledger(LedgerCommand::Prove { entry, path }) => {
+            ledger::prove(context, entry, path, out)
         }
         Command::Replay { files } => replay::replay(context, &files, out),
         Command::Capture(args) => capture::capture(context, &args, out),

@@ -17,7 +17,13 @@ use crate::state::{AgentLock, StateDir, StateError, read_capped_text};
 const ZONE_CHARS: usize = 32;
 
 /// What [`Identity::create`] writes, the file that completes it first.
-const IDENTITY_FILES: [&str; 4] = ["identity.json", "vote.key", "ledger.key", "tls.key"];
+const IDENTITY_FILES: [&str; 5] = [
+    "identity.json",
+    "vote.key",
+    "ledger.key",
+    "ledger-pq.key",
+    "tls.key",
+];
 const LOCK_FILE: &str = "agent.lock";
 
 /// A state directory that is being filled. Dropped before [`NewState::finish`], it takes back what
@@ -177,6 +183,7 @@ pub fn record(
         incarnation: identity.incarnation(),
         vote_key: identity.vote_key().verifying_key().to_bytes(),
         ledger_key: identity.ledger_key().verifying_key().to_bytes(),
+        pq_key_hash: identity.ledger_pq_key().public().hash(),
         tls_spki_sha256: identity.tls().spki_sha256(),
         address,
         joined_unix_us,

@@ -90,6 +90,13 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
     if status.cookies.total > 0 {
         line("cookies", cookies(status, paint));
     }
+    if let Some(text) = super::in_force::tables(&status.reconciled) {
+        line("kernel", text);
+    }
+    line("limits", super::in_force::limits(&status.limits));
+    if status.trust.statements > 0 {
+        line("trust", trust(status, paint));
+    }
     line("ledger", ledger(status, paint));
     out.push_str(&table.render(paint));
     for warning in warnings(status) {
@@ -98,6 +105,21 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
     counters(&mut out, "packets", &status.counters, all, paint);
     counters(&mut out, "agent", &status.controller, all, paint);
     out
+}
+
+fn trust(status: &Status, paint: Paint) -> String {
+    let said = count(status.trust.statements, "statement");
+    if status.trust.lowered.is_empty() {
+        return format!("{said}, nobody lowered");
+    }
+    let lowered: Vec<String> = status
+        .trust
+        .lowered
+        .iter()
+        .map(|(name, weight)| format!("{} {weight}", clean(name)))
+        .collect();
+    let lowered = lowered.join(", ");
+    format!("{said}; lowered: {}", paint.apply(Style::Warning, &lowered))
 }
 
 /// The first characters of an id, enough to tell two apart by eye.
@@ -307,6 +329,13 @@ fn warnings(status: &Status) -> Vec<String> {
             grouped(status.blocks.reconciled.failed)
         ));
     }
+    for (table, totals) in status.reconciled.iter().filter(|(_, t)| t.failed > 0) {
+        warnings.push(format!(
+            "{}: comparing with the kernel failed {} times; the log says why",
+            clean(table),
+            grouped(totals.failed)
+        ));
+    }
     if let Some(error) = &status.lists.error {
         warnings.push(format!(
             "the lists are not enforced as they should be: {}",
@@ -352,7 +381,8 @@ fn counters(
 
 /// The nodes of the mesh.
 pub fn peers(peers: &[Peer], paint: Paint) -> String {
-    let mut table = Table::new(&["NAME", "ID", "ZONE", "ADDRESS", "WEIGHT", "STATE"]).right(&[4]);
+    let headings = ["NAME", "ID", "ZONE", "ADDRESS", "WEIGHT", "TRUST", "STATE"];
+    let mut table = Table::new(&headings).right(&[4, 5]);
     for peer in peers {
         let state = if peer.equivocated {
             styled("proved to lie, counts nothing", Style::Bad)
@@ -369,6 +399,7 @@ pub fn peers(peers: &[Peer], paint: Paint) -> String {
             plain(&peer.zone),
             plain(peer.address.as_deref().unwrap_or("-")),
             plain(peer.weight.to_string()),
+            plain(peer.trust.to_string()),
             state,
         ]);
     }
@@ -413,6 +444,7 @@ interfaces  eth0 (driver mode), eth1 (generic mode)
 quorum      FULL: 400 of 400 weight in reach, 134 needed (T_lo 134, T_hi 267); 4 nodes, epoch 4
 blocks      2 of 2 enforced
 watched     1 source that peers reported
+limits      none
 ledger      running, 1,500 entries, head 0123456789ab
 packets
   drop_block4       7
@@ -542,10 +574,22 @@ packets
     }
 
     #[test]
+    fn who_is_trusted_less_is_named() {
+        let mut status = fixture();
+        status.trust.statements = 7;
+        assert!(
+            super::status(&status, false, Paint(false)).contains("7 statements, nobody lowered")
+        );
+        status.trust.lowered.insert("n2".to_owned(), 33);
+        let text = super::status(&status, false, Paint(false));
+        assert!(text.contains("7 statements; lowered: n2 33"), "{text}");
+    }
+
+    #[test]
     fn peers_are_a_table() {
         let list: Vec<Peer> = serde_json::from_value(json!([
             {"id": "00112233445566778899aabbccddeeff", "name": "n1", "zone": "z1", "address": "10.0.0.1:4747",
-             "connected": false, "weight": 100, "equivocated": false, "this_node": true},
+             "connected": false, "weight": 100, "trust": 98, "equivocated": false, "this_node": true},
             {"id": "ff112233445566778899aabbccddeeff", "name": "node2", "zone": "z2", "address": null,
              "connected": true, "weight": 0, "equivocated": true, "this_node": false},
         ]))
@@ -553,9 +597,9 @@ packets
         assert_eq!(
             peers(&list, Paint(false)),
             "\
-NAME   ID            ZONE  ADDRESS        WEIGHT  STATE
-n1     001122334455  z1    10.0.0.1:4747     100  this node
-node2  ff1122334455  z2    -                   0  proved to lie, counts nothing
+NAME   ID            ZONE  ADDRESS        WEIGHT  TRUST  STATE
+n1     001122334455  z1    10.0.0.1:4747     100     98  this node
+node2  ff1122334455  z2    -                   0      0  proved to lie, counts nothing
 "
         );
     }

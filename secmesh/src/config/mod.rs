@@ -12,9 +12,11 @@ mod detect;
 mod document;
 mod error;
 mod flows;
+mod ledger;
 mod limits;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod values;
 
 use std::fs::File;
@@ -33,9 +35,11 @@ pub use detect::{DetectConfig, FloodConfig, ScanConfig};
 use document::Document;
 pub use error::{ConfigError, Problem};
 pub use flows::{FlowsConfig, HostConfig};
+pub use ledger::LedgerConfig;
 pub use limits::{
     ByteRate, ChecksConfig, CountRate, LimitsConfig, Port, SourceLimits, TripwireConfig,
 };
+pub use trust::TrustConfig;
 pub use values::{AttachMode, CookieMode, KernelLog, Mode};
 
 /// Largest configuration file accepted, in bytes.
@@ -77,6 +81,8 @@ pub struct Config {
     pub respond: RespondConfig,
     /// What it tells a Prometheus.
     pub metrics: MetricsConfig,
+    /// The record.
+    pub ledger: LedgerConfig,
     /// Flow records.
     pub flows: FlowsConfig,
     /// What is watched of this host beside its traffic.
@@ -87,6 +93,8 @@ pub struct Config {
     pub checks: ChecksConfig,
     /// Ports that name whoever sends to them.
     pub tripwire: TripwireConfig,
+    /// Evidence on the nodes of the mesh.
+    pub trust: TrustConfig,
 }
 
 /// `[node]`
@@ -343,11 +351,13 @@ impl Config {
         check.section("detect", |check| self.detect.check(check));
         check.section("respond", |check| self.respond.check(check));
         check.section("metrics", |check| self.metrics.check(check));
+        check.section("ledger", |check| self.ledger.check(check));
         check.section("flows", |check| self.flows.check(check));
         check.section("host", |check| self.host.check(check));
         check.section("limits", |check| self.limits.check(check));
         check.section("checks", ChecksConfig::check);
         check.section("tripwire", |check| self.tripwire.check(check));
+        check.section("trust", |check| self.trust.check(check));
         check
     }
 }

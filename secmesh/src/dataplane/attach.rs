@@ -77,7 +77,9 @@ pub(super) fn attach(
             if !permitted(policy).contains(&mode) {
                 // The configuration has changed; one interface has one link, so this one goes first.
                 warn!(interface, %mode, "the running link is of a mode that is not wanted any more; attaching anew");
+                let running = program_of(&path);
                 unpin(&path)?;
+                wait_until_gone(index, running);
                 continue;
             }
             if !is_on(&path, interface, index)? {
@@ -108,6 +110,29 @@ pub(super) fn attach(
         attach_mode: mode,
         resumed: false,
     })
+}
+
+/// The program that a pinned link holds.
+fn program_of(path: &Path) -> Option<u32> {
+    let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
+    Some(link.info().ok()?.program_id())
+}
+
+/// Waits until a program whose link was unpinned has left the interface: the kernel lets go of links in a worker
+/// (`bpf_link_put` in kernel/bpf/syscall.c), and until then nobody else can attach. At most a second; then attaching
+/// says who is in the way.
+fn wait_until_gone(index: u32, program: Option<u32>) {
+    let Some(program) = program else {
+        return;
+    };
+    for _ in 0..1000 {
+        match netlink::xdp_programs(index) {
+            Ok(running) if running.contains(&program) => {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            _ => return,
+        }
+    }
 }
 
 /// Whether the pinned link is the one of this interface: an interface that was renamed keeps its link, and a
@@ -324,6 +349,60 @@ pub(super) fn pinned_interfaces(dir: &Path) -> Result<Vec<String>, DataplaneErro
     Ok(names)
 }
 
+/// The pins of links.
+pub(super) fn link_pins(dir: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+    Ok(pins(dir)?
+        .into_iter()
+        .filter(|path| interface_of(path).is_some())
+        .collect())
+}
+
+/// Puts our program into the links of an interface that nobody attached to, so that it too looks at our maps.
+pub(super) fn switch_pinned(
+    program: &mut Xdp,
+    interface: &str,
+    dir: &Path,
+) -> Result<(), DataplaneError> {
+    for mode in AttachMode::ALL {
+        let path = pin_path(dir, interface, mode);
+        if path.exists() {
+            take_over(program, interface, &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is pinned in a directory; nothing if there is none.
+fn pins(dir: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+    let failed = |source| DataplaneError::PinDir {
+        dir: dir.to_path_buf(),
+        source,
+    };
+    match std::fs::read_dir(dir) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|e| e.path()).map_err(failed))
+            .collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Removes a directory of pins that another one has too, or that nothing runs on; gives how many there were.
+pub(super) fn remove_second_pins(dir: &Path) -> Result<usize, DataplaneError> {
+    let failed = |source| DataplaneError::PinDir {
+        dir: dir.to_path_buf(),
+        source,
+    };
+    let paths = pins(dir)?;
+    for path in &paths {
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    match std::fs::remove_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
+        _ => Ok(paths.len()),
+    }
+}
+
 /// Removes the pins of an interface's links; its program leaves it.
 pub(super) fn unpin_interface(dir: &Path, interface: &str) -> Result<(), DataplaneError> {
     let programs = AttachMode::ALL.map(|mode| pin_path(dir, interface, mode));
@@ -344,21 +423,31 @@ pub(super) fn remove_pins(dir: &Path) -> Result<usize, DataplaneError> {
         dir: dir.to_path_buf(),
         source,
     };
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(e) => return Err(failed(e)),
-    };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    let mut paths = pins(dir)?;
+    if paths.is_empty() && !dir.exists() {
+        return Ok(0);
+    }
     paths.sort_by_key(|p| {
         !p.file_name()
             .is_some_and(|n| n.to_string_lossy().starts_with("link-"))
     });
     super::flows::remove_filters(&paths);
+    let running: Vec<(u32, Option<u32>)> = paths
+        .iter()
+        .filter_map(|path| {
+            let name = interface_of(path)?;
+            let index = nix::net::if_::if_nametoindex(name.as_str()).ok()?;
+            Some((index, program_of(path)))
+        })
+        .collect();
     for path in &paths {
         std::fs::remove_file(path).map_err(failed)?;
     }
     std::fs::remove_dir(dir).map_err(failed)?;
+    // Who is told that nothing is filtered any more may rely on it.
+    for (index, program) in running {
+        wait_until_gone(index, program);
+    }
     Ok(paths.len())
 }
 

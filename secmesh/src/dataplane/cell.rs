@@ -33,6 +33,17 @@ impl ConfigCell {
         self.lock().current
     }
 
+    /// Writes the entry again if somebody else changed it; whether that was so.
+    pub fn put_right(&self) -> Result<bool, DataplaneError> {
+        let mut inner = self.lock();
+        let wanted = inner.current;
+        if inner.map.get(&0, 0).map_err(DataplaneError::Map)? == wanted {
+            return Ok(false);
+        }
+        inner.map.set(0, wanted, 0).map_err(DataplaneError::Map)?;
+        Ok(true)
+    }
+
     /// Changes it; nothing is written if nothing changed.
     pub fn update(&self, change: impl FnOnce(&mut KernelConfig)) -> Result<(), DataplaneError> {
         let mut inner = self.lock();

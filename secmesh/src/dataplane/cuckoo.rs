@@ -5,11 +5,9 @@
 
 use std::collections::HashSet;
 
-use super::TableError;
+use secmesh_common::list::{EXPIRY_NEVER, MIN_BUCKETS};
 
-/// Of so many slots of 8 at most are used, so that insertions find room (with two buckets of four or two
-/// slots the structure itself would hold over 95 % or 89 %).
-const LOAD_EIGHTHS: usize = 6;
+use super::TableError;
 
 /// Longest chain of moves before an insertion gives up.
 const MAX_MOVES: usize = 500;
@@ -20,17 +18,59 @@ pub(super) trait Geometry {
     type Key: Copy + Ord + std::hash::Hash;
     /// Slots in one bucket.
     const SLOTS: usize;
-    /// The two buckets of a key.
-    fn places(key: Self::Key, seed: u64, mask: u32) -> [u32; 2];
+    /// Of so many slots of 8 at most are used, so that insertions find room and most hosts are in the bucket
+    /// that is looked at first.
+    const LOAD_EIGHTHS: usize;
+    /// Buckets that share what is said of the soonest end.
+    const GROUP: usize;
+    /// The two buckets of a key among so many.
+    fn places(key: Self::Key, seed: u64, buckets: u32) -> [u32; 2];
 }
 
 /// What a host carries: its end in kernel units and its list.
 pub(super) type Value = (u32, u16);
 
+/// Buckets that hold `hosts` hosts of a geometry at its load.
+pub(super) fn buckets_for<G: Geometry>(hosts: u32) -> u32 {
+    let slots = u64::from(hosts) * 8;
+    let of_one = (G::SLOTS * G::LOAD_EIGHTHS).max(1) as u64;
+    u32::try_from(slots.div_ceil(of_one))
+        .unwrap_or(u32::MAX)
+        .max(MIN_BUCKETS)
+}
+
+/// Slots of so many buckets.
+pub(super) fn slots_of<G: Geometry>(buckets: u32) -> u32 {
+    buckets.saturating_mul(u32::try_from(G::SLOTS).unwrap_or(u32::MAX))
+}
+
 /// One bucket that has to be written.
-pub(super) struct Write<'a, K> {
+pub(super) struct Write<'a, K: Copy> {
     pub bucket: u32,
+    /// The one slot that changes.
+    pub slot: usize,
+    /// All slots of the bucket as they are to be.
     pub slots: &'a [Option<(K, Value)>],
+    /// All slots of the buckets of its group.
+    pub group: &'a [Option<(K, Value)>],
+}
+
+impl<K: Copy> Write<'_, K> {
+    /// What the changed slot is to hold.
+    pub fn value(&self) -> Option<Value> {
+        let (_, value) = self.slots.get(self.slot).copied().flatten()?;
+        Some(value)
+    }
+
+    /// When the first host of the group ends.
+    pub fn soonest(&self) -> u32 {
+        let ends = self
+            .group
+            .iter()
+            .flatten()
+            .map(|(_, (expires, _))| *expires);
+        ends.min().unwrap_or(EXPIRY_NEVER)
+    }
 }
 
 /// The user-space side of one host table.
@@ -46,7 +86,7 @@ pub(super) struct Cuckoo<G: Geometry> {
 type Sink<'a, K> = &'a mut dyn FnMut(Write<'_, K>) -> Result<(), TableError>;
 
 impl<G: Geometry> Cuckoo<G> {
-    /// An empty table of `buckets` (a power of two) buckets.
+    /// An empty table of so many buckets.
     pub fn new(seed: u64, buckets: u32) -> Self {
         Self {
             seed,
@@ -57,9 +97,9 @@ impl<G: Geometry> Cuckoo<G> {
         }
     }
 
-    /// Number of buckets less one.
-    pub fn mask(&self) -> u32 {
-        self.buckets.saturating_sub(1)
+    /// Number of buckets.
+    pub fn buckets(&self) -> u32 {
+        self.buckets
     }
 
     /// Hosts in it.
@@ -69,11 +109,15 @@ impl<G: Geometry> Cuckoo<G> {
 
     /// Hosts that it takes.
     pub fn capacity(&self) -> usize {
-        self.slots.len() / 8 * LOAD_EIGHTHS
+        self.slots.len() * G::LOAD_EIGHTHS / 8
     }
 
-    /// Notes a host that the kernel's table holds already.
+    /// Notes a host that the kernel's table holds already; nothing if it cannot be found there, as what fills a
+    /// free slot cannot.
     pub fn learn(&mut self, key: G::Key, value: Value, bucket: u32, slot: usize) {
+        if !G::places(key, self.seed, self.buckets).contains(&bucket) {
+            return;
+        }
         let at = bucket as usize * G::SLOTS + slot;
         if let Some(place) = self.slots.get_mut(at) {
             if place.is_none() {
@@ -83,14 +127,23 @@ impl<G: Geometry> Cuckoo<G> {
         }
     }
 
-    fn bucket(&self, bucket: u32) -> &[Option<(G::Key, Value)>] {
+    /// What should be in a bucket.
+    pub fn bucket(&self, bucket: u32) -> &[Option<(G::Key, Value)>] {
         let start = bucket as usize * G::SLOTS;
         self.slots.get(start..start + G::SLOTS).unwrap_or_default()
     }
 
+    /// What should be in the buckets of its group.
+    pub fn group(&self, bucket: u32) -> &[Option<(G::Key, Value)>] {
+        let size = G::GROUP * G::SLOTS;
+        let start = bucket as usize / G::GROUP.max(1) * size;
+        let end = self.slots.len().min(start + size);
+        self.slots.get(start..end).unwrap_or_default()
+    }
+
     /// Bucket and slot of a host.
     pub fn find(&self, key: G::Key) -> Option<(u32, usize)> {
-        G::places(key, self.seed, self.mask())
+        G::places(key, self.seed, self.buckets)
             .into_iter()
             .find_map(|bucket| {
                 let slot = self
@@ -114,12 +167,19 @@ impl<G: Geometry> Cuckoo<G> {
         };
         let old = std::mem::replace(place, host);
         let slots = self.bucket(bucket);
-        if let Err(error) = sink(Write { bucket, slots }) {
+        let group = self.group(bucket);
+        if let Err(error) = sink(Write {
+            bucket,
+            slot,
+            slots,
+            group,
+        }) {
             if let Some(place) = self.slots.get_mut(at) {
                 *place = old;
             }
             return Err(error);
         }
+        self.len = self.len + usize::from(host.is_some()) - usize::from(old.is_some());
         Ok(())
     }
 
@@ -154,7 +214,7 @@ impl<G: Geometry> Cuckoo<G> {
             }
             path.push((bucket, slot));
             let (key, _) = (*self.bucket(bucket).get(slot)?)?;
-            let [a, b] = G::places(key, self.seed, self.mask());
+            let [a, b] = G::places(key, self.seed, self.buckets);
             bucket = if a == bucket { b } else { a };
         }
         None
@@ -173,7 +233,7 @@ impl<G: Geometry> Cuckoo<G> {
             }
             return Ok(false);
         }
-        let places = G::places(key, self.seed, self.mask());
+        let places = G::places(key, self.seed, self.buckets);
         let path = (0..8)
             .find_map(|_| self.path(places))
             .ok_or(TableError::Crowded)?;
@@ -187,13 +247,20 @@ impl<G: Geometry> Cuckoo<G> {
         }
         if let Some((bucket, slot)) = path.first() {
             self.put(*bucket, *slot, Some((key, value)), sink)?;
-            self.len += 1;
         }
         Ok(true)
     }
 
     /// Makes the table hold exactly `wanted`: takes out what is not in it, then puts in what is missing.
     /// Returns how many came and went.
+    ///
+    /// Whatever happens, a host that is in the table and in `wanted` is found at any time. A failure between
+    /// the two writes of a move, or an agent's end there, leaves a host in both its places; then the place
+    /// that is not looked at first is cleared here, so that no old copy outlives a change.
+    ///
+    /// # Errors
+    ///
+    /// What the sink says, or [`TableError::Crowded`]. Part of the work is done then; calling again goes on.
     pub fn replace(
         &mut self,
         wanted: impl Iterator<Item = (G::Key, Value)> + Clone,
@@ -206,10 +273,11 @@ impl<G: Geometry> Cuckoo<G> {
             for bucket in 0..self.buckets {
                 for slot in 0..G::SLOTS {
                     let host = self.bucket(bucket).get(slot).copied().flatten();
-                    if host.is_some_and(|(k, _)| !keep.contains(&k)) {
+                    let Some((key, _)) = host else { continue };
+                    let stray = self.find(key) != Some((bucket, slot));
+                    if stray || !keep.contains(&key) {
                         self.put(bucket, slot, None, sink)?;
-                        self.len -= 1;
-                        removed += 1;
+                        removed += usize::from(self.find(key).is_none());
                     }
                 }
             }

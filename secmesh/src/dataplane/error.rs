@@ -41,9 +41,9 @@ pub enum DataplaneError {
         /// The system's word.
         source: io::Error,
     },
-    /// Pinned state of another version.
+    /// Pinned state of a version that this one does not understand.
     #[error(
-        "{} holds state of schema {found}, this version has schema {ours}\n  remedy: `secmesh detach` with the version that made it, then start this one", dir.display()
+        "{} holds state of schema {found}, this version understands schemas up to {ours}\n  remedy: start the version that made it, or a newer one; its blocks stay in force meanwhile. To give them up: `secmesh detach` with that version, then start this one", dir.display()
     )]
     Schema {
         /// The version found.
@@ -52,6 +52,34 @@ pub enum DataplaneError {
         ours: u32,
         /// Where.
         dir: PathBuf,
+    },
+    /// A map of an older version says of itself nothing that could be read.
+    #[error(
+        "{} is of schema {schema}, and its fields are not those that this version knows\n  remedy: start the version that made it; its blocks stay in force meanwhile. To give them up: `secmesh detach` with that version, then start this one", path.display()
+    )]
+    NotUnderstood {
+        /// The pin.
+        path: PathBuf,
+        /// Its schema.
+        schema: u32,
+    },
+    /// What is in force does not fit the configured size.
+    #[error(
+        "more entries are in force than the kernel's {map} map would hold, so it was not changed and they stay in force\n  remedy: raise [dataplane] {setting}, or end some of them first"
+    )]
+    TooSmall {
+        /// The map.
+        map: &'static str,
+        /// The setting that sizes it.
+        setting: &'static str,
+    },
+    /// Changing to another set of maps failed; the old one is in force.
+    #[error("changing {what} over to new maps: {source}; the old ones stay in force")]
+    Change {
+        /// What could not be changed.
+        what: &'static str,
+        /// The system's word.
+        source: io::Error,
     },
     /// A pinned map of another shape.
     #[error(

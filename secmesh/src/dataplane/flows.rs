@@ -202,6 +202,20 @@ impl Dataplane {
     }
 }
 
+/// As [`attach::switch_pinned`], for the program that counts what leaves.
+pub(super) fn switch_pinned(ebpf: &mut Ebpf, interface: &str, dir: &Path) {
+    let path = pin_path(dir, interface);
+    if !path.exists() {
+        return;
+    }
+    let switched = egress(ebpf)
+        .map_err(|e| e.to_string())
+        .and_then(|program| take_over(program, interface, &path));
+    if let Err(reason) = switched {
+        warn!(interface, %reason, "the program that counts flows stays the old one");
+    }
+}
+
 fn run(program: &Xdp, from: u32) -> Result<SweepOrder, DataplaneError> {
     let mut packet = [0u8; 64];
     let mut out = [0u8; 64];

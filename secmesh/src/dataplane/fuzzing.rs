@@ -8,7 +8,13 @@ use secmesh_common::{
     event::Event,
 };
 
-use super::{events, tables};
+pub use super::cuckoo_check::Hosts;
+use super::{
+    cuckoo_check::Published,
+    events,
+    lists::{Four, Six},
+    tables,
+};
 use crate::addr::Prefix;
 
 /// The event in a ring record, as the reader of the ring decodes it.
@@ -58,5 +64,45 @@ pub fn prefix_of_trie_key(key: &[u8]) -> Option<Prefix> {
         tables::net4_prefix(&pod_from_bytes(key)?)
     } else {
         tables::net6_prefix(&pod_from_bytes::<Key<Net6>>(key)?)
+    }
+}
+
+/// Host tables of both families without a kernel, 256 slots each. What must hold is asserted inside, after
+/// every write.
+pub struct HostTables {
+    four: Published<Four>,
+    six: Published<Six>,
+}
+
+impl HostTables {
+    /// Empty ones.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            four: Published::new(seed, 64),
+            six: Published::new(seed, 128),
+        }
+    }
+
+    /// Replaces the hosts: an address with its end and its list. The writes from the `fails_at`th on are
+    /// refused. Says whether each table took them.
+    ///
+    /// # Panics
+    /// When a host that is in the old and in the new set could not be found at any moment.
+    pub fn replace(
+        &mut self,
+        four: &Hosts<u32>,
+        six: &Hosts<u128>,
+        fails_at: Option<usize>,
+    ) -> [bool; 2] {
+        [
+            self.four.replace(four, fails_at).is_ok(),
+            self.six.replace(six, fails_at).is_ok(),
+        ]
+    }
+
+    /// The agent ends, and another one learns what is there.
+    pub fn restart(&mut self) {
+        self.four.restart();
+        self.six.restart();
     }
 }

@@ -10,11 +10,12 @@ use std::{
 
 use aya::maps::{Array, MapData};
 use secmesh_common::list::{
-    GUARD_DECISION, GUARD_LIST, GUARD_WORDS, GUARD6_LONG, GUARD6_SHORT, GuardPlace, guard4,
-    guard6_long, guard6_short,
+    GUARD_DECISION, GUARD_LIST, GUARD_MAX_WORDS, GUARD_MIN_WORDS, GUARD_PER_WORD, GUARD4_LONG,
+    GUARD6_LONG, GUARD6_SHORT, GuardPlace, WIDE4_DECISION, WIDE4_LIST, WIDE6_DECISION, WIDE6_LIST,
+    guard_shift, guard4_long, guard4_short, guard6_long, guard6_short,
 };
 
-use super::{TableError, cell::ConfigCell};
+use super::{DataplaneError, TableError, cell::ConfigCell};
 use crate::addr::Prefix;
 
 /// Bit of [`secmesh_common::config::Config::guard6_off`] that decisions set.
@@ -22,25 +23,30 @@ const OFF_DECISIONS: u32 = 1;
 /// The bit that lists set.
 const OFF_LISTS: u32 = 2;
 
+/// Neighbourhoods for each entry of the lists: one packet in so many of those that nothing blocks is looked up
+/// for nothing. More would make the guard itself the cache miss that it is to save.
+const PER_ENTRY: u64 = 8;
+
+/// Words of a guard for tables of so many entries: a power of two.
+pub(super) fn words_for(addresses: u32, prefixes: u32) -> u32 {
+    let places = (u64::from(addresses) + u64::from(prefixes)) * PER_ENTRY;
+    let words = places.div_ceil(GUARD_PER_WORD.into()).next_power_of_two();
+    u32::try_from(words)
+        .unwrap_or(GUARD_MAX_WORDS)
+        .clamp(GUARD_MIN_WORDS, GUARD_MAX_WORDS)
+}
+
 /// What lists want guarded: the planes of both families, and whether the IPv6 guard must be off.
 pub(super) struct ListPlanes {
     v4: Vec<u64>,
     v6: Vec<u64>,
     v6_off: bool,
+    wide: u32,
     seed: u64,
+    shift: u32,
 }
 
 impl ListPlanes {
-    /// Guards nothing.
-    pub fn new(seed: u64) -> Self {
-        Self {
-            v4: vec![0; GUARD_WORDS],
-            v6: vec![0; GUARD_WORDS],
-            v6_off: false,
-            seed,
-        }
-    }
-
     fn set(plane: &mut [u64], place: GuardPlace) {
         if let Some(word) = plane.get_mut(place.word as usize) {
             *word |= GUARD_LIST << place.shift;
@@ -49,8 +55,17 @@ impl ListPlanes {
 
     /// Guards an IPv4 range, both ends included.
     pub fn add4(&mut self, start: u32, end: u32) {
-        for neighbourhood in (start >> 8)..=(end >> 8) {
-            Self::set(&mut self.v4, guard4(neighbourhood << 8));
+        if (end >> 8) - (start >> 8) < 1 << (24 - GUARD4_LONG) {
+            for block in (start >> 8)..=(end >> 8) {
+                let place = guard4_long(block << 8, self.seed, self.shift);
+                Self::set(&mut self.v4, place);
+            }
+            return;
+        }
+        self.wide |= WIDE4_LIST;
+        for block in (start >> 16)..=(end >> 16) {
+            let place = guard4_short(block << 16, self.seed, self.shift);
+            Self::set(&mut self.v4, place);
         }
     }
 
@@ -58,7 +73,8 @@ impl ListPlanes {
     pub fn add6(&mut self, start: u128, end: u128) {
         let (first, last) = (high(start), high(end));
         if last >> 16 == first >> 16 {
-            Self::set(&mut self.v6, guard6_long(first, self.seed));
+            let place = guard6_long(first, self.seed, self.shift);
+            Self::set(&mut self.v6, place);
             return;
         }
         let (first, last) = (first >> 32, last >> 32);
@@ -66,8 +82,10 @@ impl ListPlanes {
             self.v6_off = true;
             return;
         }
+        self.wide |= WIDE6_LIST;
         for block in first..=last {
-            Self::set(&mut self.v6, guard6_short(block << 32, self.seed));
+            let place = guard6_short(block << 32, self.seed, self.shift);
+            Self::set(&mut self.v6, place);
         }
     }
 }
@@ -80,8 +98,9 @@ fn high(addr: u128) -> u64 {
 struct Inner {
     maps: [Array<MapData, u64>; 2],
     words: [Vec<u64>; 2],
-    /// Exact decisions in each neighbourhood, by family, word and shift.
-    exact: HashMap<(bool, u32, u32), u32>,
+    shift: u32,
+    /// Decisions in each neighbourhood, by family, word and shift.
+    decisions: HashMap<(bool, u32, u32), u32>,
     /// Prefix decisions.
     prefixes: BTreeSet<Prefix>,
     config: ConfigCell,
@@ -92,15 +111,23 @@ struct Inner {
 pub(super) struct Guard(Arc<Mutex<Inner>>);
 
 impl Guard {
-    /// Takes the maps over. Whatever bits an earlier agent left stay until [`Guard::set_lists`] and the
-    /// decisions that it wrote have been learned: a bit too many costs a lookup, one too few a block.
+    /// Takes the maps over, which are of one size. Whatever bits an earlier agent left stay until
+    /// [`Guard::set_lists`] and the decisions that it wrote have been learned: a bit too many costs a lookup, one
+    /// too few a block.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal to be told how large they are.
     pub fn open(
         v4: Array<MapData, u64>,
         v6: Array<MapData, u64>,
         config: ConfigCell,
         fresh: bool,
-    ) -> Self {
-        let mut words = [vec![0; GUARD_WORDS], vec![0; GUARD_WORDS]];
+    ) -> Result<Self, DataplaneError> {
+        let size = v4.len();
+        let shift = guard_shift(size);
+        config.update(|c| c.guard_shift = shift)?;
+        let mut words = [vec![0; size as usize], vec![0; size as usize]];
         if !fresh {
             for (map, words) in [&v4, &v6].into_iter().zip(&mut words) {
                 for (n, word) in (0u32..).zip(words.iter_mut()) {
@@ -108,68 +135,112 @@ impl Guard {
                 }
             }
         }
-        Self(Arc::new(Mutex::new(Inner {
+        Ok(Self(Arc::new(Mutex::new(Inner {
             maps: [v4, v6],
             words,
-            exact: HashMap::new(),
+            shift,
+            decisions: HashMap::new(),
             prefixes: BTreeSet::new(),
             config,
-        })))
+        }))))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Planes of this guard's size that guard nothing.
+    pub fn planes(&self) -> ListPlanes {
+        let inner = self.lock();
+        let [v4, v6] = &inner.words;
+        ListPlanes {
+            v4: vec![0; v4.len()],
+            v6: vec![0; v6.len()],
+            v6_off: false,
+            wide: 0,
+            seed: inner.config.get().table_seed,
+            shift: inner.shift,
+        }
+    }
+
     /// Guards a decision's prefix; before its entry is written. Doing so twice is once.
     pub fn add(&self, prefix: &Prefix, is_new: bool) -> Result<(), TableError> {
         let mut inner = self.lock();
-        if prefix.is_single() {
-            let seed = inner.config.get().table_seed;
-            let place = host_place(prefix.addr(), seed);
-            inner.set(prefix.is_ipv4(), place, GUARD_DECISION)?;
-            if is_new {
-                let key = (prefix.is_ipv4(), place.word, place.shift);
-                let count = inner.exact.entry(key).or_insert(0);
+        let single = prefix.is_single();
+        let is_new = if single {
+            is_new
+        } else {
+            inner.prefixes.insert(*prefix)
+        };
+        if !single {
+            inner.write_wide(None)?;
+        }
+        let v4 = prefix.is_ipv4();
+        let places = inner.places(prefix);
+        // All are counted before the first write, which may fail: a count too many keeps a bit, one too few
+        // would take another decision's.
+        if is_new {
+            for place in &places {
+                let key = (v4, place.word, place.shift);
+                let count = inner.decisions.entry(key).or_insert(0);
                 *count = count.saturating_add(1);
             }
-            return Ok(());
         }
-        for place in inner.places(prefix) {
-            inner.set(prefix.is_ipv4(), place, GUARD_DECISION)?;
+        for place in places {
+            inner.set(v4, place, GUARD_DECISION)?;
         }
-        inner.prefixes.insert(*prefix);
-        inner.write_off(None)
+        Ok(())
     }
 
     /// Stops guarding a decision's prefix; after its entry was removed.
     pub fn remove(&self, prefix: &Prefix) -> Result<(), TableError> {
         let mut inner = self.lock();
         let v4 = prefix.is_ipv4();
-        let places = if prefix.is_single() {
-            let seed = inner.config.get().table_seed;
-            let place = host_place(prefix.addr(), seed);
+        let single = prefix.is_single();
+        if !single && !inner.prefixes.remove(prefix) {
+            return Ok(());
+        }
+        for place in inner.places(prefix) {
             let key = (v4, place.word, place.shift);
-            match inner.exact.get_mut(&key) {
+            match inner.decisions.get_mut(&key) {
                 Some(count) if *count > 1 => *count -= 1,
                 _ => {
-                    inner.exact.remove(&key);
+                    inner.decisions.remove(&key);
+                    inner.clear(v4, place, GUARD_DECISION)?;
                 }
             }
-            vec![place]
-        } else {
-            inner.prefixes.remove(prefix);
-            inner.places(prefix)
-        };
-        let kept = inner.prefix_places(prefix);
-        for place in places {
-            let held = inner.exact.contains_key(&(v4, place.word, place.shift))
-                || kept.contains(&(place.word, place.shift));
-            if !held {
-                inner.clear(v4, place, GUARD_DECISION)?;
-            }
         }
-        inner.write_off(None)
+        if single {
+            return Ok(());
+        }
+        inner.write_wide(None)
+    }
+
+    /// Words of each family's guard.
+    pub fn words(&self) -> u32 {
+        let inner = self.lock();
+        let [v4, _] = &inner.words;
+        u32::try_from(v4.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Compares a word with what should be there, and writes it again if it differs: `Some` then, and whether
+    /// bits were missing.
+    pub fn audit(&self, v4: bool, n: u32) -> Result<Option<bool>, TableError> {
+        let mut inner = self.lock();
+        let wanted = inner.word(v4, n);
+        let Some(map) = inner.maps.get_mut(usize::from(!v4)) else {
+            return Ok(None);
+        };
+        let refused = |e: aya::maps::MapError| TableError::Kernel {
+            map: if v4 { "GUARD4" } else { "GUARD6" },
+            reason: e.to_string(),
+        };
+        let there = map.get(&n, 0).map_err(refused)?;
+        if there == wanted {
+            return Ok(None);
+        }
+        map.set(n, wanted, 0).map_err(refused)?;
+        Ok(Some(wanted & !there != 0))
     }
 
     /// Sets the bits that `wanted` adds; before the lists' entries are written.
@@ -185,8 +256,8 @@ impl Guard {
     fn write_lists(&self, wanted: &ListPlanes, clear: bool) -> Result<(), TableError> {
         let list_bits = GUARD_LIST * 0x5555_5555_5555_5555;
         let mut inner = self.lock();
-        if wanted.v6_off {
-            inner.write_off(Some(true))?;
+        if !clear {
+            inner.write_wide(Some((wanted, true)))?;
         }
         for (family, plane) in [&wanted.v4, &wanted.v6].into_iter().enumerate() {
             for (n, want) in (0u32..).zip(plane.iter()) {
@@ -197,58 +268,44 @@ impl Guard {
                 inner.write(family == 0, n, kept | want)?;
             }
         }
-        if clear && !wanted.v6_off {
-            inner.write_off(Some(false))?;
+        if clear {
+            inner.write_wide(Some((wanted, false)))?;
         }
         Ok(())
     }
 }
 
-/// Where a single address is guarded.
-fn host_place(addr: IpAddr, seed: u64) -> GuardPlace {
-    match addr {
-        IpAddr::V4(a) => guard4(a.into()),
-        IpAddr::V6(a) => guard6_long(high(a.into()), seed),
-    }
-}
-
 impl Inner {
-    /// The places of a prefix that is not a single address; none if it switches the guard off.
+    /// The places of a prefix; none if it switches the guard off.
     fn places(&self, prefix: &Prefix) -> Vec<GuardPlace> {
-        let seed = self.config.get().table_seed;
+        let (seed, shift) = (self.config.get().table_seed, self.shift);
         match prefix.addr() {
-            IpAddr::V4(a) => {
+            IpAddr::V4(a) if prefix.len() >= GUARD4_LONG => {
                 let first = u32::from(a) >> 8;
                 let count = 1u32 << 24u32.saturating_sub(prefix.len().into());
                 (first..first.saturating_add(count))
-                    .map(|n| guard4(n << 8))
+                    .map(|n| guard4_long(n << 8, seed, shift))
+                    .collect()
+            }
+            IpAddr::V4(a) => {
+                let first = u32::from(a) >> 16;
+                let count = 1u32 << 16u32.saturating_sub(prefix.len().into());
+                (first..first.saturating_add(count))
+                    .map(|n| guard4_short(n << 16, seed, shift))
                     .collect()
             }
             IpAddr::V6(a) if prefix.len() >= GUARD6_LONG => {
-                vec![guard6_long(high(a.into()), seed)]
+                vec![guard6_long(high(a.into()), seed, shift)]
             }
             IpAddr::V6(a) if prefix.len() >= GUARD6_SHORT => {
                 let first = high(a.into()) >> 32;
                 let count = 1u64 << 32u32.saturating_sub(prefix.len().into());
                 (first..first.saturating_add(count))
-                    .map(|n| guard6_short(n << 32, seed))
+                    .map(|n| guard6_short(n << 32, seed, shift))
                     .collect()
             }
             IpAddr::V6(_) => Vec::new(),
         }
-    }
-
-    /// The places of all prefix decisions near `prefix`.
-    fn prefix_places(&self, prefix: &Prefix) -> BTreeSet<(u32, u32)> {
-        self.prefixes
-            .iter()
-            .filter(|p| p.is_ipv4() == prefix.is_ipv4())
-            // IPv6 places are hashes: any prefix may share one. IPv4 ones are shared by overlap or by the
-            // same /24.
-            .filter(|p| !p.is_ipv4() || near4(p, prefix))
-            .flat_map(|p| self.places(p))
-            .map(|place| (place.word, place.shift))
-            .collect()
     }
 
     fn set(&mut self, v4: bool, place: GuardPlace, bit: u64) -> Result<(), TableError> {
@@ -290,27 +347,36 @@ impl Inner {
         Ok(())
     }
 
-    /// Switches the IPv6 guard off while a prefix is blocked that it cannot tell.
-    fn write_off(&mut self, lists: Option<bool>) -> Result<(), TableError> {
-        let decisions = self
-            .prefixes
-            .iter()
-            .any(|p| !p.is_ipv4() && p.len() < GUARD6_SHORT);
+    /// Says which wide neighbourhoods are to be asked, and switches the IPv6 guard off while a prefix is blocked
+    /// that it cannot tell. Decisions are those of now; `lists`, if they change, with whether what other lists
+    /// needed so far is still needed.
+    fn write_wide(&mut self, lists: Option<(&ListPlanes, bool)>) -> Result<(), TableError> {
+        let (mut off, mut wide) = (0, 0);
+        for prefix in &self.prefixes {
+            match (prefix.is_ipv4(), prefix.len()) {
+                (true, length) if length < GUARD4_LONG => wide |= WIDE4_DECISION,
+                (false, length) if length < GUARD6_SHORT => off |= OFF_DECISIONS,
+                (false, length) if length < GUARD6_LONG => wide |= WIDE6_DECISION,
+                _ => {}
+            }
+        }
         self.config
             .update(|c| {
-                let lists = lists.unwrap_or(c.guard6_off & OFF_LISTS != 0);
-                c.guard6_off =
-                    if decisions { OFF_DECISIONS } else { 0 } | if lists { OFF_LISTS } else { 0 };
+                let keeps = lists.is_none_or(|(_, keeps)| keeps);
+                if keeps {
+                    off |= c.guard6_off & OFF_LISTS;
+                    wide |= c.guard_wide & (WIDE4_LIST | WIDE6_LIST);
+                }
+                if let Some((planes, _)) = lists {
+                    off |= if planes.v6_off { OFF_LISTS } else { 0 };
+                    wide |= planes.wide;
+                }
+                c.guard6_off = off;
+                c.guard_wide = wide;
             })
             .map_err(|e| TableError::Kernel {
                 map: "CONFIG",
                 reason: e.to_string(),
             })
     }
-}
-
-/// Whether two IPv4 prefixes share a /24.
-fn near4(a: &Prefix, b: &Prefix) -> bool {
-    let wide = |p: &Prefix| Prefix::truncating(p.addr(), p.len().min(24)).unwrap_or(*p);
-    wide(a).overlaps(&wide(b))
 }

@@ -13,6 +13,7 @@ const MAX_SIZE: u64 = 64 * 1024 * 1024;
 const MAX_DEPTH: usize = 8;
 
 const MAGIC: u16 = 0xeb9f;
+const KIND_INT: u32 = 1;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 /// Bytes of a type's head: name, kind and number of parts, size or type.
@@ -57,7 +58,8 @@ impl KernelTypes {
         Self::parse(bytes).ok_or(KernelTypesError::Format)
     }
 
-    fn parse(bytes: Vec<u8>) -> Option<Self> {
+    /// Understands type information; `None` if it is none, or has kinds that are not known.
+    pub(super) fn parse(bytes: Vec<u8>) -> Option<Self> {
         let magic = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?);
         if magic != MAGIC {
             return None;
@@ -93,6 +95,29 @@ impl KernelTypes {
             .filter(|at| self.is_named(**at, structure))
             .find_map(|at| self.member(*at, field, MAX_DEPTH))
             .ok_or(KernelTypesError::NoField { structure, field })
+    }
+
+    /// Offset of an integer in `structure`, if `field` is one and has `size` bytes.
+    pub(super) fn integer(&self, structure: &str, field: &str, size: usize) -> Option<usize> {
+        let at = self
+            .places
+            .iter()
+            .copied()
+            .filter(|at| self.kind(*at) == Some(KIND_STRUCT))
+            .find(|at| self.is_named(*at, structure))?;
+        let info = word(&self.bytes, at.checked_add(4)?)?;
+        let first = at.checked_add(HEAD)?;
+        (0..info & 0xffff).find_map(|n| {
+            let member = first.checked_add(n.checked_mul(MEMBER)?)?;
+            let kind = self.place(word(&self.bytes, member.checked_add(4)?)?)?;
+            let bits = word(&self.bytes, member.checked_add(8)?)?;
+            // Bit fields have their width in the upper byte, so they are none of these.
+            (self.is_named(member, field)
+                && self.kind(kind) == Some(KIND_INT)
+                && word(&self.bytes, kind.checked_add(8)?)? == size
+                && bits.is_multiple_of(8))
+            .then_some(bits / 8)
+        })
     }
 
     fn kind(&self, at: usize) -> Option<u32> {
@@ -197,6 +222,28 @@ mod tests {
         assert_eq!(types.offset("outer", "c").unwrap(), 16);
         assert!(types.offset("outer", "d").is_err());
         assert!(types.offset("oute", "a").is_err());
+    }
+
+    #[test]
+    fn integers_are_found_by_name_and_length() {
+        let strings = b"\0outer\0a\0b\0";
+        let mut types = vec![0, KIND_INT << 24, 8, 64, 0, KIND_INT << 24, 4, 32];
+        types.extend([1, (KIND_STRUCT << 24) | 2, 16]);
+        types.extend([7, 1, 64, 9, 2, 32]);
+        let length = u32::try_from(types.len() * 4).unwrap();
+        let mut bytes = MAGIC.to_ne_bytes().to_vec();
+        bytes.extend([1, 0]);
+        for n in [24, 0, length, length, u32::try_from(strings.len()).unwrap()] {
+            bytes.extend(u32::to_ne_bytes(n));
+        }
+        bytes.extend(types.iter().flat_map(|n: &u32| n.to_ne_bytes()));
+        bytes.extend(strings);
+        let types = KernelTypes::parse(bytes).unwrap();
+        assert_eq!(types.integer("outer", "a", 8), Some(8));
+        assert_eq!(types.integer("outer", "b", 4), Some(4));
+        assert_eq!(types.integer("outer", "a", 4), None, "of another length");
+        assert_eq!(types.integer("outer", "c", 4), None);
+        assert_eq!(types.integer("inner", "a", 8), None);
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! The list tables: whatever lists are compiled to, written so that no listed source gets through meanwhile.
 
+mod audit;
+
 use aya::maps::{Array, MapData, MapError};
 use secmesh_common::list::{
-    BUCKET4, BUCKET6, EXPIRY_NEVER, EXPIRY_SHIFT, INDEX4, ListBucket4, ListBucket6, ListHost4,
-    ListHost6, ListRange4, ListRange6, buckets4, buckets6,
+    BUCKET4, BUCKET6, EXPIRY_NEVER, EXPIRY_SHIFT, GROUP6_SHIFT, INDEX4, ListBucket4, ListBucket6,
+    ListRange4, ListRange6, Listed, buckets4, buckets6,
 };
 
+pub use self::audit::{AuditCursor, Audited, Differences};
 use super::{
-    TableError,
+    TableError, batch,
     cell::ConfigCell,
-    cuckoo::{Cuckoo, Geometry, Write},
-    guard::{Guard, ListPlanes},
+    cuckoo::{Cuckoo, Geometry, Value, Write},
+    guard::Guard,
     tables::words,
 };
 use crate::respond::Now;
@@ -69,29 +72,39 @@ pub struct Replaced {
 pub(super) struct ListMaps {
     pub hosts4: Array<MapData, ListBucket4>,
     pub hosts6: Array<MapData, ListBucket6>,
+    pub soonest6: Array<MapData, u32>,
+    pub listed4: Array<MapData, Listed>,
+    pub listed6: Array<MapData, Listed>,
+    pub search6: Array<MapData, u64>,
     pub ranges4: Array<MapData, ListRange4>,
     pub ranges6: Array<MapData, ListRange6>,
     pub index: Array<MapData, u32>,
 }
 
-struct Four;
-struct Six;
+/// IPv4 hosts.
+pub(super) struct Four;
+/// IPv6 hosts.
+pub(super) struct Six;
 
 impl Geometry for Four {
     type Key = u32;
     const SLOTS: usize = BUCKET4;
+    const LOAD_EIGHTHS: usize = 7;
+    const GROUP: usize = 1;
 
-    fn places(key: u32, seed: u64, mask: u32) -> [u32; 2] {
-        buckets4(key.to_be(), seed, mask)
+    fn places(key: u32, seed: u64, buckets: u32) -> [u32; 2] {
+        buckets4(key.to_be(), seed, buckets)
     }
 }
 
 impl Geometry for Six {
     type Key = u128;
     const SLOTS: usize = BUCKET6;
+    const LOAD_EIGHTHS: usize = 7;
+    const GROUP: usize = 1 << GROUP6_SHIFT;
 
-    fn places(key: u128, seed: u64, mask: u32) -> [u32; 2] {
-        buckets6(&words(key.to_be_bytes()), seed, mask)
+    fn places(key: u128, seed: u64, buckets: u32) -> [u32; 2] {
+        buckets6(&words(key.to_be_bytes()), seed, buckets)
     }
 }
 
@@ -121,7 +134,25 @@ impl ListTables {
             current: Compiled::default(),
         };
         this.learn()?;
+        this.fill()?;
         Ok(this)
+    }
+
+    /// A new table is all zeros, which is an address too: the buckets where somebody would look for it get others.
+    /// (A new IPv4 bucket says by itself that nothing in it is in force.)
+    fn fill(&mut self) -> Result<(), TableError> {
+        let (seed, buckets) = (self.config.get().table_seed, self.hosts6.buckets());
+        for place in Six::places(0, seed, buckets) {
+            let bucket = self.maps.hosts6.get(&place, 0).map_err(refused("LIST6"))?;
+            if bucket == ListBucket6::default() {
+                let addrs = [filler6(place, seed, buckets); BUCKET6];
+                self.maps
+                    .hosts6
+                    .set(place, ListBucket6 { addrs }, 0)
+                    .map_err(refused("LIST6"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes over what an earlier agent left in the host tables, so that a replacement writes only what
@@ -131,10 +162,17 @@ impl ListTables {
         if config.list_hosts4 > 0 {
             for n in 0..self.maps.hosts4.len() {
                 let bucket = self.maps.hosts4.get(&n, 0).map_err(refused("LIST4"))?;
-                for (slot, host) in bucket.hosts.iter().enumerate() {
-                    if host.expires != 0 {
-                        let addr = u32::from_be_bytes(host.addr);
-                        self.hosts4.learn(addr, (host.expires, host.list), n, slot);
+                for (slot, addr) in bucket.addrs.iter().enumerate() {
+                    let beside = beside::<Four>(n, slot);
+                    let listed = self
+                        .maps
+                        .listed4
+                        .get(&beside, 0)
+                        .map_err(refused("LISTED4"))?;
+                    if listed.expires != 0 {
+                        let value = (listed.expires, listed.list);
+                        let addr = u32::from_be_bytes(*addr);
+                        self.hosts4.learn(addr, value, n, slot);
                     }
                 }
             }
@@ -142,10 +180,17 @@ impl ListTables {
         if config.list_hosts6 > 0 {
             for n in 0..self.maps.hosts6.len() {
                 let bucket = self.maps.hosts6.get(&n, 0).map_err(refused("LIST6"))?;
-                for (slot, host) in bucket.hosts.iter().enumerate() {
-                    if host.expires != 0 {
-                        let addr = u128::from_be_bytes(host.addr);
-                        self.hosts6.learn(addr, (host.expires, host.list), n, slot);
+                for (slot, addr) in bucket.addrs.iter().enumerate() {
+                    let beside = beside::<Six>(n, slot);
+                    let listed = self
+                        .maps
+                        .listed6
+                        .get(&beside, 0)
+                        .map_err(refused("LISTED6"))?;
+                    if listed.expires != 0 {
+                        let value = (listed.expires, listed.list);
+                        let addr = u128::from_be_bytes(*addr);
+                        self.hosts6.learn(addr, value, n, slot);
                     }
                 }
             }
@@ -190,8 +235,7 @@ impl ListTables {
             + self.hosts6.len()
             + self.current.ranges4.len()
             + self.current.ranges6.len();
-        let seed = self.config.get().table_seed;
-        let mut planes = ListPlanes::new(seed);
+        let mut planes = self.guard.planes();
         for span in wanted.hosts4.iter().chain(&wanted.ranges4) {
             planes.add4(span.start, span.end);
         }
@@ -201,8 +245,8 @@ impl ListTables {
         self.guard.add_lists(&planes)?;
         // Sizes first: a table that the kernel skips hides what is written into it.
         self.set_counts(|c| {
-            c.list_mask4 = self.hosts4.mask();
-            c.list_mask6 = self.hosts6.mask();
+            c.list_buckets4 = self.hosts4.buckets();
+            c.list_buckets6 = self.hosts6.buckets();
             c.list_hosts4 = c.list_hosts4.max(count(wanted.hosts4.len()));
             c.list_hosts6 = c.list_hosts6.max(count(wanted.hosts6.len()));
         })?;
@@ -270,38 +314,15 @@ impl ListTables {
         progress: &mut dyn FnMut(usize),
     ) -> Result<(), TableError> {
         let maps = &mut self.maps;
+        let seed = self.config.get().table_seed;
+        let (buckets4, buckets6) = (self.hosts4.buckets(), self.hosts6.buckets());
         let wanted4 = wanted
             .hosts4
             .iter()
             .map(|s| (s.start, (kernel_expiry(s.expires_unix_s, now), s.list)));
         let (added, removed) = self.hosts4.replace(
             wanted4,
-            &mut |write: Write<'_, u32>| {
-                let mut bucket = ListBucket4::default();
-                let old = maps
-                    .hosts4
-                    .get(&write.bucket, 0)
-                    .map_err(refused("LIST4"))?;
-                for (to, from) in bucket.hosts.iter_mut().zip(write.slots) {
-                    if let Some((addr, (expires, list))) = *from {
-                        let addr = addr.to_be_bytes();
-                        *to = ListHost4 {
-                            addr,
-                            expires,
-                            list,
-                            flags: 0,
-                            hits: old
-                                .hosts
-                                .iter()
-                                .find(|h| h.addr == addr)
-                                .map_or(0, |h| h.hits),
-                        };
-                    }
-                }
-                maps.hosts4
-                    .set(write.bucket, bucket, 0)
-                    .map_err(refused("LIST4"))
-            },
+            &mut |write| write4(maps, &write, seed, buckets4),
             progress,
         )?;
         replaced.added += added;
@@ -313,33 +334,7 @@ impl ListTables {
             .map(|s| (s.start, (kernel_expiry(s.expires_unix_s, now), s.list)));
         let (added, removed) = self.hosts6.replace(
             wanted6,
-            &mut |write: Write<'_, u128>| {
-                let mut bucket = ListBucket6::default();
-                let old = maps
-                    .hosts6
-                    .get(&write.bucket, 0)
-                    .map_err(refused("LIST6"))?;
-                for (to, from) in bucket.hosts.iter_mut().zip(write.slots) {
-                    if let Some((addr, (expires, list))) = *from {
-                        let addr = addr.to_be_bytes();
-                        *to = ListHost6 {
-                            addr,
-                            expires,
-                            list,
-                            flags: 0,
-                            pad: 0,
-                            hits: old
-                                .hosts
-                                .iter()
-                                .find(|h| h.addr == addr)
-                                .map_or(0, |h| h.hits),
-                        };
-                    }
-                }
-                maps.hosts6
-                    .set(write.bucket, bucket, 0)
-                    .map_err(refused("LIST6"))
-            },
+            &mut |write| write6(maps, &write, seed, buckets6),
             &mut |n| progress(base + n),
         )?;
         replaced.added += added;
@@ -353,35 +348,42 @@ impl ListTables {
         let half = (self.config.get().list_half & 1) ^ 1;
         let room4 = self.maps.ranges4.len() / 2;
         let room6 = self.maps.ranges6.len() / 2;
-        for (n, span) in (half * room4..).zip(&wanted.ranges4) {
-            let range = ListRange4 {
+        let written: Vec<ListRange4> = wanted
+            .ranges4
+            .iter()
+            .map(|span| ListRange4 {
                 start: span.start,
                 end: span.end,
                 expires: kernel_expiry(span.expires_unix_s, now),
                 list: span.list,
                 flags: 0,
                 hits: 0,
-            };
-            self.maps
-                .ranges4
-                .set(n, range, 0)
-                .map_err(refused("RANGE4"))?;
-        }
-        for (n, span) in (half * room6..).zip(&wanted.ranges6) {
-            let range = ListRange6 {
+            })
+            .collect();
+        batch::set(&self.maps.ranges4, half * room4, &written).map_err(refused("RANGE4"))?;
+        let written: Vec<ListRange6> = wanted
+            .ranges6
+            .iter()
+            .map(|span| ListRange6 {
                 start: pair(span.start),
                 end: pair(span.end),
                 expires: kernel_expiry(span.expires_unix_s, now),
                 list: span.list,
                 flags: 0,
                 hits: 0,
-            };
-            self.maps
-                .ranges6
-                .set(n, range, 0)
-                .map_err(refused("RANGE6"))?;
-        }
+            })
+            .collect();
+        let search: Vec<u64> = written
+            .iter()
+            .map(|range: &ListRange6| {
+                let [high, _] = range.start;
+                high
+            })
+            .collect();
+        batch::set(&self.maps.search6, half * room6, &search).map_err(refused("SEARCH6"))?;
+        batch::set(&self.maps.ranges6, half * room6, &written).map_err(refused("RANGE6"))?;
         let mut at = 0;
+        let mut index = Vec::with_capacity(INDEX4 as usize);
         for block in 0..INDEX4 {
             while wanted
                 .ranges4
@@ -390,11 +392,9 @@ impl ListTables {
             {
                 at += 1;
             }
-            self.maps
-                .index
-                .set(half * INDEX4 + block, count(at), 0)
-                .map_err(refused("INDEX"))?;
+            index.push(count(at));
         }
+        batch::set(&self.maps.index, half * INDEX4, &index).map_err(refused("INDEX"))?;
         let (ranges4, ranges6) = (count(wanted.ranges4.len()), count(wanted.ranges6.len()));
         self.set_counts(|c| {
             c.list_room4 = room4;
@@ -410,14 +410,16 @@ impl ListTables {
         self.set_counts(|c| c.list_half = half)
     }
 
-    /// Packets that met the entry which covers `addr`, and the number of its list.
+    /// The number of the list that names `addr`, and the packets that met its entry there: an estimate, because
+    /// one packet in [`secmesh_common::list::HIT_SAMPLE`] is counted, as so many.
     pub fn hits(&self, addr: std::net::IpAddr) -> Option<(u16, u64)> {
         match addr {
             std::net::IpAddr::V4(a) => {
                 let key = u32::from(a);
                 if let Some((bucket, slot)) = self.hosts4.find(key) {
-                    let host = *self.maps.hosts4.get(&bucket, 0).ok()?.hosts.get(slot)?;
-                    return Some((host.list, host.hits.into()));
+                    let beside = beside::<Four>(bucket, slot);
+                    let listed = self.maps.listed4.get(&beside, 0).ok()?;
+                    return Some((listed.list, listed.hits));
                 }
                 let n = covering(&self.current.ranges4, key)?;
                 let config = self.config.get();
@@ -428,8 +430,9 @@ impl ListTables {
             std::net::IpAddr::V6(a) => {
                 let key = u128::from(a);
                 if let Some((bucket, slot)) = self.hosts6.find(key) {
-                    let host = *self.maps.hosts6.get(&bucket, 0).ok()?.hosts.get(slot)?;
-                    return Some((host.list, host.hits.into()));
+                    let beside = beside::<Six>(bucket, slot);
+                    let listed = self.maps.listed6.get(&beside, 0).ok()?;
+                    return Some((listed.list, listed.hits));
                 }
                 let n = covering(&self.current.ranges6, key)?;
                 let config = self.config.get();
@@ -439,6 +442,149 @@ impl ListTables {
             }
         }
     }
+}
+
+/// Where the table beside a host table has what belongs to a slot.
+fn beside<G: Geometry>(bucket: u32, slot: usize) -> u32 {
+    bucket
+        .saturating_mul(count(G::SLOTS))
+        .saturating_add(count(slot))
+}
+
+/// What goes beside a slot; a free one is all zeros.
+fn listed(value: Option<Value>) -> Listed {
+    let (expires, list) = value.unwrap_or_default();
+    Listed {
+        expires,
+        list,
+        ..Listed::default()
+    }
+}
+
+/// Writes one slot of the IPv4 host table.
+///
+/// What is beside a slot is written before its address, and a host that goes is overwritten before what was
+/// beside it: whoever finds an address finds its own end, or that of the host which takes its place, which
+/// matters for a host that is being taken out only.
+fn write4(
+    maps: &mut ListMaps,
+    write: &Write<'_, u32>,
+    seed: u64,
+    buckets: u32,
+) -> Result<(), TableError> {
+    let value = write.value();
+    let at = beside::<Four>(write.bucket, write.slot);
+    let mut set_beside = |value| {
+        maps.listed4
+            .set(at, listed(value), 0)
+            .map_err(refused("LISTED4"))
+    };
+    if value.is_some() {
+        set_beside(value)?;
+    }
+    let bucket = bucket4(write.bucket, write.slots, write.soonest(), seed, buckets);
+    maps.hosts4
+        .set(write.bucket, bucket, 0)
+        .map_err(refused("LIST4"))?;
+    if value.is_none() {
+        set_beside(None)?;
+    }
+    Ok(())
+}
+
+/// Writes one slot of the IPv6 host table; as [`write4`]. The soonest end of the group comes down before a host
+/// comes that ends sooner, and goes up after one went.
+fn write6(
+    maps: &mut ListMaps,
+    write: &Write<'_, u128>,
+    seed: u64,
+    buckets: u32,
+) -> Result<(), TableError> {
+    let value = write.value();
+    let at = beside::<Six>(write.bucket, write.slot);
+    let mut set_beside = |value| {
+        maps.listed6
+            .set(at, listed(value), 0)
+            .map_err(refused("LISTED6"))
+    };
+    let group = write.bucket >> GROUP6_SHIFT;
+    let soonest = write.soonest();
+    let was = maps.soonest6.get(&group, 0).map_err(refused("SOONEST6"))?;
+    let mut set_soonest = || {
+        maps.soonest6
+            .set(group, soonest, 0)
+            .map_err(refused("SOONEST6"))
+    };
+    if soonest < was {
+        set_soonest()?;
+    }
+    if value.is_some() {
+        set_beside(value)?;
+    }
+    let bucket = bucket6(write.bucket, write.slots, seed, buckets);
+    maps.hosts6
+        .set(write.bucket, bucket, 0)
+        .map_err(refused("LIST6"))?;
+    if value.is_none() {
+        set_beside(None)?;
+    }
+    if soonest > was {
+        set_soonest()?;
+    }
+    Ok(())
+}
+
+/// An IPv4 bucket with these hosts.
+fn bucket4(
+    n: u32,
+    slots: &[Option<(u32, Value)>],
+    soonest: u32,
+    seed: u64,
+    buckets: u32,
+) -> ListBucket4 {
+    let filler = stranger(|addr| Four::places(addr, seed, buckets), n);
+    let mut bucket = ListBucket4 {
+        addrs: [filler.to_be_bytes(); BUCKET4],
+        soonest,
+    };
+    for (to, from) in bucket.addrs.iter_mut().zip(slots) {
+        if let Some((addr, _)) = *from {
+            *to = addr.to_be_bytes();
+        }
+    }
+    bucket
+}
+
+/// An IPv6 bucket with these hosts.
+fn bucket6(n: u32, slots: &[Option<(u128, Value)>], seed: u64, buckets: u32) -> ListBucket6 {
+    let mut bucket = ListBucket6 {
+        addrs: [filler6(n, seed, buckets); BUCKET6],
+    };
+    for (to, from) in bucket.addrs.iter_mut().zip(slots) {
+        if let Some((addr, _)) = *from {
+            *to = addr.to_be_bytes();
+        }
+    }
+    bucket
+}
+
+/// When the soonest of these hosts ends.
+fn soonest<K>(slots: &[Option<(K, Value)>]) -> u32 {
+    let ends = slots.iter().flatten().map(|(_, (expires, _))| *expires);
+    ends.min().unwrap_or(EXPIRY_NEVER)
+}
+
+/// What a free slot of an IPv6 bucket has.
+fn filler6(bucket: u32, seed: u64, buckets: u32) -> [u8; 16] {
+    let addr = stranger(|addr| Six::places(addr.into(), seed, buckets), bucket);
+    u128::from(addr).to_be_bytes()
+}
+
+/// An address that belongs into other buckets: nobody who looks into this one looks for it.
+fn stranger(places: impl Fn(u32) -> [u32; 2], bucket: u32) -> u32 {
+    (0..u32::MAX)
+        .find(|addr| !places(*addr).contains(&bucket))
+        .unwrap_or(u32::MAX)
 }
 
 /// The span that holds `addr`, of sorted ones that do not overlap.

@@ -3,13 +3,19 @@
 //! Loading pins maps and links in bpffs, so that enforcement goes on while no agent runs; a new agent
 //! opens the pinned maps and swaps its program into the pinned links without a gap.
 
+mod allow_scan;
 mod attach;
+mod batch;
+mod bpf;
 mod captures;
 mod cell;
+mod change;
 mod clock;
 mod cookies;
 mod counters;
 mod cuckoo;
+#[cfg(any(test, feature = "fuzzing"))]
+mod cuckoo_check;
 mod driver;
 mod error;
 mod events;
@@ -25,6 +31,7 @@ mod ports;
 mod preflight;
 mod processes;
 mod ring;
+mod standing;
 pub mod syncookies;
 mod tables;
 mod verify;
@@ -45,7 +52,7 @@ use secmesh_common::{
     cookie::{Listener, Verified},
     counters::Counters,
     limit::{Limit, SourceLimit},
-    list::{BUCKET4, BUCKET6, HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6},
+    list::{HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed},
     port::{PortPolicy, SharedLimit},
 };
 
@@ -59,7 +66,8 @@ pub use self::{
     flows::{Egress, FlowInterface, FlowOptions, Swept},
     kernel_types::KernelTypesError,
     listing::{BlockLister, Page},
-    lists::{Compiled, ListTables, Replaced, Span},
+    lists::{AuditCursor, Audited, Compiled, Differences, ListTables, Replaced, Span},
+    netlink::LinkWatch,
     ports::{PortRule, PortTable},
     preflight::{KERNEL_FLOOR, check_system, mount_hint},
     ring::RingReader,
@@ -67,7 +75,12 @@ pub use self::{
     verify::{Accepted, ProgramReport, try_programs},
 };
 use self::{
-    cell::ConfigCell, cookies::CookieMaps, guard::Guard, lists::ListMaps, processes::ProcessOffsets,
+    cell::ConfigCell,
+    change::{Change, Found},
+    cookies::CookieMaps,
+    guard::Guard,
+    lists::ListMaps,
+    processes::ProcessOffsets,
 };
 pub use crate::config::{CookieMode, Mode};
 use crate::{addr::Prefix, config};
@@ -94,8 +107,12 @@ const PINNED_MAPS: &[(&str, usize, usize)] = &[
     ("HOT", size_of::<u32>(), size_of::<HotSource>()),
     ("LIST4", size_of::<u32>(), size_of::<ListBucket4>()),
     ("LIST6", size_of::<u32>(), size_of::<ListBucket6>()),
+    ("SOONEST6", size_of::<u32>(), size_of::<u32>()),
+    ("LISTED4", size_of::<u32>(), size_of::<Listed>()),
+    ("LISTED6", size_of::<u32>(), size_of::<Listed>()),
     ("RANGE4", size_of::<u32>(), size_of::<ListRange4>()),
     ("RANGE6", size_of::<u32>(), size_of::<ListRange6>()),
+    ("SEARCH6", size_of::<u32>(), size_of::<u64>()),
     ("INDEX", size_of::<u32>(), size_of::<u32>()),
     ("PORT", size_of::<u32>(), size_of::<PortPolicy>()),
     ("PORT_LIMIT", size_of::<u32>(), size_of::<SharedLimit>()),
@@ -187,6 +204,8 @@ pub struct Dataplane {
     /// Why nothing can be said of processes.
     no_offsets: Option<String>,
     pin_dir: Option<PathBuf>,
+    /// New maps that are not in their place yet.
+    change: Option<Change>,
     lister: BlockLister,
     /// Whether pinned maps of an earlier agent were taken over.
     pub resumed: bool,
@@ -219,15 +238,10 @@ impl Dataplane {
             .override_global(aya_log::LEVEL, &options.log_level, true)
             .override_global("FLOW_MASK", &globals.flow_mask, true)
             .map_max_entries("FLOW", options.flows.entries())
-            .map_max_entries("BLOCK4", options.max_blocks)
-            .map_max_entries("BLOCK6", options.max_blocks)
-            .map_max_entries("PREFIX4", options.max_prefixes)
-            .map_max_entries("PREFIX6", options.max_prefixes)
-            .map_max_entries("LIST4", buckets(options.max_list_addresses, BUCKET4))
-            .map_max_entries("LIST6", buckets(options.max_list_addresses, BUCKET6))
-            .map_max_entries("RANGE4", options.max_list_prefixes.saturating_mul(2).max(2))
-            .map_max_entries("RANGE6", options.max_list_prefixes.saturating_mul(2).max(2))
             .verifier_log_level(VerifierLogLevel::STATS);
+        for (name, entries) in standing::sizes(options) {
+            loader.map_max_entries(name, entries);
+        }
         loader
     }
 
@@ -238,14 +252,24 @@ impl Dataplane {
     /// Missing privileges, a pinned state of another schema, and whatever the kernel refuses, each with
     /// what to do about it.
     pub fn load(options: &LoadOptions) -> Result<Self, DataplaneError> {
-        let pins = match &options.pin_dir {
-            Some(dir) => Some(prepare_pin_dir(dir)?),
-            None => None,
+        let pins = options.pin_dir.clone();
+        let found = match &pins {
+            Some(dir) => change::begin(dir, options)?,
+            None => Found::Nothing,
         };
-        let resumed = pins.as_ref().is_some_and(|dir| dir.join("CONFIG").exists());
+        let resumed = !matches!(found, Found::Nothing);
+        let change = match found {
+            Found::Other(change) => Some(change),
+            Found::Nothing | Found::Ours => None,
+        };
+        // New maps that are to take the place of others are made beside them.
+        let map_dir = match &change {
+            Some(change) => Some(change.next().to_path_buf()),
+            None => pins.clone(),
+        };
         let globals = Globals::of(options);
         let mut loader = Self::loader(options, &globals);
-        let pin_paths: Vec<(&str, PathBuf)> = pins
+        let pin_paths: Vec<(&str, PathBuf)> = map_dir
             .iter()
             .flat_map(|dir| PINNED_MAPS.iter().map(|(name, ..)| (*name, dir.join(name))))
             .collect();
@@ -264,13 +288,6 @@ impl Dataplane {
             .map_err(DataplaneError::Map)?;
         let config = ConfigCell::open(config)?;
         let found = config.get();
-        if resumed && found.schema != SCHEMA && found.schema != 0 {
-            return Err(DataplaneError::Schema {
-                found: found.schema,
-                ours: SCHEMA,
-                dir: pins.unwrap_or_default(),
-            });
-        }
         let ours = resumed && found.schema == SCHEMA;
         let ticks = clock::measure(&mut ebpf)?;
         if ticks.is_none() {
@@ -286,6 +303,10 @@ impl Dataplane {
             if !ours {
                 c.mode = mode_number(options.mode);
                 c.table_seed = options.seed.rotate_left(32);
+            }
+            if let Some(change) = &change {
+                c.mode = change.mode();
+                c.enforce_until_ns = change.enforce_until_ns();
             }
             c.rates = options.levels.rates;
             c.contact_window_ns = options.levels.contact_window_ns;
@@ -306,12 +327,15 @@ impl Dataplane {
             c.strays_limit = protection.strays_limit;
             c.amplified_limit = protection.amplified_limit;
         })?;
+        if let Some(change) = &change {
+            change.fill()?;
+        }
         let guard = Guard::open(
             array(&mut ebpf, "GUARD4")?,
             array(&mut ebpf, "GUARD6")?,
             config.clone(),
             !ours,
-        );
+        )?;
         let cookies = CookieMaps::open(&mut ebpf, resumed)?;
         Ok(Self {
             ebpf,
@@ -324,6 +348,7 @@ impl Dataplane {
             sweep_from: 0,
             no_offsets: globals.offsets.err().map(|e| e.to_string()),
             pin_dir: pins,
+            change,
             lister: BlockLister::default(),
             resumed,
         })
@@ -453,8 +478,12 @@ impl Dataplane {
         let maps = ListMaps {
             hosts4: array(&mut self.ebpf, "LIST4")?,
             hosts6: array(&mut self.ebpf, "LIST6")?,
+            soonest6: array(&mut self.ebpf, "SOONEST6")?,
+            listed4: array(&mut self.ebpf, "LISTED4")?,
+            listed6: array(&mut self.ebpf, "LISTED6")?,
             ranges4: array(&mut self.ebpf, "RANGE4")?,
             ranges6: array(&mut self.ebpf, "RANGE6")?,
+            search6: array(&mut self.ebpf, "SEARCH6")?,
             index: array(&mut self.ebpf, "INDEX")?,
         };
         ListTables::new(maps, self.guard.clone(), self.config.clone())
@@ -496,6 +525,7 @@ impl Dataplane {
                 .try_into()
                 .map_err(DataplaneError::Map)?,
             config: self.config.clone(),
+            scan: allow_scan::AllowScan::default(),
         })
     }
 
@@ -553,6 +583,9 @@ impl Dataplane {
         policy: config::AttachMode,
     ) -> Result<AttachedInterface, DataplaneError> {
         let pin_dir = self.pin_dir.clone();
+        if let Some(change) = &mut self.change {
+            change.carry_counters();
+        }
         let attached = attach::attach(
             program(&mut self.ebpf)?,
             interface,
@@ -562,6 +595,35 @@ impl Dataplane {
         self.attached.push(attached.clone());
         self.attach_egress(interface);
         Ok(attached)
+    }
+
+    /// Whether the maps are new ones that have to take the place of an earlier agent's: see
+    /// [`Dataplane::finish_change`].
+    pub fn is_changing(&self) -> bool {
+        self.change.is_some()
+    }
+
+    /// Puts new maps, made because an earlier agent's have another size or schema, in their place. Call it when
+    /// everything that should be attached is; nothing happens if there are none. Links of interfaces that were not
+    /// attached to get the program too, so that none looks at maps that nobody writes any more.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be changed; then the old ones are there, for another try by the next start.
+    pub fn finish_change(&mut self) -> Result<(), DataplaneError> {
+        let (Some(mut change), Some(dir)) = (self.change.take(), self.pin_dir.clone()) else {
+            return Ok(());
+        };
+        for name in attach::pinned_interfaces(&dir)? {
+            if self.attached.iter().any(|a| a.name == name) {
+                continue;
+            }
+            if let Err(error) = attach::switch_pinned(program(&mut self.ebpf)?, &name, &dir) {
+                warn!(interface = %name, %error, "its program still looks at the old maps, as they are now");
+            }
+            flows::switch_pinned(&mut self.ebpf, &name, &dir);
+        }
+        change.finish()
     }
 
     /// Gives up an interface that has gone: it is no longer attached, and what is pinned for its name is
@@ -631,7 +693,9 @@ impl Dataplane {
 ///
 /// If a pin cannot be removed.
 pub fn detach_all(pin_dir: &Path) -> Result<usize, DataplaneError> {
-    attach::remove_pins(pin_dir)
+    let removed = attach::remove_pins(pin_dir)?;
+    // What a change of maps left that was cut off.
+    Ok(removed + attach::remove_second_pins(&change::next_dir(pin_dir))?)
 }
 
 fn with_flows(features: u32, flows: &FlowOptions) -> u32 {
@@ -661,16 +725,6 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
         .map_err(DataplaneError::Verifier)
 }
 
-/// Buckets, a power of two, that hold `hosts` hosts at three quarters of their slots.
-fn buckets(hosts: u32, slots: usize) -> u32 {
-    let slots = u32::try_from(slots).unwrap_or(1);
-    hosts
-        .saturating_mul(4)
-        .div_ceil(3 * slots)
-        .max(2)
-        .next_power_of_two()
-}
-
 fn array<V: aya::Pod>(
     ebpf: &mut Ebpf,
     name: &'static str,
@@ -680,33 +734,4 @@ fn array<V: aya::Pod>(
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, DataplaneError> {
     ebpf.take_map(name).ok_or(DataplaneError::Missing(name))
-}
-
-/// Makes `dir`; refuses one that holds state which this version would misread.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "sizes of our own types, all below a page"
-)]
-fn prepare_pin_dir(dir: &Path) -> Result<PathBuf, DataplaneError> {
-    preflight::require_bpffs(dir)?;
-    std::fs::create_dir_all(dir).map_err(|source| DataplaneError::PinDir {
-        dir: dir.to_path_buf(),
-        source,
-    })?;
-    for (name, key_size, value_size) in PINNED_MAPS {
-        let path = dir.join(name);
-        if !path.exists() {
-            continue;
-        }
-        let map = MapData::from_pin(&path).map_err(DataplaneError::Map)?;
-        let info = map.info().map_err(DataplaneError::Map)?;
-        if (info.key_size(), info.value_size()) != (*key_size as u32, *value_size as u32) {
-            return Err(DataplaneError::ForeignState {
-                path,
-                found: (info.key_size(), info.value_size()),
-                ours: (*key_size as u32, *value_size as u32),
-            });
-        }
-    }
-    Ok(dir.to_path_buf())
 }

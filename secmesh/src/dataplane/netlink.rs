@@ -1,18 +1,30 @@
-//! Asking the kernel which XDP program runs on an interface: one `RTM_GETLINK`, one answer.
+//! Asking the kernel which XDP program runs on an interface (one `RTM_GETLINK`, one answer), and being told
+//! when interfaces come and go (`RTMGRP_LINK`).
 //!
 //! The message is 32 bytes and of the answer only `IFLA_XDP` is read, so a netlink library would be more to
 //! trust than to gain. Layouts: `include/uapi/linux/{netlink,rtnetlink,if_link}.h`; all in host byte order.
 
-use std::{io, os::fd::AsRawFd as _};
-
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
-        setsockopt, socket, sockopt::ReceiveTimeout,
-    },
-    time::{TimeVal, TimeValLike as _},
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+            sendto, setsockopt, socket, sockopt::ReceiveTimeout,
+        },
+        time::{TimeVal, TimeValLike as _},
+    },
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Multicast group: interfaces (`RTMGRP_LINK`).
+const GROUP_LINK: u32 = 1;
+/// Notices taken at a time; what else is there wakes the next call.
+const NOTICES: usize = 1024;
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const NLM_F_REQUEST: u16 = 1;
@@ -120,6 +132,62 @@ pub(super) fn xdp_programs(index: u32) -> io::Result<Vec<u32>> {
     let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     answer.truncate(len);
     programs(&answer).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Tells when an interface of this network namespace came, went or changed. What it was the reader looks up
+/// itself, so a notice that is lost is no harm as long as one comes.
+pub struct LinkWatch(AsyncFd<OwnedFd>);
+
+impl LinkWatch {
+    /// Begins to listen; needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The system's refusal.
+    pub fn open() -> io::Result<Self> {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::NetlinkRoute,
+        )?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP_LINK))?;
+        // SAFETY: the socket is owned by its new owner, which closes it only after it has deregistered it.
+        let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+        Ok(Self(registered.map_err(io::Error::from)?))
+    }
+
+    /// Waits for a notice and takes the others that are there with it. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// If the socket can no longer be read.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        loop {
+            let mut guard = self.0.readable().await?;
+            let mut told = false;
+            // A notice that does not fit is cut, and the rest of it dropped: nothing of it is read.
+            let mut byte = [0];
+            for _ in 0..NOTICES {
+                match recv(
+                    guard.get_inner().as_raw_fd(),
+                    &mut byte,
+                    MsgFlags::MSG_TRUNC,
+                ) {
+                    Ok(_) | Err(Errno::ENOBUFS) => told = true,
+                    Err(Errno::EINTR) => {}
+                    Err(Errno::EAGAIN) => {
+                        guard.clear_ready();
+                        break;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if told {
+                return Ok(());
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use secmesh_common::{
 };
 use tracing::warn;
 
-use super::{cell::ConfigCell, guard::Guard, is_exact};
+use super::{allow_scan::AllowScan, cell::ConfigCell, guard::Guard, is_exact};
 use crate::addr::Prefix;
 
 /// An IPv6 address as the packet parser has it.
@@ -342,6 +342,7 @@ pub struct AllowTable {
     pub(super) v4: LpmTrie<MapData, Net4, AllowEntry>,
     pub(super) v6: LpmTrie<MapData, Net6, AllowEntry>,
     pub(super) config: ConfigCell,
+    pub(super) scan: AllowScan,
 }
 
 impl AllowTable {
@@ -356,6 +357,7 @@ impl AllowTable {
     ///
     /// A full map, or the kernel's refusal.
     pub fn replace(&mut self, wanted: &[Prefix]) -> Result<(), TableError> {
+        self.scan = AllowScan::default();
         let present = self.prefixes();
         for prefix in wanted.iter().filter(|p| !present.contains(p)) {
             let entry = AllowEntry::default();

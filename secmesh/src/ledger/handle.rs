@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::LedgerError;
+use super::checkpoint::SignedCheckpoint;
 use super::record::Record;
 use super::writer::{Ledger, encode};
 use crate::clock::Clock;
+use crate::merkle::Hash;
 
 /// Most records waiting for the writer.
 const QUEUE: usize = 4096;
@@ -33,7 +35,7 @@ pub struct LedgerStatus {
     pub state: LedgerState,
     /// Entries that are on the disk.
     pub entries: u64,
-    /// Chain hash of the last of them.
+    /// Root of the Merkle tree over them.
     pub head: [u8; 32],
     /// Records not taken since the start, because the queue was full or the ledger had failed.
     pub dropped: u64,
@@ -81,6 +83,16 @@ enum Command {
         reply: Option<Reply>,
         _space: OwnedSemaphorePermit,
     },
+    Publish {
+        unix_us: u64,
+        reply: oneshot::Sender<Result<SignedCheckpoint, LedgerError>>,
+    },
+    Consistency {
+        old: u64,
+        new: u64,
+        reply: oneshot::Sender<Result<Vec<Hash>, LedgerError>>,
+    },
+    Cosigned(Box<SignedCheckpoint>),
     Close(oneshot::Sender<()>),
 }
 
@@ -141,7 +153,7 @@ impl LedgerHandle {
     /// [`LedgerError::QueueFull`], [`LedgerError::Failed`], [`LedgerError::TooLarge`],
     /// [`LedgerError::Closed`].
     pub fn append(&self, record: &Record) -> Result<(), LedgerError> {
-        self.counted(self.try_append(record))
+        self.counted(self.try_enqueue(record, None))
     }
 
     /// Records, waiting for a place in the queue but not for the disk.
@@ -165,6 +177,65 @@ impl LedgerHandle {
             Err(e) => Err(e),
         };
         self.counted(result)
+    }
+
+    /// As [`LedgerHandle::append_durable`], in two steps: the record is queued on return, and the
+    /// answer comes when it is on the disk. For a caller that goes on with other things meanwhile and
+    /// holds back only what must not happen before. An answer that never comes ([`oneshot`]'s error)
+    /// is a no.
+    ///
+    /// # Errors
+    /// As [`LedgerHandle::append`].
+    pub fn append_pending(
+        &self,
+        record: &Record,
+    ) -> Result<oneshot::Receiver<Result<u64, LedgerError>>, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.counted(self.try_enqueue(record, Some(reply)))?;
+        Ok(answer)
+    }
+
+    /// Signs and stores a checkpoint of everything queued before; the last one again when nothing
+    /// came since.
+    ///
+    /// # Errors
+    /// As [`Ledger::publish`], and [`LedgerError::Closed`].
+    pub async fn publish(&self) -> Result<SignedCheckpoint, LedgerError> {
+        let unix_us = self.clock.unix_us();
+        self.ask(|reply| Command::Publish { unix_us, reply }).await
+    }
+
+    /// See [`Ledger::consistency`].
+    ///
+    /// # Errors
+    /// As there, and [`LedgerError::Closed`].
+    pub async fn consistency(&self, old: u64, new: u64) -> Result<Vec<Hash>, LedgerError> {
+        self.ask(|reply| Command::Consistency { old, new, reply })
+            .await
+    }
+
+    /// See [`Ledger::cosigned`]. Not waited for; a cosignature that is lost in a crash is asked for
+    /// again with the next checkpoint.
+    ///
+    /// # Errors
+    /// [`LedgerError::Closed`].
+    pub async fn cosigned(&self, signed: SignedCheckpoint) -> Result<(), LedgerError> {
+        self.queue
+            .send(Command::Cosigned(Box::new(signed)))
+            .await
+            .map_err(|_| LedgerError::Closed)
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, LedgerError>>) -> Command,
+    ) -> Result<T, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue
+            .send(command(reply))
+            .await
+            .map_err(|_| LedgerError::Closed)?;
+        answer.await.unwrap_or(Err(LedgerError::Closed))
     }
 
     /// How the ledger is doing.
@@ -194,14 +265,14 @@ impl LedgerHandle {
         }
     }
 
-    fn try_append(&self, record: &Record) -> Result<(), LedgerError> {
+    fn try_enqueue(&self, record: &Record, reply: Option<Reply>) -> Result<(), LedgerError> {
         let json = encode(record)?;
         self.shared.failed().map_or(Ok(()), Err)?;
         let space = Arc::clone(&self.space)
             .try_acquire_many_owned(kib(&json))
             .map_err(|_| LedgerError::QueueFull)?;
         self.queue
-            .try_send(self.command(record, json, None, space))
+            .try_send(self.command(record, json, reply, space))
             .map_err(|e| match e {
                 mpsc::error::TrySendError::Full(_) => LedgerError::QueueFull,
                 mpsc::error::TrySendError::Closed(_) => LedgerError::Closed,
@@ -261,6 +332,18 @@ fn write_all(mut ledger: Ledger, mut commands: mpsc::Receiver<Command>, shared: 
         for command in batch.drain(..) {
             match command {
                 Command::Close(done) => closing.push(done),
+                // Whoever asked may have given up; there is nobody to tell then.
+                Command::Publish { unix_us, reply } => {
+                    let _ = reply.send(ledger.publish(unix_us));
+                }
+                Command::Consistency { old, new, reply } => {
+                    let _ = reply.send(ledger.consistency(old, new));
+                }
+                Command::Cosigned(signed) => {
+                    if let Err(error) = ledger.cosigned(&signed) {
+                        tracing::warn!(%error, "cosignatures are not stored");
+                    }
+                }
                 Command::Append {
                     time_unix_us,
                     kind,

@@ -1,37 +1,65 @@
-//! The node's own record of what it saw, signed, decided and did.
+//! The node's own record of what it saw, signed, decided and did: a transparency log of one node.
 //!
-//! One append-only file. Each entry carries the hash of everything before it and the node's
-//! signature over that hash, so that changing, removing or reordering anything but the very end is
-//! found by anyone who has the public key ([`verify`]). What a chain alone cannot show is an end
-//! that was cut off at an entry's edge, or a whole log written anew by somebody who holds the key;
-//! compare [`VerifyReport::entries`] and [`VerifyReport::head`] with what was known before.
+//! The entries are the leaves of a Merkle tree (RFC 6962, [`crate::merkle`]). What is written at once
+//! ends in a *seal*, the node's Ed25519 signature over the number of entries and their root; the last
+//! one covers everything before it. Now and then the node publishes a *checkpoint* (C2SP), which its
+//! ML-DSA-44 key signs too and its peers cosign as witnesses. So changing, removing or reordering
+//! entries is found by anyone who has the public key ([`verify`]), cutting the end off by anyone who
+//! has a later checkpoint, and a log written anew by the holder of the keys by the witnesses.
 //!
 //! ```text
-//! header  magic "SECMLEDG" | format u16 | node id [16] | public key [32] | signature [64]
-//! entry   body length u32 | body | chain hash [32] | signature [64]
-//! body    number u64, from 1 | unix time in µs u64 | kind u8 | JSON of a `Record`
-//! chain   SHA-256(domain | chain hash before | body); before the first: SHA-256(domain | header)
+//! directory  NNNNNNNNNNNNNNNNNNNN.seg, by the number of the first entry | checkpoint | lock
+//! segment    header | frames
+//! header     magic "SECMLEDG" | format u16 = 2 | node id [16] | Ed25519 key [32] | ML-DSA-44 key [1312]
+//!            | entries before u64 | their complete subtrees' hashes, the largest first [32] each
+//!            | Ed25519 signature [64] over a domain tag and all that
+//! frame      length of the body u32 | kind u8 | body | check [8]
+//! entry (1)  number u64, from 1 | unix time in µs u64 | kind u8 | JSON of a `Record`
+//!            check: first bytes of the RFC 6962 leaf hash of the body
+//! seal (2)   entries u64 | root [32] | Ed25519 signature [64] over the text of a checkpoint
+//!            check: first bytes of SHA-256(domain tag | body)
 //! ```
-//! All integers are big-endian; signatures are Ed25519 over a domain tag and the hash.
+//! All integers are big-endian.
 //!
-//! A crash while writing leaves a *torn tail*: the beginning of one entry at the physical end. It
-//! was never acknowledged, so [`Ledger::open`] cuts it off and records that. Everything else that
-//! does not fit is corruption, and a corrupt ledger is not written to.
+//! A crash while writing leaves a *torn tail*: the beginning of one write at the physical end, without
+//! its seal. It was never acknowledged, so [`Ledger::open`] cuts it off and records that. Everything
+//! else that does not fit is corruption, and a corrupt ledger is not written to.
+//!
+//! Segments are closed at a size, and the oldest go when all together are too large
+//! ([`Retention`]). What is still needed out of them is recorded again ([`Record::Carried`]). Proofs
+//! about what is left need nothing of what is gone but the hashes in the header.
 
+pub mod bundle;
+mod carry;
+pub mod checkpoint;
+mod fault;
+mod files;
+pub mod fork;
 mod format;
 mod handle;
+pub mod note;
+mod open;
 mod reader;
 mod record;
+mod segment;
+mod tree;
 mod writer;
 
+pub use fault::{Fault, VerifyError};
 pub use format::MAX_PAYLOAD;
 pub use handle::{LedgerHandle, LedgerState, LedgerStatus};
-pub use reader::{Entries, Entry, Fault, VerifyError, VerifyReport, iter, verify, verify_with_key};
+pub use reader::{Entries, Entry, VerifyReport, iter, verify, verify_with_key};
 pub use record::{EffectKind, Record};
-pub use writer::{Ledger, OpenReport};
+pub use writer::{Ledger, LedgerKeys, OpenReport, Retention};
 
 use std::path::PathBuf;
 
+use format::Header;
+use reader::published;
+use tree::LogTree;
+
+use crate::merkle::MerkleError;
+use crate::mesh::pq::PqError;
 use crate::state::StateError;
 
 /// Why an entry could not be recorded or a ledger not opened.
@@ -61,6 +89,18 @@ pub enum LedgerError {
     /// The ledger belongs to another node or key.
     #[error("the ledger {} belongs to another node or key; is this the right state directory?", .0.display())]
     NotOurs(PathBuf),
+    /// There is a ledger of an earlier version.
+    #[error("{} is a ledger of an earlier version, which this one does not continue; keep it as evidence, move it away, and join anew with an empty state directory", .0.display())]
+    OldFormat(PathBuf),
+    /// The entry cannot be proved.
+    #[error("there is no proof of entry {0}: {1}")]
+    NotProvable(u64, String),
+    /// There is no proof.
+    #[error("the ledger has no such proof: {0}")]
+    Merkle(#[from] MerkleError),
+    /// The checkpoint could not be signed.
+    #[error(transparent)]
+    Pq(#[from] PqError),
     /// Another process appends to the ledger.
     #[error("another process appends to the ledger {}; only one may", .0.display())]
     InUse(PathBuf),

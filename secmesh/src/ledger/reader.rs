@@ -1,75 +1,47 @@
-//! Reading a ledger: front to back, in bounded memory, trusting nothing.
+//! Reading a ledger: segment by segment, in bounded memory, trusting nothing.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read as _};
-use std::path::Path;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 
 use ed25519_dalek::VerifyingKey;
 
-use super::format::{
-    self, BodyHead, HEADER, Hash, Header, LENGTH, MAX_BODY, TRAILER, Tail, body_head, body_length,
-    chain_hash, classify_tail, signature_holds,
-};
+use super::checkpoint::{AuthorKeys, Checkpoint, SignedCheckpoint};
+use super::fault::{Fault, VerifyError};
+use super::files::{self, CHECKPOINT};
+use super::format::{Header, Seal};
+use super::note::{MAX_NOTE, Note};
 use super::record::Record;
-
-/// Most bytes after the last good entry that are looked at; one commit writes less.
-const MAX_TAIL: u64 = 4 << 20;
-
-/// What is wrong with a ledger.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// It could not be read.
-    #[error("cannot read it: {0}")]
-    Io(#[from] io::Error),
-    /// It does not begin like a ledger.
-    #[error("it is not a secmesh ledger")]
-    NotALedger,
-    /// Its format is not known here.
-    #[error("it has format {0}, which this secmesh does not know")]
-    Version(u16),
-    /// The header's key or signature is wrong.
-    #[error("the header's signature is wrong")]
-    HeaderSignature,
-    /// Signed by another key than expected.
-    #[error("it was signed with another key than the expected one")]
-    WrongKey,
-    /// An entry is not what the chain says.
-    #[error("{0}")]
-    Corrupt(&'static str),
-    /// An entry's signature is wrong.
-    #[error("the signature is wrong")]
-    Signature,
-}
-
-/// Where a ledger is wrong and how.
-#[derive(Debug, thiserror::Error)]
-#[error("entry {entry} at byte {offset}: {what}")]
-pub struct VerifyError {
-    /// Number of the entry, from 1; 0 is the header.
-    pub entry: u64,
-    /// Where it begins, in bytes from the start of the file.
-    pub offset: u64,
-    /// What is wrong.
-    pub what: Fault,
-}
+use super::segment::{EntryRef, Scan, Visit, scan};
+use crate::merkle::{Frontier, Hash};
+use crate::mesh::pq::PqPublic;
+use crate::state::read_capped;
 
 /// What a good ledger says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// How many entries there are.
+    /// How many entries were ever made.
     pub entries: u64,
-    /// Time of the first, in unix microseconds.
+    /// Number of the first that is still there; those before went with old segments.
+    pub first_entry: u64,
+    /// How many segments there are.
+    pub segments: usize,
+    /// Time of the first entry that is there, in unix microseconds.
     pub first_unix_us: Option<u64>,
     /// Time of the last, in unix microseconds.
     pub last_unix_us: Option<u64>,
-    /// Chain hash of the last entry: stands for the whole content.
-    pub head: [u8; 32],
+    /// Root of the Merkle tree over all entries: stands for the whole content.
+    pub head: Hash,
     /// The node that wrote it.
     pub node_id: [u8; 16],
-    /// Its public ledger key.
+    /// Its public Ed25519 ledger key.
     pub key: [u8; 32],
-    /// Bytes of an unfinished entry at the end: a crash, or a writer at work. 0 if there is none.
+    /// Its public ML-DSA-44 ledger key.
+    pub pq: PqPublic,
+    /// Bytes of an unfinished write at the end: a crash, or a writer at work. 0 if there is none.
     pub torn_tail_bytes: u64,
+    /// The last checkpoint, verified by the two keys and by the entries. Absent for a single segment,
+    /// and before the first one was made.
+    pub checkpoint: Option<SignedCheckpoint>,
 }
 
 /// One entry.
@@ -93,212 +65,339 @@ impl Entry {
     pub fn record(&self) -> Result<Record, serde_json::Error> {
         serde_json::from_slice(&self.payload)
     }
+
+    fn of(entry: &EntryRef<'_>) -> Self {
+        Self {
+            seq: entry.head.seq,
+            time_unix_us: entry.head.time_unix_us,
+            kind: entry.head.kind,
+            payload: entry.payload.to_vec(),
+        }
+    }
 }
 
-/// An entry whose place in the chain was checked.
-pub(super) struct Link {
-    pub head: BodyHead,
-    pub offset: u64,
-    pub chain: Hash,
-    pub signature: [u8; 64],
+/// The segment that is written to.
+#[derive(Debug, Clone)]
+pub(super) struct LastSegment {
+    pub path: PathBuf,
+    /// Where the last sealed entry ends.
+    pub end: u64,
+    pub torn: u64,
 }
 
-pub(super) struct Reader {
-    file: BufReader<File>,
-    size: u64,
-    pub(super) header: Header,
-    /// Where the next entry begins.
-    pub(super) offset: u64,
-    /// Chain hash of the last one.
-    pub(super) chain: Hash,
-    pub(super) next_seq: u64,
-    /// Bytes of a torn tail, once the end was reached.
-    pub(super) torn: u64,
-    body: Vec<u8>,
-    done: bool,
+/// All segments together.
+#[derive(Debug)]
+pub(super) struct Whole {
+    /// Of the first segment.
+    pub header: Header,
+    pub sealed: Frontier,
+    /// Entries before each segment, and its bytes.
+    pub segments: Vec<(u64, u64)>,
+    pub last: LastSegment,
+    /// The file beside the segments, read before them: a writer may publish another meanwhile.
+    checkpoint: Option<Vec<u8>>,
+    /// Root at the size of the checkpoint, if a seal has that size.
+    root_at_checkpoint: Option<Hash>,
 }
 
-impl Reader {
-    pub(super) fn open(path: &Path) -> Result<Self, VerifyError> {
-        let fail = |what| VerifyError {
-            entry: 0,
-            offset: 0,
-            what,
-        };
-        let file = File::open(path).map_err(|e| fail(e.into()))?;
-        // The size now; what a writer appends while we read is not looked at.
-        let size = file.metadata().map_err(|e| fail(e.into()))?.len();
-        let mut file = BufReader::with_capacity(1 << 18, file);
-        let mut bytes = [0; HEADER];
-        file.read_exact(&mut bytes).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => fail(Fault::NotALedger),
-            _ => fail(e.into()),
-        })?;
-        let header = format::decode_header(&bytes).map_err(fail)?;
-        let chain = header.genesis;
-        let offset = u64::try_from(HEADER).unwrap_or(u64::MAX);
+/// Reads segments one after the other and checks that each continues the one before.
+struct Walk {
+    paths: VecDeque<(u64, PathBuf)>,
+    /// One file was given rather than a directory.
+    single: bool,
+    whole: Option<Whole>,
+    checkpoint: Option<Vec<u8>>,
+    checkpoint_size: Option<u64>,
+}
+
+/// Passes on, and notes the root that has the checkpoint's size.
+struct Watching<'v, V> {
+    visit: &'v mut V,
+    size: Option<u64>,
+    root: Option<Hash>,
+}
+
+impl<V: Visit> Visit for Watching<'_, V> {
+    fn segment(&mut self, header: &Header) {
+        if Some(header.start.size()) == self.size {
+            self.root = Some(header.start.root());
+        }
+        self.visit.segment(header);
+    }
+
+    fn entry(&mut self, entry: &EntryRef<'_>) {
+        self.visit.entry(entry);
+    }
+
+    fn sealed(&mut self, seal: &Seal) {
+        if Some(seal.size) == self.size {
+            self.root = Some(seal.root);
+        }
+        self.visit.sealed(seal);
+    }
+}
+
+impl Walk {
+    fn open(path: &Path) -> Result<Self, VerifyError> {
+        let fail = |what| at(path, 0, what);
+        let checkpoint = checkpoint_bytes(path);
+        let paths: VecDeque<_> = files::segments(path).map_err(|e| fail(e.into()))?.into();
+        if paths.is_empty() {
+            return Err(fail(Fault::NotALedger));
+        }
         Ok(Self {
-            file,
-            size,
-            header,
-            offset,
-            chain,
-            next_seq: 1,
-            torn: 0,
-            body: Vec::new(),
-            done: false,
+            paths,
+            single: path.is_file(),
+            whole: None,
+            checkpoint_size: checkpoint.as_deref().and_then(claimed_size),
+            checkpoint,
         })
     }
 
-    /// The next entry, its chain hash checked, its signature not. `None` at the end, torn or not.
-    pub(super) fn next(&mut self) -> Result<Option<Link>, VerifyError> {
-        if self.done {
-            return Ok(None);
-        }
-        let result = self.step();
-        // After a fault there is no next entry to speak of.
-        self.done = !matches!(result, Ok(Some(_)));
-        result.map_err(|what| VerifyError {
-            entry: self.next_seq,
-            offset: self.offset,
-            what,
-        })
-    }
-
-    /// The JSON of the entry [`Reader::next`] returned last.
-    pub(super) fn payload(&self) -> &[u8] {
-        body_head(&self.body).map_or(&[], |(_, payload)| payload)
-    }
-
-    fn step(&mut self) -> Result<Option<Link>, Fault> {
-        let left = self.size.saturating_sub(self.offset);
-        if left == 0 {
-            return Ok(None);
-        }
-        let mut length = [0; LENGTH];
-        if left < 4 {
-            return self.tail(left, &[]);
-        }
-        self.file.read_exact(&mut length)?;
-        let Some(size) = body_length(length) else {
-            return self.tail(left, &length);
+    /// The next segment; `false` after the last.
+    fn next(&mut self, visit: &mut impl Visit) -> Result<bool, VerifyError> {
+        let Some((before, path)) = self.paths.pop_front() else {
+            return Ok(false);
         };
-        let whole = u64::try_from(LENGTH + size + TRAILER).unwrap_or(u64::MAX);
-        if whole > left {
-            return self.tail(left, &length);
-        }
-        self.body.resize(size, 0);
-        self.file.read_exact(&mut self.body)?;
-        let mut chain: Hash = [0; 32];
-        self.file.read_exact(&mut chain)?;
-        let mut signature = [0; 64];
-        self.file.read_exact(&mut signature)?;
-        if chain != chain_hash(&self.chain, &self.body) {
-            // Only the last commit before a power cut may be half there.
-            let mut seen = length.to_vec();
-            seen.extend_from_slice(&self.body);
-            seen.extend_from_slice(&chain);
-            seen.extend_from_slice(&signature);
-            return self.tail(left, &seen);
-        }
-        let (head, _) = body_head(&self.body).ok_or(Fault::Corrupt("the entry is too short"))?;
-        if head.seq != self.next_seq {
-            return Err(Fault::Corrupt("the entry's number is out of order"));
-        }
-        let link = Link {
-            head,
-            offset: self.offset,
-            chain,
-            signature,
+        let bytes = files::read(&path)?;
+        let mut watching = Watching {
+            visit,
+            size: self.checkpoint_size,
+            root: None,
         };
-        self.offset += whole;
-        self.chain = chain;
-        self.next_seq += 1;
-        Ok(Some(link))
+        let scan = scan(&bytes, &mut watching).map_err(|fault| VerifyError {
+            file: path.clone(),
+            entry: fault.entry,
+            offset: fault.offset.try_into().unwrap_or(u64::MAX),
+            what: fault.what,
+        })?;
+        let root = watching.root;
+        self.take(before, &path, bytes.len(), scan, root)?;
+        Ok(true)
     }
 
-    /// `left` bytes do not begin with a whole good entry; `seen` are those already read.
-    fn tail(&mut self, left: u64, seen: &[u8]) -> Result<Option<Link>, Fault> {
-        if left > MAX_TAIL {
-            return Err(Fault::Corrupt(
-                "the entry does not match the chain, and more follows than one write leaves",
-            ));
+    fn take(
+        &mut self,
+        before: u64,
+        path: &Path,
+        length: usize,
+        scan: Scan,
+        root: Option<Hash>,
+    ) -> Result<(), VerifyError> {
+        let found = scan.header.start.size();
+        let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let last = LastSegment {
+            end: number(scan.end),
+            torn: number(scan.torn),
+            path: path.to_owned(),
+        };
+        let length = number(length).saturating_sub(last.torn);
+        if !self.single && found != before {
+            return Err(at(path, found, gap(before, found)));
         }
-        let mut bytes = seen.to_vec();
-        let rest = left.saturating_sub(u64::try_from(seen.len()).unwrap_or(u64::MAX));
-        (&mut self.file).take(rest).read_to_end(&mut bytes)?;
-        match classify_tail(&bytes, &self.chain, self.next_seq) {
-            Tail::Torn => {
-                self.torn = left;
-                Ok(None)
-            }
-            Tail::Corrupt(what) => Err(Fault::Corrupt(what)),
-        }
-    }
-
-    pub(super) fn signed(&self, link: &Link) -> Result<(), VerifyError> {
-        if signature_holds(&self.header.key, &link.chain, &link.signature) {
+        let Some(whole) = &mut self.whole else {
+            self.whole = Some(Whole {
+                header: scan.header,
+                sealed: scan.sealed,
+                segments: vec![(found, length)],
+                last,
+                checkpoint: self.checkpoint.take(),
+                root_at_checkpoint: root,
+            });
             return Ok(());
+        };
+        if scan.header.start != whole.sealed {
+            return Err(at(path, found, gap(whole.sealed.size(), found)));
         }
-        Err(VerifyError {
-            entry: link.head.seq,
-            offset: link.offset,
-            what: Fault::Signature,
-        })
+        if scan.header.node_id != whole.header.node_id
+            || scan.header.key != whole.header.key
+            || scan.header.pq != whole.header.pq
+        {
+            return Err(at(path, 0, Fault::WrongKey));
+        }
+        if whole.last.torn > 0 {
+            let what = Fault::Corrupt("an unfinished write in the middle of the ledger");
+            return Err(at(&whole.last.path, whole.sealed.size(), what));
+        }
+        whole.sealed = scan.sealed;
+        whole.segments.push((found, length));
+        whole.last = last;
+        whole.root_at_checkpoint = whole.root_at_checkpoint.or(root);
+        Ok(())
     }
 }
 
-/// Checks a ledger, or a copy of one, with the key its header names: structure, chain, and every
-/// signature. Memory does not grow with the file. Reads while an agent writes are fine.
+fn at(file: &Path, entry: u64, what: Fault) -> VerifyError {
+    VerifyError {
+        file: file.to_owned(),
+        entry,
+        offset: 0,
+        what,
+    }
+}
+
+const fn gap(expected: u64, found: u64) -> Fault {
+    Fault::Gap {
+        expected: expected.saturating_add(1),
+        found: found.saturating_add(1),
+    }
+}
+
+/// Reads and checks everything.
+pub(super) fn walk(path: &Path, visit: &mut impl Visit) -> Result<Whole, VerifyError> {
+    let mut walk = Walk::open(path)?;
+    while walk.next(visit)? {}
+    walk.whole.ok_or_else(|| at(path, 0, Fault::NotALedger))
+}
+
+fn checkpoint_bytes(dir: &Path) -> Option<Vec<u8>> {
+    let path = dir.join(CHECKPOINT);
+    path.exists()
+        .then(|| read_capped(&path, u64::try_from(MAX_NOTE).unwrap_or(0)).unwrap_or_default())
+}
+
+/// The size that the checkpoint claims; whether it may is for [`published`] to say.
+fn claimed_size(bytes: &[u8]) -> Option<u64> {
+    let note = Note::parse(bytes).ok()?;
+    Some(Checkpoint::parse(note.text()).ok()?.size)
+}
+
+/// The checkpoint beside the segments, if there is one, checked against keys and entries.
+pub(super) fn published(
+    dir: &Path,
+    author: &AuthorKeys,
+    whole: &Whole,
+) -> Result<Option<SignedCheckpoint>, VerifyError> {
+    let Some(bytes) = &whole.checkpoint else {
+        return Ok(None);
+    };
+    let fail = |what| at(&dir.join(CHECKPOINT), 0, what);
+    let signed = SignedCheckpoint::verify(bytes, author)
+        .map_err(|e| fail(Fault::Checkpoint(e.to_string())))?;
+    let (entries, size) = (whole.sealed.size(), signed.checkpoint.size);
+    if size > entries {
+        return Err(fail(Fault::CutBack {
+            entries,
+            signed: size,
+        }));
+    }
+    // A checkpoint is made where a seal is. One from before the first segment that is kept cannot be
+    // compared any more.
+    if size >= whole.header.start.size() && whole.root_at_checkpoint != Some(signed.checkpoint.root)
+    {
+        return Err(fail(Fault::Rewritten(size)));
+    }
+    Ok(Some(signed))
+}
+
+struct Times<F> {
+    first: Option<u64>,
+    last: Option<u64>,
+    entries: u64,
+    progress: F,
+}
+
+impl<F: FnMut(u64)> Visit for Times<F> {
+    fn entry(&mut self, entry: &EntryRef<'_>) {
+        self.first = self.first.or(Some(entry.head.time_unix_us));
+        self.last = Some(entry.head.time_unix_us);
+        self.entries = self.entries.saturating_add(1);
+    }
+
+    fn sealed(&mut self, _: &Seal) {
+        (self.progress)(self.entries);
+    }
+}
+
+/// Checks a ledger, a copy of one, or one segment of it, with the keys its header names: every entry,
+/// every root, the signatures that cover them, and the checkpoint. Memory does not grow with the
+/// ledger. Reads while an agent writes are fine.
 ///
 /// # Errors
 /// [`VerifyError`] for the first thing that is wrong.
 pub fn verify(path: &Path) -> Result<VerifyReport, VerifyError> {
-    verify_with_key(path, None)
+    verify_with_key(path, None, |_| {})
 }
 
-/// As [`verify`], and with `expected` the ledger must be signed with that key.
+/// As [`verify`]; with `expected` the ledger must be signed with that key. `progress` is told now and
+/// then how many entries were checked.
 ///
 /// # Errors
 /// As [`verify`], and [`Fault::WrongKey`].
 pub fn verify_with_key(
     path: &Path,
     expected: Option<&VerifyingKey>,
+    progress: impl FnMut(u64),
 ) -> Result<VerifyReport, VerifyError> {
-    let mut reader = Reader::open(path)?;
-    if expected.is_some_and(|key| *key != reader.header.key) {
-        return Err(VerifyError {
-            entry: 0,
-            offset: 0,
-            what: Fault::WrongKey,
-        });
+    let mut times = Times {
+        first: None,
+        last: None,
+        entries: 0,
+        progress,
+    };
+    let whole = walk(path, &mut times)?;
+    let header = &whole.header;
+    if expected.is_some_and(|key| *key != header.key) {
+        return Err(at(path, 0, Fault::WrongKey));
     }
-    let (mut first, mut last) = (None, None);
-    while let Some(link) = reader.next()? {
-        reader.signed(&link)?;
-        first = first.or(Some(link.head.time_unix_us));
-        last = Some(link.head.time_unix_us);
-    }
+    let author = AuthorKeys {
+        node: header.node_id,
+        key: header.key.to_bytes(),
+        pq: header.pq.clone(),
+    };
+    let checkpoint = published(path, &author, &whole)?;
     Ok(VerifyReport {
-        entries: reader.next_seq - 1,
-        first_unix_us: first,
-        last_unix_us: last,
-        head: reader.chain,
-        node_id: reader.header.node_id,
-        key: reader.header.key.to_bytes(),
-        torn_tail_bytes: reader.torn,
+        entries: whole.sealed.size(),
+        first_entry: header.start.size().saturating_add(1),
+        segments: whole.segments.len(),
+        first_unix_us: times.first,
+        last_unix_us: times.last,
+        head: whole.sealed.root(),
+        node_id: author.node,
+        key: author.key,
+        pq: author.pq,
+        torn_tail_bytes: whole.last.torn,
+        checkpoint,
     })
 }
 
 /// The entries of a ledger in order; see [`iter`].
 pub struct Entries {
-    reader: Reader,
+    walk: Walk,
+    node_id: [u8; 16],
+    waiting: VecDeque<Entry>,
+    fault: Option<VerifyError>,
+}
+
+struct Collect<'q>(&'q mut VecDeque<Entry>);
+
+impl Visit for Collect<'_> {
+    fn entry(&mut self, entry: &EntryRef<'_>) {
+        self.0.push_back(Entry::of(entry));
+    }
 }
 
 impl Entries {
     /// The node that wrote the ledger.
-    pub fn node_id(&self) -> [u8; 16] {
-        self.reader.header.node_id
+    pub const fn node_id(&self) -> [u8; 16] {
+        self.node_id
+    }
+
+    /// Reads the next segment. What is good before a fault comes out before the fault does.
+    fn more(&mut self) -> bool {
+        match self.walk.next(&mut Collect(&mut self.waiting)) {
+            Ok(more) => {
+                if let Some(whole) = &self.walk.whole {
+                    self.node_id = whole.header.node_id;
+                }
+                more
+            }
+            Err(fault) => {
+                self.fault = Some(fault);
+                self.walk.paths.clear();
+                false
+            }
+        }
     }
 }
 
@@ -306,34 +405,38 @@ impl Iterator for Entries {
     type Item = Result<Entry, VerifyError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let link = match self.reader.next() {
-            Ok(link) => link?,
-            Err(e) => return Some(Err(e)),
-        };
-        let BodyHead {
-            seq,
-            time_unix_us,
-            kind,
-        } = link.head;
-        Some(Ok(Entry {
-            seq,
-            time_unix_us,
-            kind,
-            payload: self.reader.payload().to_vec(),
-        }))
+        loop {
+            if let Some(entry) = self.waiting.pop_front() {
+                return Some(Ok(entry));
+            }
+            if let Some(fault) = self.fault.take() {
+                return Some(Err(fault));
+            }
+            if !self.more() && self.waiting.is_empty() && self.fault.is_none() {
+                return None;
+            }
+        }
     }
 }
 
-/// Reads a ledger entry by entry, checking the chain but not the signatures (the last signature
-/// covers all; [`verify`] checks each). Ends before a torn tail, and after the first error.
+/// Reads a ledger entry by entry, checking as it goes. Ends before an unfinished write, and after the
+/// first fault.
 ///
 /// # Errors
-/// [`VerifyError`] if the file cannot be opened or its header is wrong.
+/// [`VerifyError`] if there is no ledger or its first header is wrong.
 pub fn iter(path: &Path) -> Result<Entries, VerifyError> {
-    Reader::open(path).map(|reader| Entries { reader })
+    let mut entries = Entries {
+        walk: Walk::open(path)?,
+        node_id: [0; 16],
+        waiting: VecDeque::new(),
+        fault: None,
+    };
+    entries.more();
+    match entries.fault.take() {
+        Some(fault) if fault.entry == 0 => Err(fault),
+        fault => {
+            entries.fault = fault;
+            Ok(entries)
+        }
+    }
 }
-
-const _: () = assert!(
-    MAX_BODY < 4 << 20,
-    "a torn entry must fit into what is looked at"
-);

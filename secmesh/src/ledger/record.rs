@@ -133,6 +133,49 @@ pub enum Record {
         /// Hash over the two votes, to find the same proof in other ledgers.
         hash: String,
     },
+    /// A node signed two ledgers.
+    LedgerFork {
+        /// Id of the node.
+        node: String,
+        /// The proof: both checkpoints.
+        proof: String,
+        /// Hash over the proof.
+        hash: String,
+    },
+    /// A record that is still needed, out of a segment that was dropped.
+    Carried {
+        /// Number that it had.
+        entry: u64,
+        /// When it was made.
+        time_unix_us: u64,
+        /// What it said.
+        what: Box<Record>,
+    },
+    /// An epoch came into force.
+    Epoch {
+        /// Its number.
+        number: u64,
+        /// Hash of its record.
+        hash: String,
+        /// Record and precommits.
+        epoch: String,
+    },
+    /// A node sealed an epoch with ML-DSA-44.
+    EpochSeal {
+        /// Number of the epoch.
+        number: u64,
+        /// Id of the node.
+        node: String,
+        /// The seal.
+        seal: String,
+    },
+    /// The operator removed a node.
+    Removal {
+        /// Id of the node.
+        node: String,
+        /// The signed removal.
+        removal: String,
+    },
     /// Messages were refused.
     Refused {
         /// Whose: an address or a node id.
@@ -142,9 +185,9 @@ pub enum Record {
         /// How many since the last such record.
         count: u64,
     },
-    /// The ledger was cut back to its last whole entry after a crash.
+    /// The ledger was cut back to its last signature after a crash.
     Recovered {
-        /// How much of an unfinished entry was there.
+        /// How much of an unfinished write was there.
         truncated_bytes: u64,
     },
 }
@@ -184,6 +227,11 @@ impl Record {
             Self::Refused { .. } => 13,
             Self::Recovered { .. } => 14,
             Self::List { .. } => 15,
+            Self::LedgerFork { .. } => 16,
+            Self::Carried { .. } => 17,
+            Self::Epoch { .. } => 22,
+            Self::Removal { .. } => 23,
+            Self::EpochSeal { .. } => 24,
         }
     }
 }

@@ -1,112 +1,185 @@
 //! Appending to a ledger.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::Flock;
 
 use super::LedgerError;
-use super::format::{BodyHead, Hash, MAX_PAYLOAD, encode_entry, encode_header};
-use super::reader::{Link, Reader};
+use super::carry;
+use super::checkpoint::{AuthorKeys, Checkpoint, SignedCheckpoint};
+use super::fault::VerifyError;
+use super::files::{self, CHECKPOINT, segment_path};
+use super::format::{BodyHead, MAX_PAYLOAD, decode_header, encode_entry, encode_seal};
+use super::note::MAX_NOTE;
+use super::open::{Growing, corrupt, create_segment, io_error, lock, open_segment};
+use super::reader;
 use super::record::Record;
+use super::tree::LogTree;
+use crate::merkle::{self, Frontier, Hash};
+use crate::mesh::pq::PqSigner;
 use crate::state::{PRIVATE, write_atomic};
 
-/// Buffered bytes that are written out without waiting for a sync.
+/// Buffered bytes that are put on the disk without waiting for a sync.
 const BUFFER: usize = 1 << 20;
-/// How many of the last signatures opening checks. The chain is checked in full, and the last
-/// signature covers it; checking every one of a long ledger would delay the start by minutes.
-const SIGNATURES_AT_OPEN: usize = 1024;
+/// What the ledger of earlier versions was called, beside the directory.
+const OLD: &str = "ledger.log";
+
+/// The node's keys, as far as the ledger needs them.
+#[derive(Debug, Clone)]
+pub struct LedgerKeys {
+    /// The node.
+    pub node: [u8; 16],
+    /// Its Ed25519 ledger key.
+    pub key: SigningKey,
+    /// Its ML-DSA-44 ledger key.
+    pub pq: Arc<PqSigner>,
+}
+
+impl LedgerKeys {
+    /// The public halves.
+    pub fn public(&self) -> AuthorKeys {
+        AuthorKeys {
+            node: self.node,
+            key: self.key.verifying_key().to_bytes(),
+            pq: self.pq.public().clone(),
+        }
+    }
+}
+
+/// How much is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// A segment is closed once it has this many bytes.
+    pub segment_bytes: u64,
+    /// Oldest segments go while all together have more bytes than this; the last two stay.
+    pub total_bytes: u64,
+}
+
+impl Default for Retention {
+    /// Segments of 8 MiB, half a gigabyte of them: some two million entries.
+    fn default() -> Self {
+        Self {
+            segment_bytes: 8 << 20,
+            total_bytes: 512 << 20,
+        }
+    }
+}
 
 /// What [`Ledger::open`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenReport {
     /// There was no ledger, a new one was begun.
     pub created: bool,
-    /// Entries found, before anything was appended.
+    /// Entries ever made, before anything was appended.
     pub entries: u64,
-    /// Bytes of an unfinished entry that were cut off; 0 if there was none. If not 0, a
+    /// Bytes of an unfinished write that were cut off; 0 if there was none. If not 0, a
     /// [`Record::Recovered`] was appended.
     pub truncated_bytes: u64,
 }
 
-/// A ledger open for appending. One at a time: the file is locked.
+/// A ledger open for appending. One at a time: its directory is locked.
 #[derive(Debug)]
 pub struct Ledger {
-    file: Flock<File>,
+    _lock: Flock<File>,
+    dir: PathBuf,
+    file: File,
     path: PathBuf,
-    key: SigningKey,
+    keys: LedgerKeys,
+    retention: Retention,
     buffer: Vec<u8>,
-    chain: Hash,
-    next_seq: u64,
+    tree: LogTree,
+    /// Entries before each segment, and its bytes.
+    segments: VecDeque<(u64, u64)>,
+    published: Option<SignedCheckpoint>,
+    time_unix_us: u64,
     failed: Option<String>,
 }
 
 impl Ledger {
-    /// Opens the ledger, or begins one if there is none. `time_unix_us` dates the
-    /// [`Record::Recovered`] that is appended if a torn tail had to be cut off.
+    /// Opens the ledger in the directory `dir`, or begins one if there is none. `time_unix_us` dates
+    /// the [`Record::Recovered`] that is appended if an unfinished write had to be cut off.
     ///
     /// # Errors
-    /// [`LedgerError::Corrupt`] if anything before a torn tail is wrong (the file is then not
-    /// touched), [`LedgerError::NotOurs`], [`LedgerError::InUse`], or an I/O error.
+    /// [`LedgerError::Corrupt`] if anything before such a write is wrong or the log is shorter than
+    /// what was signed of it (nothing is then touched), [`LedgerError::NotOurs`],
+    /// [`LedgerError::InUse`], [`LedgerError::OldFormat`], or an I/O error.
     pub fn open(
-        path: &Path,
-        node_id: [u8; 16],
-        key: SigningKey,
+        dir: &Path,
+        keys: LedgerKeys,
+        retention: Retention,
         time_unix_us: u64,
     ) -> Result<(Self, OpenReport), LedgerError> {
-        let created = !path.exists();
+        let old = dir.with_file_name(OLD);
+        if old.exists() || dir.is_file() {
+            return Err(LedgerError::OldFormat(if old.exists() {
+                old
+            } else {
+                dir.to_owned()
+            }));
+        }
+        let lock = lock(dir)?;
+        let created = files::segments(dir)
+            .map_err(io_error("list", dir))?
+            .is_empty();
         if created {
-            write_atomic(path, &encode_header(node_id, &key), PRIVATE)?;
+            create_segment(dir, &keys, &Frontier::default())?;
         }
-        let io = |action| {
-            move |source| LedgerError::Io {
-                action,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        let mut options = OpenOptions::new();
-        options.append(true).custom_flags(OFlag::O_NOFOLLOW.bits());
-        let file = options.open(path).map_err(io("open"))?;
-        let file =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
-                Errno::EWOULDBLOCK => LedgerError::InUse(path.to_owned()),
-                e => io("lock")(e.into()),
-            })?;
-        let reader = scan(path, node_id, &key)?;
-        if reader.torn > 0 {
-            file.set_len(reader.offset)
+        let mut growing = Growing::new(dir);
+        let log = reader::walk(dir, &mut growing)?;
+        let (first, last) = (&log.header, &log.last);
+        if first.node_id != keys.node || first.key != keys.key.verifying_key() {
+            return Err(LedgerError::NotOurs(dir.to_owned()));
+        }
+        let published = reader::published(dir, &keys.public(), &log)?;
+        let path = last.path.clone();
+        let file = open_segment(&path)?;
+        if last.torn > 0 {
+            file.set_len(last.end)
                 .and_then(|()| file.sync_all())
-                .map_err(io("cut back"))?;
+                .map_err(io_error("cut back", &path))?;
         }
+        let torn = last.torn;
+        let Growing {
+            tree: Some(tree),
+            last_time,
+            ..
+        } = growing
+        else {
+            return Err(LedgerError::NotOurs(dir.to_owned()));
+        };
+        let report = OpenReport {
+            created,
+            entries: tree.size(),
+            truncated_bytes: torn,
+        };
         let mut ledger = Self {
+            _lock: lock,
+            dir: dir.to_owned(),
             file,
-            path: path.to_owned(),
-            key,
+            path,
+            keys,
+            retention,
             buffer: Vec::new(),
-            chain: reader.chain,
-            next_seq: reader.next_seq,
+            tree,
+            segments: log.segments.into(),
+            published,
+            time_unix_us: last_time.max(time_unix_us),
             failed: None,
         };
-        if reader.torn > 0 {
+        if torn > 0 {
             ledger.append(
                 time_unix_us,
                 &Record::Recovered {
-                    truncated_bytes: reader.torn,
+                    truncated_bytes: torn,
                 },
             )?;
             ledger.sync()?;
         }
-        let report = OpenReport {
-            created,
-            entries: reader.next_seq - 1,
-            truncated_bytes: reader.torn,
-        };
         Ok((ledger, report))
     }
 
@@ -132,50 +205,211 @@ impl Ledger {
             return Err(LedgerError::TooLarge { bytes: json.len() });
         }
         let head = BodyHead {
-            seq: self.next_seq,
+            seq: self.entries().saturating_add(1),
             time_unix_us,
             kind,
         };
-        self.chain = encode_entry(&mut self.buffer, &self.key, &self.chain, head, json);
-        self.next_seq += 1;
+        let leaf = encode_entry(&mut self.buffer, head, json);
+        self.tree.push(leaf);
+        self.time_unix_us = self.time_unix_us.max(time_unix_us);
         if self.buffer.len() >= BUFFER {
-            self.write_out()?;
+            self.commit()?;
         }
         Ok(head.seq)
     }
 
-    /// Puts everything appended so far on the disk.
+    /// Puts everything appended so far on the disk, under the node's signature.
     ///
     /// # Errors
     /// An I/O error. The ledger then takes nothing more: after a failed sync the kernel may have
     /// dropped the data and says so only once, so trying again would prove nothing.
     pub fn sync(&mut self) -> Result<(), LedgerError> {
         self.usable()?;
-        self.write_out()?;
-        let result = self.file.sync_data();
-        self.checked("sync", result)
+        self.commit()?;
+        let full = self
+            .segments
+            .back()
+            .is_some_and(|(_, bytes)| *bytes >= self.retention.segment_bytes);
+        // What was to be written is on the disk; if there is no room for a next segment, the next
+        // sync says so.
+        if full && let Err(error) = self.rotate() {
+            self.failed = Some(error.to_string());
+        }
+        Ok(())
     }
 
-    /// Chain hash of the last entry appended.
-    pub fn head(&self) -> [u8; 32] {
-        self.chain
+    fn commit(&mut self) -> Result<(), LedgerError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let (size, root) = (self.entries(), self.head());
+        let mut buffer = std::mem::take(&mut self.buffer);
+        encode_seal(&mut buffer, &self.keys.key, &self.keys.node, size, root);
+        let written = self.file.write_all(&buffer);
+        let length = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
+        buffer.clear();
+        self.buffer = buffer;
+        self.checked("write", written)?;
+        let synced = self.file.sync_data();
+        self.checked("sync", synced)?;
+        if let Some((_, bytes)) = self.segments.back_mut() {
+            *bytes = bytes.saturating_add(length);
+        }
+        Ok(())
     }
 
-    /// How many entries there are, with those not yet synced.
-    pub fn entries(&self) -> u64 {
-        self.next_seq - 1
+    /// Begins the next segment, and drops old ones.
+    fn rotate(&mut self) -> Result<(), LedgerError> {
+        let start = self.tree.frontier().clone();
+        let path = create_segment(&self.dir, &self.keys, &start)?;
+        let length = path.metadata().map_or(0, |m| m.len());
+        self.file = open_segment(&path)?;
+        self.path = path;
+        self.tree.next_segment();
+        self.segments.push_back((start.size(), length));
+        self.drop_old()
+    }
+
+    fn drop_old(&mut self) -> Result<(), LedgerError> {
+        let mut total: u64 = self.segments.iter().map(|(_, bytes)| *bytes).sum();
+        if total <= self.retention.total_bytes {
+            return Ok(());
+        }
+        // An eighth at a time, since each time everything is looked through.
+        let target = self.retention.total_bytes / 8 * 7;
+        let mut gone = Vec::new();
+        while total > target && self.segments.len() > 2 {
+            if let Some((before, bytes)) = self.segments.pop_front() {
+                total = total.saturating_sub(bytes);
+                gone.push(segment_path(&self.dir, before));
+            }
+        }
+        let Some((first, _)) = self.segments.front().copied() else {
+            return Ok(());
+        };
+        let keep = carry::out_of(&self.dir, first, self.time_unix_us)?;
+        for (kind, json) in keep {
+            self.append_encoded(self.time_unix_us, kind, &json)?;
+        }
+        self.commit()?;
+        let start = files::read(&segment_path(&self.dir, first)).map_err(corrupt)?;
+        let header = decode_header(&start).map_err(|what| {
+            corrupt(VerifyError {
+                file: segment_path(&self.dir, first),
+                entry: 0,
+                offset: 0,
+                what,
+            })
+        })?;
+        // The oldest first: a crash in between leaves a log without a hole.
+        for path in gone {
+            std::fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+        self.tree.drop_before(header.start);
+        Ok(())
+    }
+
+    /// Root of all entries appended, which stands for the whole content.
+    pub fn head(&self) -> Hash {
+        self.tree.frontier().root()
+    }
+
+    /// How many entries were ever made, with those not yet synced.
+    pub const fn entries(&self) -> u64 {
+        self.tree.size()
+    }
+
+    /// Entries that were dropped with old segments.
+    pub const fn dropped(&self) -> u64 {
+        self.tree.dropped()
+    }
+
+    /// The last checkpoint, with the cosignatures that came for it.
+    pub const fn published(&self) -> Option<&SignedCheckpoint> {
+        self.published.as_ref()
+    }
+
+    /// Signs a checkpoint of what is on the disk and stores it before anybody sees it. The same again
+    /// when nothing was appended since.
+    ///
+    /// # Errors
+    /// An I/O error, or [`LedgerError::Pq`].
+    pub fn publish(&mut self, now_unix_us: u64) -> Result<SignedCheckpoint, LedgerError> {
+        self.usable()?;
+        self.commit()?;
+        let checkpoint = Checkpoint::of(&self.keys.node, self.entries(), self.head());
+        if let Some(last) = &self.published
+            && last.checkpoint == checkpoint
+        {
+            return Ok(last.clone());
+        }
+        // Never earlier than the last one: a smaller tree with a later time would prove a rollback.
+        let last = self.published.as_ref().map_or(0, |last| last.time_s);
+        let time_s = (now_unix_us / 1_000_000).max(last);
+        let note = checkpoint.sign(&self.keys.key, &self.keys.pq, time_s)?;
+        let signed = SignedCheckpoint {
+            checkpoint,
+            time_s,
+            note,
+        };
+        self.store(&signed)?;
+        self.published = Some(signed.clone());
+        Ok(signed)
+    }
+
+    /// Puts a witness's signature, which was verified, beside the checkpoint it is for, if that is
+    /// still the last one.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn cosigned(&mut self, signed: &SignedCheckpoint) -> Result<(), LedgerError> {
+        let Some(last) = &mut self.published else {
+            return Ok(());
+        };
+        if last.checkpoint != signed.checkpoint {
+            return Ok(());
+        }
+        for signature in signed.note.signatures() {
+            if signature.name != signed.checkpoint.origin {
+                last.note.add(signature.clone());
+            }
+        }
+        let last = last.clone();
+        self.store(&last)
+    }
+
+    fn store(&self, signed: &SignedCheckpoint) -> Result<(), LedgerError> {
+        let bytes = signed.note.to_string().into_bytes();
+        if bytes.len() > MAX_NOTE {
+            return Ok(());
+        }
+        Ok(write_atomic(&self.dir.join(CHECKPOINT), &bytes, PRIVATE)?)
+    }
+
+    /// Proves that the first `old` entries are the beginning of the first `new`.
+    ///
+    /// # Errors
+    /// [`LedgerError::Merkle`].
+    pub fn consistency(&self, old: u64, new: u64) -> Result<Vec<Hash>, LedgerError> {
+        Ok(merkle::consistency(&self.tree, old, new)?)
+    }
+
+    /// Proves that entry `number` (from 1) is among the first `size`.
+    ///
+    /// # Errors
+    /// [`LedgerError::Merkle`].
+    pub fn inclusion(&self, number: u64, size: u64) -> Result<Vec<Hash>, LedgerError> {
+        Ok(merkle::inclusion(
+            &self.tree,
+            number.saturating_sub(1),
+            size,
+        )?)
     }
 
     fn usable(&self) -> Result<(), LedgerError> {
         self.failed
             .clone()
             .map_or(Ok(()), |why| Err(LedgerError::Failed(why)))
-    }
-
-    fn write_out(&mut self) -> Result<(), LedgerError> {
-        let result = self.file.write_all(&self.buffer);
-        self.buffer.clear();
-        self.checked("write", result)
     }
 
     fn checked(
@@ -195,19 +429,23 @@ impl Ledger {
 
     /// A ledger on a device that has no space.
     #[cfg(test)]
-    pub(super) fn on_full_disk(key: SigningKey) -> Self {
+    pub(super) fn on_full_disk(keys: LedgerKeys) -> Self {
         let path = PathBuf::from("/dev/full");
-        let file = OpenOptions::new().append(true).open(&path).unwrap();
-        let file = Flock::lock(file, FlockArg::LockSharedNonblock)
-            .map_err(|(_, e)| e)
-            .unwrap();
+        let open = || File::options().append(true).open(&path).unwrap();
+        let shared = nix::fcntl::FlockArg::LockSharedNonblock;
+        let lock = Flock::lock(open(), shared).map_err(|(_, e)| e).unwrap();
         Self {
-            file,
+            _lock: lock,
+            dir: PathBuf::from("/nonexistent"),
+            file: open(),
             path,
-            key,
+            keys,
+            retention: Retention::default(),
             buffer: Vec::new(),
-            chain: [0; 32],
-            next_seq: 1,
+            tree: LogTree::new(PathBuf::from("/nonexistent"), Frontier::default()),
+            segments: VecDeque::from([(0, 0)]),
+            published: None,
+            time_unix_us: 0,
             failed: None,
         }
     }
@@ -220,26 +458,4 @@ pub(super) fn encode(record: &Record) -> Result<Vec<u8>, LedgerError> {
         return Err(LedgerError::TooLarge { bytes: json.len() });
     }
     Ok(json)
-}
-
-fn scan(path: &Path, node_id: [u8; 16], key: &SigningKey) -> Result<Reader, LedgerError> {
-    let corrupt = |fault| LedgerError::Corrupt {
-        path: path.to_owned(),
-        fault,
-    };
-    let mut reader = Reader::open(path).map_err(corrupt)?;
-    if reader.header.node_id != node_id || reader.header.key != key.verifying_key() {
-        return Err(LedgerError::NotOurs(path.to_owned()));
-    }
-    let mut last: VecDeque<Link> = VecDeque::with_capacity(SIGNATURES_AT_OPEN);
-    while let Some(link) = reader.next().map_err(corrupt)? {
-        if last.len() == SIGNATURES_AT_OPEN {
-            last.pop_front();
-        }
-        last.push_back(link);
-    }
-    for link in &last {
-        reader.signed(link).map_err(corrupt)?;
-    }
-    Ok(reader)
 }

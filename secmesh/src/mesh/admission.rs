@@ -9,7 +9,7 @@ use super::wire::{Decoder, Encoder, WireError};
 
 const GRANT_TAG: &str = "secmesh/grant/1";
 const NODE_ID_TAG: &str = "secmesh/node-id/1";
-const RECORD_TAG: &str = "secmesh/node-record/1";
+const RECORD_TAG: &str = "secmesh/node-record/2";
 const POSSESSION_TAG: &str = "secmesh/admit/possession/1";
 const OPERATOR_TAG: &str = "secmesh/admit/operator/1";
 const TICKET_TAG: &str = "secmesh/admit/ticket/1";
@@ -179,6 +179,8 @@ pub struct NodeRecord {
     pub vote_key: PublicKey,
     /// Ed25519 key that signs its ledger.
     pub ledger_key: PublicKey,
+    /// SHA-256 of the ML-DSA-44 key that signs its ledger too, see [`super::pq`].
+    pub pq_key_hash: [u8; 32],
     /// SHA-256 of the public key (SPKI) of its TLS certificate.
     pub tls_spki_sha256: [u8; 32],
     /// Where its peers reach it; absent when it only connects out.
@@ -207,6 +209,7 @@ impl NodeRecord {
             .u64(self.incarnation)
             .fixed(&self.vote_key)
             .fixed(&self.ledger_key)
+            .fixed(&self.pq_key_hash)
             .fixed(&self.tls_spki_sha256);
         match self.address.map(|a| (a.ip().to_canonical(), a.port())) {
             None => e.u8(0),
@@ -227,6 +230,7 @@ impl NodeRecord {
             incarnation: d.u64("incarnation")?,
             vote_key: d.fixed("vote_key")?,
             ledger_key: d.fixed("ledger_key")?,
+            pq_key_hash: d.fixed("pq_key_hash")?,
             tls_spki_sha256: d.fixed("tls_spki_sha256")?,
             address: Self::read_address(d)?,
             joined_unix_us: d.u64("joined_unix_us")?,

@@ -206,7 +206,7 @@ impl CertVerdict {
         let (confirms_needed, zones_needed) = match action.kind {
             ActionKind::Block => (
                 roster
-                    .len()
+                    .voters()
                     .clamp(1, if planted(Bug::OneWitness) { 1 } else { 2 }),
                 roster
                     .zone_count()

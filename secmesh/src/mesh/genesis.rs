@@ -6,8 +6,8 @@ use super::crypto::{self, CryptoError, PublicKey, SignatureBytes, Signer};
 use super::ids::{MeshId, Name};
 use super::wire::{Decoder, Encoder, WireError};
 
-const TAG: &str = "secmesh/genesis/1";
-const SIGNED_TAG: &str = "secmesh/signed-genesis/1";
+const TAG: &str = "secmesh/genesis/2";
+const SIGNED_TAG: &str = "secmesh/signed-genesis/2";
 
 /// Longest time a mesh-wide block of one address may last (class 1), in seconds.
 pub const MAX_BLOCK_TTL_S: u32 = 86_400;
@@ -15,6 +15,10 @@ pub const MAX_BLOCK_TTL_S: u32 = 86_400;
 pub const MAX_VOTE_VALID_S: u32 = 600;
 /// Largest clock difference that can be configured, in seconds.
 pub const MAX_SKEW_S: u32 = 300;
+/// Longest epoch, in seconds: a week.
+pub const MAX_EPOCH_S: u32 = 604_800;
+/// Longest probation, in epochs.
+pub const MAX_PROBATION_EPOCHS: u32 = 1_000;
 
 /// Numbers all nodes of a mesh share. They are part of the mesh id, so they never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -26,6 +30,11 @@ pub struct Params {
     pub vote_valid_s: u32,
     /// How far the clocks of two nodes may differ, in seconds: 1 to 300.
     pub max_skew_s: u32,
+    /// An epoch lasts this long, in seconds, unless the membership changes before: 1 to 604,800. Trust
+    /// decays by a sixteenth per epoch, so longer epochs forget more slowly.
+    pub epoch_s: u32,
+    /// For how many epochs a node that joins a mesh of four or more has no weight: 0 to 1,000.
+    pub probation_epochs: u32,
 }
 
 impl Default for Params {
@@ -34,6 +43,8 @@ impl Default for Params {
             block_ttl_s: 3_600,
             vote_valid_s: 120,
             max_skew_s: 30,
+            epoch_s: 3_600,
+            probation_epochs: 3,
         }
     }
 }
@@ -48,6 +59,13 @@ impl Params {
             ("block_ttl_s", self.block_ttl_s, MAX_BLOCK_TTL_S),
             ("vote_valid_s", self.vote_valid_s, MAX_VOTE_VALID_S),
             ("max_skew_s", self.max_skew_s, MAX_SKEW_S),
+            ("epoch_s", self.epoch_s, MAX_EPOCH_S),
+            // From 0: no probation.
+            (
+                "probation_epochs",
+                self.probation_epochs.saturating_add(1),
+                MAX_PROBATION_EPOCHS + 1,
+            ),
         ];
         match ranges
             .iter()
@@ -55,7 +73,7 @@ impl Params {
         {
             Some((field, ..)) => Err(WireError::Invalid {
                 field,
-                why: "out of range (block_ttl_s 1..86400, vote_valid_s 1..600, max_skew_s 1..300)",
+                why: "out of range (block_ttl_s 1..86400, vote_valid_s 1..600, max_skew_s 1..300, epoch_s 1..604800, probation_epochs 0..1000)",
             }),
             None => Ok(()),
         }
@@ -85,7 +103,9 @@ impl Genesis {
             .u64(self.created_unix_us)
             .u32(self.params.block_ttl_s)
             .u32(self.params.vote_valid_s)
-            .u32(self.params.max_skew_s);
+            .u32(self.params.max_skew_s)
+            .u32(self.params.epoch_s)
+            .u32(self.params.probation_epochs);
         e.finish()
     }
 
@@ -99,6 +119,8 @@ impl Genesis {
                 block_ttl_s: d.u32("block_ttl_s")?,
                 vote_valid_s: d.u32("vote_valid_s")?,
                 max_skew_s: d.u32("max_skew_s")?,
+                epoch_s: d.u32("epoch_s")?,
+                probation_epochs: d.u32("probation_epochs")?,
             },
         };
         genesis.params.check()?;
@@ -214,6 +236,14 @@ mod tests {
             },
             Params {
                 max_skew_s: 301,
+                ..Params::default()
+            },
+            Params {
+                epoch_s: 0,
+                ..Params::default()
+            },
+            Params {
+                probation_epochs: 1_001,
                 ..Params::default()
             },
         ] {

@@ -1,7 +1,7 @@
 //! Who this node is: its keys, its id, its name.
 //!
-//! Three keys, each in a file of its own, so that none can stand in for another: one signs votes, one
-//! the ledger, one proves the node's end of a TLS connection. The node id follows from the vote key,
+//! Four keys, each in a file of its own, so that none can stand in for another: one signs votes, two
+//! the ledger (Ed25519 and ML-DSA-44), one proves the node's end of a TLS connection. The node id follows from the vote key,
 //! which is drawn at random, and the incarnation, so that no two nodes, not even two made one after
 //! the other on the same machine, share an id.
 
@@ -14,16 +14,21 @@ pub use keys::{
 pub use keys::{TlsIdentity, ed25519_spki_sha256};
 pub use ticket::{Ticket, TicketError};
 
+use std::sync::Arc;
+
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use super::admission::NodeRecord;
 use super::ids::{Hash, Name, NodeId, Zone};
+use super::pq::{PqError, PqSigner};
 use crate::entropy::EntropyError;
+use crate::ledger::LedgerKeys;
 use crate::state::{StateDir, StateError};
 
 const FILE: &str = "identity.json";
-const FORMAT: u32 = 1;
+/// 1 had no ML-DSA-44 key, and its node records are not understood any more.
+const FORMAT: u32 = 2;
 
 /// Why there is no identity.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +67,9 @@ pub enum IdentityError {
         /// What is wrong with it.
         detail: &'static str,
     },
+    /// The ML-DSA-44 key could not be used.
+    #[error(transparent)]
+    Pq(#[from] PqError),
     /// The TLS certificate could not be made.
     #[error("cannot make a certificate for the node's TLS key: {0}")]
     Certificate(String),
@@ -77,6 +85,7 @@ struct Stored {
     /// The public keys, so that a key file from elsewhere is noticed.
     vote_key: Hash,
     ledger_key: Hash,
+    pq_key_hash: Hash,
     tls_spki_sha256: Hash,
 }
 
@@ -88,6 +97,7 @@ pub struct Identity {
     advertise: Option<String>,
     vote: SigningKey,
     ledger: SigningKey,
+    ledger_pq: Arc<PqSigner>,
     tls: TlsIdentity,
 }
 
@@ -118,6 +128,8 @@ impl Identity {
         }
         let vote = keys::create(&dir.file(Purpose::Vote.file()), Purpose::Vote)?;
         let ledger = keys::create(&dir.file(Purpose::Ledger.file()), Purpose::Ledger)?;
+        let seed = keys::create_seed(&dir.file(Purpose::LedgerPq.file()), Purpose::LedgerPq)?;
+        let ledger_pq = Arc::new(PqSigner::from_seed(&seed)?);
         let tls = TlsIdentity::new(&keys::create(&dir.file(Purpose::Tls.file()), Purpose::Tls)?)?;
         let identity = Self {
             incarnation: 1,
@@ -126,6 +138,7 @@ impl Identity {
             advertise,
             vote,
             ledger,
+            ledger_pq,
             tls,
         };
         identity.save(dir)?;
@@ -148,6 +161,8 @@ impl Identity {
         };
         let vote = keys::load(&dir.file(Purpose::Vote.file()), Purpose::Vote)?;
         let ledger = keys::load(&dir.file(Purpose::Ledger.file()), Purpose::Ledger)?;
+        let seed = keys::load_seed(&dir.file(Purpose::LedgerPq.file()), Purpose::LedgerPq)?;
+        let ledger_pq = Arc::new(PqSigner::from_seed(&seed)?);
         let tls = TlsIdentity::new(&keys::load(&dir.file(Purpose::Tls.file()), Purpose::Tls)?)?;
         for (public, stored, detail) in [
             (
@@ -159,6 +174,11 @@ impl Identity {
                 ledger.verifying_key().to_bytes(),
                 &stored.ledger_key,
                 "ledger.key is another node's",
+            ),
+            (
+                ledger_pq.public().hash(),
+                &stored.pq_key_hash,
+                "ledger-pq.key is another node's",
             ),
             (
                 tls.spki_sha256(),
@@ -185,6 +205,7 @@ impl Identity {
             advertise,
             vote,
             ledger,
+            ledger_pq,
             tls,
         };
         if identity.node_id() != node {
@@ -235,6 +256,7 @@ impl Identity {
             advertise: self.advertise.clone(),
             vote_key: Hash(self.vote.verifying_key().to_bytes()),
             ledger_key: Hash(self.ledger.verifying_key().to_bytes()),
+            pq_key_hash: Hash(self.ledger_pq.public().hash()),
             tls_spki_sha256: Hash(self.tls.spki_sha256()),
         };
         dir.write_json(FILE, FORMAT, &stored)
@@ -273,6 +295,20 @@ impl Identity {
     /// The key that signs the ledger.
     pub fn ledger_key(&self) -> &SigningKey {
         &self.ledger
+    }
+
+    /// The ML-DSA-44 key that signs the ledger too.
+    pub fn ledger_pq_key(&self) -> &Arc<PqSigner> {
+        &self.ledger_pq
+    }
+
+    /// All that the ledger is signed with.
+    pub fn ledger_keys(&self) -> LedgerKeys {
+        LedgerKeys {
+            node: self.node_id().0,
+            key: self.ledger.clone(),
+            pq: Arc::clone(&self.ledger_pq),
+        }
     }
 
     /// The key and certificate for TLS.

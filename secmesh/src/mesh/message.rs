@@ -4,10 +4,16 @@ use super::admission::{AdmittedRecord, SignedGrant};
 use super::cert::Certificate;
 use super::crypto::CryptoError;
 use super::decision::SignedRelease;
+use super::epoch::{
+    CertifiedEpoch, EpochProof, EpochSeal, Proposal, SignedEpochVote, SignedRemoval,
+};
+use super::evidence::EvidenceMessage;
 use super::ids::{DecisionId, IncidentId};
+use super::inventory::Inventory;
 use super::roster::Roster;
 use super::vote::{Ballot, SignedVote};
 use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
+use super::witness::LedgerMessage;
 
 const TAG: &str = "secmesh/msg/1";
 
@@ -129,12 +135,32 @@ pub enum Message {
     Equivocation(Box<EquivocationProof>),
     /// The operator ends a block.
     Release(Box<SignedRelease>),
+    /// About ledgers: kinds 8 to 11.
+    Ledger(LedgerMessage),
+    /// What the next epoch might be.
+    EpochProposal(Box<Proposal>),
+    /// A vote on that.
+    EpochVote(Box<SignedEpochVote>),
+    /// The sender's epoch number: whoever has later ones sends them, whoever has none so late asks.
+    EpochWant(u64),
+    /// An epoch, certified.
+    Epoch(Box<CertifiedEpoch>),
+    /// Somebody lied about an epoch.
+    EpochLie(Box<EpochProof>),
+    /// A node's post-quantum signature on the current epoch.
+    EpochSeal(Box<EpochSeal>),
+    /// The operator removes a node.
+    Removal(Box<SignedRemoval>),
     /// The sender has a certificate.
     Decided(Announcement),
     /// The sender wants the certificate of a decision that was announced.
     WantDecision(DecisionId),
     /// Several of the others (never a batch), each as its own encoding.
     Batch(Vec<Vec<u8>>),
+    /// Kinds 24 to 29: statements and what it takes to compare them.
+    Evidence(Box<EvidenceMessage>),
+    /// Kinds 30 and 31: what the sender has of everything else.
+    Inventory(Box<Inventory>),
 }
 
 impl Message {
@@ -148,6 +174,14 @@ impl Message {
             Self::Grant(grant) => e.u8(4).fixed(&grant.to_bytes()),
             Self::Equivocation(proof) => e.u8(5).fixed(&proof.to_bytes()),
             Self::Release(release) => e.u8(6).fixed(&release.to_bytes()),
+            Self::Ledger(message) => e.u8(message.kind()).fixed(&message.to_bytes()),
+            Self::EpochProposal(proposal) => e.u8(16).fixed(&proposal.to_bytes()),
+            Self::EpochVote(signed) => e.u8(17).fixed(&signed.to_bytes()),
+            Self::EpochWant(number) => e.u8(18).u64(*number),
+            Self::Epoch(epoch) => e.u8(19).fixed(&epoch.to_bytes()),
+            Self::EpochLie(proof) => e.u8(20).fixed(&proof.to_bytes()),
+            Self::EpochSeal(seal) => e.u8(22).fixed(&seal.to_bytes()),
+            Self::Removal(removal) => e.u8(21).fixed(&removal.to_bytes()),
             Self::Decided(announced) => e
                 .u8(40)
                 .fixed(announced.decision.as_bytes())
@@ -162,6 +196,16 @@ impl Message {
                         let _written = e.bytes("part", part, MAX_PART).is_ok();
                     }
                 }
+                &mut e
+            }
+            Self::Inventory(message) => {
+                e.u8(message.kind());
+                message.write(&mut e);
+                &mut e
+            }
+            Self::Evidence(message) => {
+                e.u8(message.kind());
+                message.write(&mut e);
                 &mut e
             }
         };
@@ -190,6 +234,20 @@ impl Message {
             4 => Self::Grant(Box::new(SignedGrant::from_bytes(body)?)),
             5 => Self::Equivocation(Box::new(EquivocationProof::from_bytes(body)?)),
             6 => Self::Release(Box::new(SignedRelease::from_bytes(body)?)),
+            kind if LedgerMessage::KINDS.contains(&kind) => {
+                Self::Ledger(LedgerMessage::from_bytes(kind, body)?)
+            }
+            16 => Self::EpochProposal(Box::new(Proposal::from_bytes(body)?)),
+            17 => Self::EpochVote(Box::new(SignedEpochVote::from_bytes(body)?)),
+            18 => {
+                let number = d.u64("epoch number")?;
+                d.finish()?;
+                Self::EpochWant(number)
+            }
+            19 => Self::Epoch(Box::new(CertifiedEpoch::from_bytes(body)?)),
+            20 => Self::EpochLie(Box::new(EpochProof::from_bytes(body)?)),
+            21 => Self::Removal(Box::new(SignedRemoval::from_bytes(body)?)),
+            22 => Self::EpochSeal(Box::new(EpochSeal::from_bytes(body)?)),
             40 => {
                 let announced = Announcement {
                     decision: DecisionId(d.fixed("decision")?),
@@ -211,6 +269,8 @@ impl Message {
                 }
                 Self::Batch(parts)
             }
+            30..=31 => Self::Inventory(Box::new(Inventory::from_body(kind, body)?)),
+            24..=29 => Self::Evidence(Box::new(EvidenceMessage::from_body(kind, body)?)),
             _ => {
                 return Err(WireError::Invalid {
                     field: "message kind",

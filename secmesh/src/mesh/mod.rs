@@ -7,18 +7,24 @@ pub mod cert;
 pub mod crypto;
 pub mod decision;
 pub mod engine;
+pub mod epoch;
+pub mod evidence;
 pub mod genesis;
 pub mod identity;
 pub mod ids;
+pub mod inventory;
 pub mod join;
 pub mod message;
+pub mod pq;
 pub mod roster;
 pub mod simulation;
 pub mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod transport;
+pub mod trust;
 #[cfg(test)]
 mod vectors_tests;
 pub mod vote;
 pub mod wire;
+pub mod witness;

@@ -1,9 +1,7 @@
 //! Who is in the mesh, with which weight, and what that means for a quorum.
 //!
-//! Every node folds the same grow-only set of admitted records into the same [`Roster`], whatever
-//! the order in which it heard of them. A roster is an epoch: its hash is in every vote. All nodes
-//! weigh [`NODE_WEIGHT`] for now; epochs with learned weights come later and change nothing here
-//! but the numbers.
+//! The [`Registry`] is the grow-only set of admitted records: who may be a member. The [`Roster`] is who
+//! is one, with which weight, in one certified epoch ([`super::epoch`]); the epoch's hash is in every vote.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,6 +13,7 @@ pub use super::admission::{
     Admission, AdmissionError, AdmittedRecord, Grant, NodeRecord, SignedGrant,
 };
 use super::crypto;
+use super::epoch::{EpochParams, EpochRecord};
 pub use super::genesis::{Genesis, Params, SignedGenesis};
 use super::ids::{Hash, TicketId, Zone};
 pub use super::ids::{MeshId, NodeId};
@@ -25,7 +24,7 @@ const EPOCH_TAG: &str = "secmesh/epoch/1";
 
 /// Most nodes in one mesh.
 pub const MAX_NODES: usize = 1_024;
-/// Weight of every node until weights are learned.
+/// Weight of a node that nothing is known against or for.
 pub const NODE_WEIGHT: u32 = 100;
 
 /// What came of offering a record to a [`Registry`].
@@ -53,6 +52,8 @@ pub struct Registry {
     // Shared between copies: a mesh's nodes know the same records, and a simulation has all nodes in one place.
     by_ticket: Arc<BTreeMap<TicketId, TicketUse>>,
     by_operator: Arc<BTreeMap<Hash, AdmittedRecord>>,
+    /// All of them by the hash of the node record, burned tickets' too.
+    all: Arc<BTreeMap<Hash, AdmittedRecord>>,
 }
 
 /// What is known of a ticket.
@@ -72,6 +73,15 @@ fn rank(admitted: &AdmittedRecord) -> (u64, NodeId, Hash) {
 impl Registry {
     /// Takes a record that [`AdmittedRecord::verify`] has accepted.
     pub fn offer(&mut self, admitted: AdmittedRecord) -> Offered {
+        let (hash, copy) = (admitted.record.hash(), admitted.clone());
+        let offered = self.sort_in(admitted);
+        if matches!(offered, Offered::Changed | Offered::Burned) {
+            Arc::make_mut(&mut self.all).entry(hash).or_insert(copy);
+        }
+        offered
+    }
+
+    fn sort_in(&mut self, admitted: AdmittedRecord) -> Offered {
         let full = self.by_ticket.len() + self.by_operator.len() >= MAX_NODES;
         let Some(ticket) = admitted.ticket() else {
             let hash = admitted.record.hash();
@@ -127,8 +137,8 @@ impl Registry {
         self.by_operator.values().chain(by_ticket)
     }
 
-    /// One record per node id, in the order of joining.
-    fn in_order(&self) -> Vec<&NodeRecord> {
+    /// The records that may be in a roster: one per node id, in the order of joining.
+    pub fn admissible(&self) -> Vec<&NodeRecord> {
         let mut records: Vec<_> = self.valid().collect();
         records.sort_by_cached_key(|admitted| rank(admitted));
         let mut seen = BTreeSet::new();
@@ -136,27 +146,29 @@ impl Registry {
         records.iter().map(|admitted| &admitted.record).collect()
     }
 
-    /// The roster that follows from the set.
-    pub fn roster(&self, mesh: MeshId) -> Roster {
-        let members = self.in_order().into_iter().cloned();
-        Roster::with_weights(mesh, members.map(|record| (record, NODE_WEIGHT)))
+    /// The admission of the node record with this hash.
+    pub fn by_hash(&self, record: &Hash) -> Option<&AdmittedRecord> {
+        self.all.get(record)
     }
 
-    /// The rosters there were before the last `count` nodes joined, latest first: what a node
-    /// that starts needs in order to understand certificates from before.
-    pub fn earlier_rosters(&self, mesh: MeshId, count: usize) -> Vec<Roster> {
-        let records = self.in_order();
-        (1..records.len())
-            .rev()
-            .take(count)
-            .map(|len| {
-                let members = records
-                    .iter()
-                    .take(len)
-                    .map(|r| ((*r).clone(), NODE_WEIGHT));
-                Roster::with_weights(mesh, members)
-            })
-            .collect()
+    /// The first epoch: the nodes that the operator admitted in person.
+    pub fn first_epoch(&self, mesh: MeshId, params: &Params) -> EpochRecord {
+        let hashes = self.by_operator.keys().copied();
+        EpochRecord::first(mesh, EpochParams::of(params), hashes)
+    }
+
+    /// The roster of an epoch; none if the admission of one of its members is not known.
+    pub fn roster(&self, epoch: &EpochRecord) -> Option<Roster> {
+        let members: Option<Vec<(NodeRecord, u32)>> = epoch
+            .members
+            .iter()
+            .map(|m| Some((self.by_hash(&m.record)?.record.clone(), m.weight)))
+            .collect();
+        Some(Roster {
+            number: epoch.number,
+            hash: epoch.hash(),
+            ..Roster::with_weights(epoch.mesh, members?)
+        })
     }
 }
 
@@ -192,14 +204,17 @@ pub struct Roster {
     mesh: MeshId,
     members: Arc<BTreeMap<NodeId, Member>>,
     total: u64,
-    /// Number of zones, and the largest weight: asked for with each vote.
+    number: u64,
+    /// Zones of those with weight, and the largest weight: asked for with each vote.
     zone_count: usize,
     max_weight: u32,
+    /// Those with weight.
+    voters: usize,
     hash: Hash,
 }
 
 impl Roster {
-    /// A roster of the given records and weights (a later record of the same node replaces an
+    /// A roster that is no certified epoch's, of the given records and weights (a later record of the same node replaces an
     /// earlier one; those beyond [`MAX_NODES`] are left out).
     pub fn with_weights(
         mesh: MeshId,
@@ -220,12 +235,15 @@ impl Roster {
         Self {
             mesh,
             total: kept.values().map(|m| u64::from(m.weight)).sum(),
+            number: u64::try_from(kept.len()).unwrap_or(u64::MAX),
             zone_count: kept
                 .values()
+                .filter(|m| m.weight > 0)
                 .map(|m| &m.record.zone)
                 .collect::<BTreeSet<_>>()
                 .len(),
             max_weight: kept.values().map(|m| m.weight).max().unwrap_or(0),
+            voters: kept.values().filter(|m| m.weight > 0).count(),
             hash: Hash(crypto::sha256(&e.finish())),
             members: Arc::new(kept),
         }
@@ -236,12 +254,12 @@ impl Roster {
         self.mesh
     }
 
-    /// Number of the epoch: the count of nodes, since records only ever get more.
-    pub fn epoch(&self) -> u64 {
-        u64::try_from(self.members.len()).unwrap_or(u64::MAX)
+    /// Number of the epoch.
+    pub const fn epoch(&self) -> u64 {
+        self.number
     }
 
-    /// Hash of the epoch: of mesh, records and weights, in the order of node ids.
+    /// Hash of the epoch's record.
     pub const fn epoch_hash(&self) -> Hash {
         self.hash
     }
@@ -282,12 +300,12 @@ impl Roster {
         self.total * 2 / 3 + 1
     }
 
-    /// The zones there are.
-    pub fn zones(&self) -> BTreeSet<&Zone> {
-        self.members.values().map(|m| &m.record.zone).collect()
+    /// Nodes that have weight. Those on probation have none and decide nothing.
+    pub const fn voters(&self) -> usize {
+        self.voters
     }
 
-    /// How many zones there are.
+    /// How many zones nodes that have weight are in.
     pub const fn zone_count(&self) -> usize {
         self.zone_count
     }
@@ -297,14 +315,14 @@ impl Roster {
         self.max_weight
     }
 
-    /// Whether a node decides only together with every other one (two or three nodes).
-    pub fn needs_all(&self) -> bool {
-        (2..=3).contains(&self.members.len())
+    /// Whether a node decides only together with every other one (two or three nodes with weight).
+    pub const fn needs_all(&self) -> bool {
+        matches!(self.voters, 2..=3)
     }
 
     /// Weight that a decision of class 1, or a release, needs.
     pub fn needed(&self) -> u64 {
-        if self.needs_all() || self.members.len() < 2 {
+        if self.voters() < 4 {
             // A roster of nobody needs one weight nobody has.
             self.total.max(1)
         } else {
@@ -314,7 +332,7 @@ impl Roster {
 
     /// Weight that a decision of class 2 needs.
     pub fn needed_class_2(&self) -> u64 {
-        if self.needs_all() || self.members.len() < 2 {
+        if self.voters() < 4 {
             self.needed()
         } else {
             self.t_hi()
@@ -327,9 +345,10 @@ impl Roster {
             why,
             needs_all: self.needs_all(),
         };
-        match self.members.len() {
-            0 => return not("the roster is empty".to_owned()),
-            1 => return Tolerance::Single,
+        match self.voters() {
+            0 => return not("nobody in the roster has weight".to_owned()),
+            1 if self.members.len() == 1 => return Tolerance::Single,
+            1 => return not("one node has all the weight; the others are on probation".to_owned()),
             n @ 2..=3 => {
                 return not(format!(
                     "{n} nodes: every one has to agree, so one that is down or lies stops a \

@@ -17,14 +17,16 @@ use crate::state::{StateDir, StateError, read_capped};
 
 const GENESIS_FILE: &str = "genesis.bin";
 const MEMBERS_FILE: &str = "members.bin";
-const TAG: &str = "secmesh/members/1";
+const TAG: &str = "secmesh/members/2";
+/// The version in the tag; 1 had node records without an ML-DSA-44 key.
+const VERSION: u32 = 2;
 /// Up to the version.
 const TAG_START: &[u8] = b"secmesh/members/";
 const CHECKSUM: usize = 32;
 
 /// Most open tickets that are kept.
 pub const MAX_GRANTS: usize = 1_024;
-/// Largest admitted record, in bytes; the largest there can be has some 700.
+/// Largest admitted record, in bytes; the largest there can be has some 750.
 pub const MAX_RECORD: usize = 1_024;
 /// Largest `genesis.bin`, in bytes.
 const MAX_GENESIS: u64 = 1_024;
@@ -113,7 +115,7 @@ impl MeshStore {
             return Err(StateError::Version {
                 path: dir.file(MEMBERS_FILE),
                 found,
-                known: 1,
+                known: VERSION,
             }
             .into());
         }
@@ -195,7 +197,7 @@ fn other_version(bytes: &[u8]) -> Option<u32> {
         .ok()?
         .parse()
         .ok()?;
-    (version != 1).then_some(version)
+    (version != VERSION).then_some(version)
 }
 
 fn decode_members(bytes: &[u8]) -> Result<(Vec<AdmittedRecord>, Vec<SignedGrant>), WireError> {

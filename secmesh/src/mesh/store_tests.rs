@@ -31,6 +31,7 @@ fn record(seed: u8, name: &str, zone: &str) -> (NodeRecord, Signer) {
         incarnation: 1,
         vote_key: voter.public(),
         ledger_key: Signer::from_secret(&[seed.wrapping_add(100); 32]).public(),
+        pq_key_hash: [seed.wrapping_add(50); 32],
         tls_spki_sha256: [seed; 32],
         address: Some("[2001:db8::1]:4747".parse().unwrap()),
         joined_unix_us: 1_700_000_000_000_001,

@@ -7,6 +7,7 @@ use super::cert::{CertVote, Certificate};
 use super::crypto::Signer;
 use super::genesis::{Genesis, Params};
 use super::ids::{Hash, Name, NodeId, TicketId, Zone};
+use super::pq::PqSigner;
 use super::roster::{Registry, Roster};
 use super::vote::{Action, Ballot, Verdict, Vote, bucket_of};
 use crate::addr::Prefix;
@@ -33,6 +34,11 @@ pub fn signer(i: u8) -> Signer {
     Signer::from_secret(&[i; 32])
 }
 
+/// The ML-DSA-44 key of node `i`.
+pub fn pq(i: u8) -> PqSigner {
+    PqSigner::from_seed(&[i; 32]).unwrap()
+}
+
 pub fn node_id(i: u8) -> NodeId {
     NodeRecord::derive_id(&signer(i).public(), 1)
 }
@@ -47,6 +53,7 @@ pub fn record(i: u8, zone: &str) -> NodeRecord {
         incarnation: 1,
         vote_key: signer(i).public(),
         ledger_key: signer(i).public(),
+        pq_key_hash: pq(i).public().hash(),
         tls_spki_sha256: [i; 32],
         address: Some(format!("10.0.0.{i}:4747").parse().unwrap()),
         joined_unix_us: T0 - 500 * S + u64::from(i),
@@ -88,7 +95,8 @@ pub fn roster(zones: &[&str]) -> Roster {
     for record in records(zones) {
         registry.offer(record);
     }
-    registry.roster(genesis().mesh_id())
+    let first = registry.first_epoch(genesis().mesh_id(), &genesis().params);
+    registry.roster(&first).unwrap()
 }
 
 pub fn subject() -> Prefix {

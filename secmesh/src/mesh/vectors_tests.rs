@@ -2,12 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use ed25519_dalek::SigningKey;
+
 use super::cert::Certificate;
 use super::decision::OperatorRelease;
+use super::epoch::{
+    CertifiedEpoch, EpochParams, EpochProof, EpochRecord, EpochVote, Proposal, Removal, Step,
+    VoteSet,
+};
 use super::ids::to_hex;
 use super::message::{Announcement, EquivocationProof, Message};
+use super::roster::Roster;
 use super::testing::*;
 use super::vote::{Action, AttackClass, Verdict};
+use crate::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::mesh::genesis::Params;
 
 const PUBLISHED: &str = include_str!("../../../docs/vectors/protocol.json");
@@ -20,8 +28,18 @@ fn computed() -> BTreeMap<&'static str, String> {
     let votes = [(1, Verdict::Confirm), (2, Verdict::Confirm)];
     let certificate: Certificate = certificate(&roster, block, &votes);
     let release = OperatorRelease::new(roster.mesh(), roster.epoch_hash(), subject(), T0, 60);
+    let checkpoint = Checkpoint::of(&node_id(1).0, 3, [7; 32]);
+    let signed = SignedCheckpoint {
+        note: checkpoint
+            .sign(&SigningKey::from_bytes(&[1; 32]), &pq(1), T0 / S)
+            .unwrap(),
+        checkpoint: checkpoint.clone(),
+        time_s: T0 / S,
+    };
+    let cosignature = signed.cosign(&node_id(2).0, &SigningKey::from_bytes(&[2; 32]), T0 / S);
     let proof = EquivocationProof::new(vote.signed, lie.signed).unwrap();
-    BTreeMap::from([
+    let evidence = super::evidence::testing::vectors();
+    let mut all = BTreeMap::from([
         ("operator_public_key", to_hex(&operator().public())),
         ("genesis", to_hex(&genesis().to_bytes())),
         (
@@ -30,6 +48,7 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
         ("mesh_id", genesis().mesh_id().to_string()),
         ("node_1_id", node_id(1).to_string()),
+        ("node_1_pq_key_hash", to_hex(&pq(1).public().hash())),
         ("node_1_record", to_hex(&record(1, "a").to_bytes())),
         ("node_1_admitted", to_hex(&admitted(1, "a").to_bytes())),
         ("grant", to_hex(&grant(0x70).to_bytes())),
@@ -65,10 +84,98 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
         ("certificate", to_hex(&certificate.to_bytes())),
         ("decision_id", certificate.decision().to_string()),
+        ("checkpoint_text", to_hex(checkpoint.text().as_bytes())),
+        (
+            "checkpoint_ed25519_signature",
+            to_hex(&signed.note.signatures()[0].signature),
+        ),
+        (
+            "checkpoint_ed25519_key_id",
+            to_hex(&signed.note.signatures()[0].id),
+        ),
+        (
+            "checkpoint_ml_dsa_44_key_id",
+            to_hex(&signed.note.signatures()[1].id),
+        ),
+        (
+            "checkpoint_ml_dsa_44_message",
+            to_hex(&checkpoint.cosigned(&checkpoint.origin, T0 / S)),
+        ),
+        ("checkpoint_cosignature", to_hex(&cosignature.signature)),
         ("equivocation_proof", to_hex(&proof.to_bytes())),
         (
             "operator_release",
             to_hex(&release.sign(&operator()).to_bytes()),
+        ),
+    ]);
+    all.extend(evidence);
+    all.extend(computed_epochs(&roster));
+    all
+}
+
+fn computed_epochs(roster: &Roster) -> BTreeMap<&'static str, String> {
+    let second = EpochRecord {
+        number: 2,
+        previous: roster.epoch_hash(),
+        ..EpochRecord::first(
+            roster.mesh(),
+            EpochParams::of(&Params::default()),
+            (1..=4)
+                .zip(["a", "b", "c", "d"])
+                .map(|(i, zone)| record(i, zone).hash()),
+        )
+    };
+    let epoch_vote = |i: u8, step: Step| {
+        EpochVote {
+            mesh: roster.mesh(),
+            number: 2,
+            previous: roster.epoch_hash(),
+            round: 0,
+            step,
+            value: Some(second.hash()),
+            voter: node_id(i),
+            incarnation: 1,
+        }
+        .sign(&signer(i))
+    };
+    let precommit = epoch_vote(1, Step::Precommit);
+    let proposal = Proposal {
+        record: second.clone(),
+        signed: epoch_vote(1, Step::Propose),
+        polka: None,
+    };
+    let mut signatures: Vec<_> = (1..=3)
+        .map(|i| (node_id(i), epoch_vote(i, Step::Precommit).signature))
+        .collect();
+    signatures.sort_unstable();
+    let certified = CertifiedEpoch {
+        record: second.clone(),
+        precommits: VoteSet {
+            round: 0,
+            signatures,
+        },
+    };
+    let nil = EpochVote {
+        value: None,
+        ..precommit.vote
+    };
+    let lie_about_epoch = EpochProof::new(precommit, nil.sign(&signer(1))).unwrap();
+    let removal = Removal {
+        mesh: roster.mesh(),
+        node: node_id(4),
+        issued_unix_us: T0,
+    };
+    BTreeMap::from([
+        ("epoch_2_record", to_hex(&second.to_bytes())),
+        ("epoch_2_hash", second.hash().to_string()),
+        ("epoch_vote", to_hex(&precommit.to_bytes())),
+        ("epoch_proposal", to_hex(&proposal.to_bytes())),
+        ("certified_epoch", to_hex(&certified.to_bytes())),
+        ("epoch_proof", to_hex(&lie_about_epoch.to_bytes())),
+        ("removal", to_hex(&removal.sign(&operator()).to_bytes())),
+        (
+            "epoch_want_message",
+            to_hex(&Message::EpochWant(2).to_bytes()),
         ),
     ])
 }
@@ -83,6 +190,14 @@ fn the_published_vectors_are_what_the_code_writes() {
         "docs/vectors/protocol.json should be\n{}",
         serde_json::to_string_pretty(&computed).unwrap()
     );
+    if published
+        != computed
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), v.clone()))
+            .collect()
+    {
+        eprintln!("{}", serde_json::to_string_pretty(&computed).unwrap());
+    }
     for (name, hex) in computed {
         assert_eq!(published[name], hex, "{name} in docs/vectors/protocol.json");
     }

@@ -88,6 +88,7 @@ macro_rules! coded {
         }
     };
 }
+pub(in crate::mesh) use coded;
 
 coded!(
     /// What kind of attack an incident is about.

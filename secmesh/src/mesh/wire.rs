@@ -284,6 +284,14 @@ impl<'a> Decoder<'a> {
             })
     }
 
+    /// Reads `len` bytes, for which the caller has a length and a limit.
+    ///
+    /// # Errors
+    /// [`WireError::Truncated`].
+    pub fn take_exactly(&mut self, field: &'static str, len: usize) -> Result<&'a [u8], WireError> {
+        self.take(field, len)
+    }
+
     /// What has not been read yet.
     pub const fn rest(&self) -> &'a [u8] {
         self.rest

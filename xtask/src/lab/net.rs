@@ -14,7 +14,7 @@ pub const INTERFACE: &str = "eth0";
 /// The attacker's port on the switch.
 pub const ATTACKER_PORT: &str = "attacker";
 /// The most nodes a lab has; their addresses have to fit in.
-pub const MAX_NODES: usize = 16;
+pub const MAX_NODES: usize = 40;
 /// How many addresses an attacker can attack from, one after the other.
 pub const ATTACKER_ADDRESSES: u8 = 40;
 

@@ -201,10 +201,16 @@ impl LabState {
                 trouble.push(format!("{error:#}"));
             }
         }
-        let pins = self.nodes.iter().map(|node| &node.pin_dir);
-        let files = (!keep_files).then_some(&self.work_dir);
-        for folder in pins.chain(files) {
-            match std::fs::remove_dir_all(folder) {
+        let pins = self.nodes.iter().map(|node| node.pin_dir.clone());
+        // Where an agent that was killed was filling new maps.
+        let next = self.nodes.iter().map(|node| {
+            let mut name = node.pin_dir.clone().into_os_string();
+            name.push("-next");
+            PathBuf::from(name)
+        });
+        let files = (!keep_files).then(|| self.work_dir.clone());
+        for folder in pins.chain(next).chain(files) {
+            match std::fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     trouble.push(format!("cannot remove {}: {error}", folder.display()));
                 }

@@ -79,7 +79,7 @@ fn kill_9_loses_nothing_that_was_acknowledged() {
         lines.for_each(|line| read(line.unwrap(), &mut acknowledged));
         child.wait().unwrap();
         let report = verify(&path).unwrap_or_else(|e| panic!("round {round}: {e}"));
-        let entries: Vec<Entry> = iter(&path).unwrap().collect::<Result<_, _>>().unwrap();
+        let entries = all(&path);
         assert_eq!(report.entries, entries.len() as u64);
         for (seq, token) in &acknowledged {
             let entry = entries.get(usize::try_from(seq - 1).unwrap());

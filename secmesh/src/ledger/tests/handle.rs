@@ -25,7 +25,7 @@ async fn durable_appends_are_in_the_file_when_acknowledged() {
     for task in tasks {
         acknowledged.push(task.await.unwrap());
     }
-    let entries: Vec<Entry> = iter(&path).unwrap().collect::<Result<_, _>>().unwrap();
+    let entries = all(&path);
     for (n, seq) in acknowledged {
         let entry = &entries[usize::try_from(seq - 1).unwrap()];
         assert_eq!(entry.record().unwrap(), note(n));
@@ -78,7 +78,7 @@ async fn the_queue_is_bounded_in_bytes_and_in_records() {
 
 #[tokio::test]
 async fn a_full_disk_fails_the_ledger_for_good() {
-    let handle = LedgerHandle::start(Ledger::on_full_disk(key()), Arc::new(SystemClock)).unwrap();
+    let handle = LedgerHandle::start(Ledger::on_full_disk(keys()), Arc::new(SystemClock)).unwrap();
     let error = handle.append_durable(&note(1)).await.unwrap_err();
     assert!(
         matches!(&error, LedgerError::Failed(why) if why.contains("No space")),

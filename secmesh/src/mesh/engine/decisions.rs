@@ -194,7 +194,7 @@ impl Engine {
     /// Checks a certificate by the rules of its own epoch.
     pub(super) fn check(&self, certificate: &Certificate) -> Result<CertVerdict, CertError> {
         match self.roster_of(&certificate.epoch_hash) {
-            Some(roster) => certificate.verify(roster, &self.config.genesis.params, &self.zeroed),
+            Some(roster) => certificate.verify(&roster, &self.config.genesis.params, &self.zeroed),
             None => Err(CertError::WrongEpoch {
                 epoch: certificate.epoch,
                 hash: certificate.epoch_hash,

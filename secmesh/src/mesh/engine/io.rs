@@ -5,12 +5,16 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::addr::Prefix;
+use crate::ledger::fork::LedgerForkProof;
 use crate::mesh::admission::{AdmittedRecord, SignedGrant};
 use crate::mesh::decision::{Decision, SignedRelease};
+use crate::mesh::epoch::{CertifiedEpoch, EpochProof, EpochSeal, Sealed, SignedRemoval};
+use crate::mesh::evidence::{OutcomeKind, ProofKind, SignedVerdict};
 use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::Tolerance;
 use crate::mesh::vote::{ActionKind, AttackClass, Verdict};
+use crate::mesh::witness::LedgerMessage;
 
 /// What happens to the engine. Every call carries the time.
 #[derive(Debug, Clone)]
@@ -55,6 +59,37 @@ pub enum Input<'a> {
     Admit(Box<AdmittedRecord>),
     /// The operator of this node made a ticket.
     OpenGrant(Box<SignedGrant>),
+    /// What became of a block of the mesh on this host.
+    Outcome {
+        /// The block.
+        decision: DecisionId,
+        /// Whether the source kept coming, or was harmless by the word of this node's operator.
+        kind: OutcomeKind,
+        /// Packets that were dropped for it.
+        packets: u64,
+    },
+    /// The operator's verdict on blocks of the mesh, handed in at this node.
+    Verdict(Box<SignedVerdict>),
+    /// Ask a peer a test question.
+    Question {
+        /// Random bytes: they choose whom, about what, and hide the answer.
+        seed: [u8; 32],
+    },
+    /// What was done to a node by a decision of the mesh helped, or did not.
+    Remediated {
+        /// The node.
+        node: NodeId,
+        /// The decision.
+        decision: DecisionId,
+        /// Whether it helped.
+        succeeded: bool,
+    },
+    /// This node, as a witness, has found that another signed two ledgers.
+    LedgerFork(Box<LedgerForkProof>),
+    /// This node's answer to [`Output::Seal`].
+    Sealed(Box<EpochSeal>),
+    /// The operator takes a node out of the mesh.
+    Remove(Box<SignedRemoval>),
 }
 
 /// What the engine wants done, in order.
@@ -63,6 +98,44 @@ pub enum Output {
     /// Put these bytes (a ballot) on the disk, durably, before any later output of this call is
     /// carried out. If that fails, drop the rest of the call's `Broadcast`s and `Send`s.
     Persist(Vec<u8>),
+    /// Append this statement to the evidence log on the disk. An own one durably, before any later output
+    /// of this call is carried out; if that fails, drop the rest of the call's `Broadcast`s and `Send`s.
+    KeepEvidence {
+        /// The statement.
+        bytes: Vec<u8>,
+        /// Whether this node made it.
+        own: bool,
+    },
+    /// A node is proved to have done what no honest node does; a statement about it follows, here or by
+    /// another node.
+    Caught {
+        /// Who.
+        node: NodeId,
+        /// What.
+        proof: ProofKind,
+    },
+    /// Put these bytes (what this node has signed about the next epoch) on the disk in place of what it was
+    /// before, durably, before any later output of this call is carried out. If that fails, as above.
+    PersistEpoch(Vec<u8>),
+    /// An epoch is in force. Put [`super::Engine::stored_epochs`] on the disk, durably, before any later
+    /// output of this call is carried out. If that fails, as above.
+    Epoch(Box<CertifiedEpoch>),
+    /// Sign this with the node's ML-DSA-44 key and hand it in as [`Input::Sealed`]; signing draws random
+    /// bytes, so the engine does not.
+    Seal(Sealed),
+    /// A seal on the current epoch was accepted; with those before it, they weigh `weight` of the epoch
+    /// before.
+    SealSeen {
+        /// The seal.
+        seal: Box<EpochSeal>,
+        /// Weight that has sealed so far.
+        weight: u64,
+    },
+    /// The operator has removed a node; it leaves with the next epoch. Put
+    /// [`super::Engine::stored_epochs`] on the disk.
+    Removal(Box<SignedRemoval>),
+    /// A node is proved to have lied about an epoch; its weight is zero from now on.
+    EpochLie(Box<EpochProof>),
     /// Send to every connected peer.
     Broadcast(Vec<u8>),
     /// Send to one peer.
@@ -96,7 +169,16 @@ pub enum Output {
     },
     /// A node is proved to have lied; its weight is zero from now on.
     Equivocation(Box<EquivocationProof>),
-    /// A node is in the roster now; keep the record on the disk.
+    /// A node is proved to have signed two ledgers: a strike. It comes once per node.
+    LedgerFork(Box<LedgerForkProof>),
+    /// A peer sent something for this node as a witness, or as one that has witnesses.
+    Ledger {
+        /// The peer, who is in the roster.
+        from: NodeId,
+        /// What it sent; never a fork.
+        message: Box<LedgerMessage>,
+    },
+    /// A node was admitted, and is in the roster from the next epoch on; keep the record on the disk.
     Admitted(Box<AdmittedRecord>),
     /// A second record under one ticket: neither of the two is in the roster any more. This is the one
     /// that came last; keep it on the disk.
@@ -223,12 +305,26 @@ reasons!(
     TicketExpired = "ticket_expired",
     /// A second record under one ticket.
     TicketReused = "ticket_reused",
+    /// The operator has removed a node of that id.
+    Removed = "removed",
+    /// A proposal, vote or certificate of an epoch that does not hold.
+    BadEpoch = "bad_epoch",
+    /// Another epoch of the number that is in force here: more than a third of the weight lied.
+    ForkedEpoch = "forked_epoch",
     /// A limit of this node is reached.
     Full = "full",
     /// As many networks are blocked as may be.
     OverBudget = "over_budget",
     /// This node is not in the roster and cannot vote.
     NotAMember = "not_a_member",
+    /// A statement by nobody that this node knows.
+    UnknownAuthor = "unknown_author",
+    /// A statement that does not continue its author's log as it is known here.
+    ForkedEvidence = "forked_evidence",
+    /// More statements, questions or requests than one node may have.
+    TooMuchEvidence = "too_much_evidence",
+    /// A test question, its answer or a verdict that nothing here fits to.
+    NothingToJudge = "nothing_to_judge",
 );
 
 impl fmt::Display for RefusalReason {
@@ -275,8 +371,12 @@ pub struct QuorumState {
     pub needed: u64,
     /// Nodes in the roster.
     pub nodes: usize,
+    /// Those of them that have weight; the others are on probation, or the evidence gives them none.
+    pub voters: usize,
     /// Number of the epoch.
     pub epoch: u64,
+    /// Hash of its record.
+    pub epoch_hash: Hash,
     /// What the roster can withstand, and why not more.
     pub tolerance: Tolerance,
 }

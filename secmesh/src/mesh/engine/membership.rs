@@ -1,21 +1,18 @@
-//! Admissions, tickets, epochs, and what a peer is told when it connects.
+//! Admissions, tickets, proofs.
 
-use std::collections::VecDeque;
+use std::borrow::Cow;
 
 use super::io::{Output, QuorumState, RefusalReason};
-use super::{Call, Engine, KNOWN_EPOCHS};
+use super::{Call, Engine, Looking};
 use crate::mesh::admission::{AdmissionError, AdmittedRecord, SignedGrant};
-use crate::mesh::decision::Warrant;
+use crate::mesh::evidence::Misconduct;
 use crate::mesh::ids::NodeId;
-use crate::mesh::message::{EquivocationProof, Message, pack};
+use crate::mesh::message::{EquivocationProof, Message};
 use crate::mesh::roster::{MAX_NODES, Offered, Roster};
 use crate::mesh::simulation::{Bug, planted};
 
 /// Most open tickets.
 const MAX_GRANTS: usize = 1_024;
-/// Most messages of the backlog sent to one peer per call: 2 MiB, so that a peer that comes up
-/// does not keep this node from voting.
-const BACKLOG_STEP: usize = 32;
 
 impl Engine {
     /// `local`: this node lets the joiner in right now, so the ticket has to be valid right now.
@@ -37,6 +34,10 @@ impl Engine {
             Err(AdmissionError::Signature { .. } | AdmissionError::WrongNodeId) => {
                 return self.refuse(call, from, RefusalReason::BadAdmission);
             }
+        }
+        // From peers it is taken: earlier epochs cannot be read without it, and it is in no later one.
+        if local && self.removals.contains_key(&admitted.record.node) {
+            return self.refuse(call, from, RefusalReason::Removed);
         }
         let future = call.now.saturating_add(self.skew_us());
         if admitted.record.joined_unix_us > future {
@@ -61,7 +62,7 @@ impl Engine {
                 ));
                 call.out.push(Output::TicketBurned(Box::new(admitted)));
                 self.refuse(call, from, RefusalReason::TicketReused);
-                return self.new_epoch(call);
+                return self.membership_known(call);
             }
             Offered::Changed => {}
         }
@@ -76,42 +77,52 @@ impl Engine {
             Message::Admission(Box::new(admitted.clone())).to_bytes(),
         ));
         call.out.push(Output::Admitted(Box::new(admitted)));
-        self.new_epoch(call);
+        self.membership_known(call);
     }
 
-    /// Builds the roster anew. Votes of the old epoch no longer count, so what this node has
-    /// evidence for is voted on again, and what came too early is looked at again.
-    fn new_epoch(&mut self, call: &mut Call<'_>) {
-        let roster = self.registry.roster(self.mesh);
-        if roster.epoch_hash() == self.roster.epoch_hash() {
-            return;
-        }
-        let before = std::mem::replace(&mut self.roster, roster);
-        let mut known: VecDeque<Roster> = VecDeque::from([before]);
-        known.extend(self.known.drain(..));
-        known.extend(self.registry.earlier_rosters(self.mesh, KNOWN_EPOCHS));
-        let mut hashes = std::collections::BTreeSet::from([self.roster.epoch_hash()]);
-        known.retain(|roster| hashes.insert(roster.epoch_hash()));
-        known.truncate(KNOWN_EPOCHS);
-        self.known = known;
+    /// A new epoch is in force. Votes of the old one no longer count, so what this node has evidence for is
+    /// voted on again, and what came too early is looked at again.
+    pub(super) fn new_epoch(&mut self, call: &mut Call<'_>) {
         self.incidents
             .prune(call.now, self.valid_us(), self.roster.epoch_hash());
         let subjects: Vec<_> = self.evidence.keys().copied().collect();
         for (subject, class) in subjects {
             self.act_on(call, subject, Some(class));
         }
-        for (until, from, bytes) in std::mem::take(&mut self.pending) {
-            if until > call.now {
-                self.message(call, from, &bytes);
-            }
-        }
+        self.look_again(call);
     }
 
-    /// The roster of the epoch with this hash, if it is the current one or one of the last 16.
-    pub(super) fn roster_of(&self, epoch_hash: &crate::mesh::ids::Hash) -> Option<&Roster> {
-        std::iter::once(&self.roster)
-            .chain(&self.known)
-            .find(|roster| roster.epoch_hash() == *epoch_hash)
+    /// Looks at what was put aside once more. What comes of that may be an epoch, and then there is more to
+    /// look at; it is done in a loop and not in itself, so that peers cannot make it deep.
+    pub(super) fn look_again(&mut self, call: &mut Call<'_>) {
+        if self.looking != Looking::No {
+            self.looking = Looking::Again;
+            return;
+        }
+        for _ in 0..super::MAX_PENDING {
+            self.looking = Looking::Once;
+            for (until, from, bytes) in std::mem::take(&mut self.pending) {
+                if until > call.now {
+                    self.message(call, from, &bytes);
+                }
+            }
+            if self.looking == Looking::Once {
+                break;
+            }
+        }
+        self.looking = Looking::No;
+    }
+
+    /// The roster of the epoch with this hash, if it is the current one or one that is kept: a block may last
+    /// for many epochs, and its certificate with it.
+    pub(super) fn roster_of(&self, epoch_hash: &crate::mesh::ids::Hash) -> Option<Cow<'_, Roster>> {
+        let recent = std::iter::once(&self.roster).chain(&self.known);
+        let mut recent = recent.filter(|roster| roster.epoch_hash() == *epoch_hash);
+        if let Some(roster) = recent.next() {
+            return Some(Cow::Borrowed(roster));
+        }
+        let epoch = self.chain.find(epoch_hash)?;
+        self.registry.roster(&epoch.record).map(Cow::Owned)
     }
 
     pub(super) fn open_grant(
@@ -183,70 +194,8 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::Equivocation(proof.clone()).to_bytes(),
         ));
-        call.out.push(Output::Equivocation(proof));
-    }
-
-    pub(super) fn peer_up(&mut self, call: &mut Call<'_>, peer: NodeId) {
-        if peer == self.config.node
-            || (self.connected.len() >= MAX_NODES && !self.connected.contains(&peer))
-        {
-            return;
-        }
-        self.connected.insert(peer);
-        let records = self
-            .registry
-            .records()
-            .map(|r| Message::Admission(Box::new(r.clone())));
-        let grants = self
-            .grants
-            .values()
-            .map(|g| Message::Grant(Box::new(g.clone())));
-        let proofs = self
-            .proofs
-            .values()
-            .map(|p| Message::Equivocation(Box::new(*p)));
-        // Own votes on what is still open, so that a mesh that was split can decide after all.
-        let votes = self
-            .own_votes
-            .values()
-            .filter(|ballot| {
-                let vote = &ballot.signed.vote;
-                vote.epoch_hash == self.roster.epoch_hash()
-                    && self
-                        .incidents
-                        .get(&(vote.incident, vote.round))
-                        .is_some_and(|i| !i.decided && i.is_open(call.now))
-            })
-            .map(|ballot| Message::Vote(Box::new(*ballot)));
-        let decisions = self.decisions.values().filter_map(|decision| {
-            match &decision.warrant {
-                Warrant::Operator(signed) => Some(Message::Release(Box::new(*signed))),
-                // What today's roster would not have decided, the peer would refuse.
-                Warrant::Votes(certificate) => certificate
-                    .count(&self.roster, &self.zeroed)
-                    .check()
-                    .is_ok()
-                    .then(|| Message::Certificate(Box::new(certificate.clone()))),
-            }
-        });
-        let parts = records
-            .chain(grants)
-            .chain(proofs)
-            .chain(votes)
-            .chain(decisions)
-            .map(|message| message.to_bytes());
-        let batches: VecDeque<Vec<u8>> = pack(parts).into();
-        self.backlog.insert(peer, batches);
-        self.send_backlog(call);
-    }
-
-    pub(super) fn send_backlog(&mut self, call: &mut Call<'_>) {
-        for (peer, batches) in &mut self.backlog {
-            for bytes in batches.drain(..batches.len().min(BACKLOG_STEP)) {
-                call.out.push(Output::Send { to: *peer, bytes });
-            }
-        }
-        self.backlog.retain(|_, batches| !batches.is_empty());
+        call.out.push(Output::Equivocation(proof.clone()));
+        self.catch(call, Misconduct::Equivocation(proof));
     }
 
     pub(super) fn report_state(&mut self, call: &mut Call<'_>) {

@@ -5,30 +5,47 @@
 //!
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
-//! - `membership`: admissions, tickets, epochs, what a peer is told when it connects
+//! - `membership`: admissions, tickets
+//! - `epochs`: who is in with which weight, and the agreement on what comes next
+//! - `inventory`: what a peer is told when it connects
 //! - `spread`: who has which certificate, and asking for it
+//! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
+//! - `statements`: what this node states about the others; where everybody stands
+//! - `questions`: test questions
+//! - `sync`: how the statements of all nodes reach all nodes
 
 mod decisions;
+mod epochs;
+mod forks;
 mod incidents;
+mod inventory;
 mod io;
 mod membership;
+mod questions;
 mod spread;
+mod statements;
+mod sync;
 mod view;
 mod votes;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 pub use self::io::{Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
 use self::spread::Spread;
+use self::statements::Statements;
 pub use self::view::{IncidentView, RestoreError};
 use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
+use super::epoch::{
+    Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval, Standings,
+};
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
@@ -37,8 +54,9 @@ use super::simulation::{self, Bug, planted};
 use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
 use super::wire::MAX_MESSAGE;
 use crate::addr::Prefix;
+use crate::ledger::fork::LedgerForkProof;
 
-/// How many earlier epochs' certificates are still understood.
+/// How many earlier epochs' rosters are at hand; those of older epochs that are kept are made when needed.
 pub const KNOWN_EPOCHS: usize = 16;
 /// Most decisions that are remembered at one time.
 pub const MAX_DECISIONS: usize = 65_536;
@@ -90,6 +108,15 @@ struct Call<'a> {
     out: &'a mut Vec<Output>,
 }
 
+/// Whether what was put aside is being looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looking {
+    No,
+    Once,
+    /// And has to be once more.
+    Again,
+}
+
 /// Slot in which a node signs at most one vote.
 type VoteSlot = (Hash, IncidentId, u32);
 
@@ -100,6 +127,8 @@ pub struct Engine {
     config: EngineConfig,
     mesh: MeshId,
     registry: Registry,
+    /// The current epoch, and the way to it.
+    chain: Chain,
     roster: Roster,
     /// Rosters of earlier epochs, latest first.
     known: VecDeque<Roster>,
@@ -117,6 +146,7 @@ pub struct Engine {
     evidence: BTreeMap<(Prefix, AttackClass), Evidence>,
     windows: BTreeMap<NodeId, ReplayWindow>,
     proofs: BTreeMap<NodeId, EquivocationProof>,
+    forks: BTreeMap<NodeId, LedgerForkProof>,
     /// Keys of `proofs`, in the form the counting rule takes.
     zeroed: BTreeSet<NodeId>,
     decisions: BTreeMap<DecisionId, Decision>,
@@ -127,12 +157,33 @@ pub struct Engine {
     watched: BTreeMap<Prefix, u64>,
     /// Certificates that others have.
     spread: Spread,
-    /// Messages of an epoch this node does not know yet: a record is still on its way.
+    /// Messages of an epoch this node does not know yet: it, or an admission, is still on its way.
     pending: VecDeque<(u64, NodeId, Vec<u8>)>,
+    /// The agreement on the next epoch.
+    lock: Option<Lock>,
+    /// What this node signed last about an epoch, from the disk, until the epoch before that is known.
+    lock_state: Option<LockState>,
+    removals: BTreeMap<NodeId, SignedRemoval>,
+    /// Seals on the current epoch, by who made them.
+    seals: BTreeMap<NodeId, EpochSeal>,
+    /// The epoch that this node's own was asked for last.
+    seal_asked: u64,
+    standings: Arc<dyn Standings>,
+    /// When the current epoch was adopted here; 0 before the first tick.
+    epoch_since_us: u64,
+    /// Admissions or removals wait for the next epoch.
+    membership_due: bool,
+    epoch_proofs: BTreeMap<NodeId, EpochProof>,
+    /// Who was told last how far this node is, and when.
+    asked: NodeId,
+    asked_us: u64,
+    looking: Looking,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
     /// What `last_state` follows from: epoch, number of connected peers, number of proved liars.
     state_basis: Option<(Hash, usize, usize)>,
+    /// Signed evidence on the nodes.
+    statements: Statements,
 }
 
 impl Engine {
@@ -146,14 +197,13 @@ impl Engine {
                 registry.offer(admitted);
             }
         }
-        let roster = registry.roster(mesh);
-        let known = registry.earlier_rosters(mesh, KNOWN_EPOCHS).into();
-        Self {
+        let mut engine = Self {
             config,
             mesh,
             registry,
-            roster,
-            known,
+            chain: Chain::default(),
+            roster: Roster::with_weights(mesh, []),
+            known: VecDeque::new(),
             grants: BTreeMap::new(),
             connected: BTreeSet::new(),
             backlog: BTreeMap::new(),
@@ -165,6 +215,7 @@ impl Engine {
             evidence: BTreeMap::new(),
             windows: BTreeMap::new(),
             proofs: BTreeMap::new(),
+            forks: BTreeMap::new(),
             zeroed: BTreeSet::new(),
             decisions: BTreeMap::new(),
             by_subject: BTreeMap::new(),
@@ -172,10 +223,25 @@ impl Engine {
             watched: BTreeMap::new(),
             spread: Spread::default(),
             pending: VecDeque::new(),
+            lock: None,
+            lock_state: None,
+            removals: BTreeMap::new(),
+            seals: BTreeMap::new(),
+            seal_asked: 0,
+            standings: Arc::new(Neutral),
+            epoch_since_us: 0,
+            membership_due: false,
+            epoch_proofs: BTreeMap::new(),
+            asked: NodeId([0; 16]),
+            asked_us: 0,
+            looking: Looking::No,
             refusals: BTreeMap::new(),
             last_state: None,
             state_basis: None,
-        }
+            statements: Statements::new(mesh),
+        };
+        engine.begin_epochs();
+        engine
     }
 
     /// Takes one input at a time (`now_unix_us`: wall clock, microseconds since 1970) and appends
@@ -208,14 +274,33 @@ impl Engine {
                 None => self.propose_release(call, subject),
             },
             Input::Message { from, bytes } => self.message(call, from, bytes),
-            Input::PeerUp(peer) => self.peer_up(call, peer),
+            Input::PeerUp(peer) => {
+                self.peer_up(call, peer);
+                self.compare_with(call, peer);
+            }
             Input::PeerDown(peer) => {
                 self.connected.remove(&peer);
                 self.backlog.remove(&peer);
+                self.statements.peer_down(&peer);
             }
             Input::Tick => self.tick(call),
             Input::Admit(admitted) => self.admit(call, self.config.node, *admitted, true),
             Input::OpenGrant(grant) => self.open_grant(call, self.config.node, *grant, true),
+            Input::Outcome {
+                decision,
+                kind,
+                packets,
+            } => self.outcome(call, decision, kind, packets),
+            Input::Verdict(verdict) => self.verdict(call, &verdict),
+            Input::Question { seed } => self.ask(call, seed),
+            Input::Remediated {
+                node,
+                decision,
+                succeeded,
+            } => self.remediated(call, node, decision, succeeded),
+            Input::LedgerFork(proof) => self.fork(call, self.config.node, *proof),
+            Input::Sealed(seal) => self.seal(call, self.config.node, *seal),
+            Input::Remove(removal) => self.remove(call, self.config.node, *removal, true),
         }
         self.report_state(call);
     }
@@ -224,10 +309,12 @@ impl Engine {
     #[cfg(feature = "simulation")]
     #[must_use]
     pub fn copy_for(&self, config: EngineConfig) -> Self {
-        Self {
+        let mut copy = Self {
             config,
             ..self.clone()
-        }
+        };
+        copy.renew_lock();
+        copy
     }
 
     /// As if all other nodes of the roster had connected and had nothing to tell.
@@ -273,12 +360,22 @@ impl Engine {
             Message::Decided(announced) => self.peer_decided(call, from, &announced),
             Message::WantDecision(id) => self.peer_wants(call, from, id),
             Message::Release(signed) => self.signed_release(call, from, *signed, false),
+            Message::Evidence(message) => self.evidence_message(call, from, *message),
+            Message::Inventory(message) => self.peer_inventory(call, from, *message),
+            Message::Ledger(message) => self.about_ledgers(call, from, message),
+            Message::EpochProposal(proposal) => self.peer_epoch_proposal(call, from, *proposal),
+            Message::EpochVote(signed) => self.peer_epoch_vote(call, from, *signed),
+            Message::EpochWant(number) => self.peer_epoch_want(call, from, number),
+            Message::Epoch(epoch) => self.peer_epoch(call, from, *epoch),
+            Message::EpochLie(proof) => self.peer_epoch_lie(call, from, &proof),
+            Message::EpochSeal(seal) => self.seal(call, from, *seal),
+            Message::Removal(removal) => self.remove(call, from, *removal, false),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
         }
     }
 
-    /// Puts a message of an unknown epoch aside until the roster changes.
+    /// Puts a message of an unknown epoch aside until something of the membership changes.
     fn put_aside(&mut self, call: &mut Call<'_>, from: NodeId, message: &Message) {
         if self.pending.len() >= MAX_PENDING {
             self.pending.pop_front();
@@ -328,7 +425,9 @@ impl Engine {
         }
         self.agree_to_releases(call);
         self.ask_for_decisions(call);
+        self.tick_epochs(call);
         self.send_backlog(call);
+        self.tick_statements(call);
     }
 }
 

@@ -117,11 +117,11 @@ impl Engine {
         );
         // Where the incident is known, votes are on their way; a tick is soon enough to ask.
         if self.incidents.get(&incident).is_none() {
-            self.ask(call, announced.decision);
+            self.ask_for(call, announced.decision);
         }
     }
 
-    fn ask(&mut self, call: &mut Call<'_>, id: DecisionId) {
+    fn ask_for(&mut self, call: &mut Call<'_>, id: DecisionId) {
         let Some(wanted) = self.spread.wanted.get_mut(&id) else {
             return;
         };
@@ -159,7 +159,7 @@ impl Engine {
             .map(|(id, _)| *id)
             .collect();
         for id in due {
-            self.ask(call, id);
+            self.ask_for(call, id);
         }
     }
 

@@ -1,6 +1,10 @@
 //! Several engines in one process, joined by a network that a test (or a random schedule) runs.
 
 mod bounds;
+mod epoch_schedules;
+mod epochs;
+mod evidence;
+mod inventory;
 mod join;
 mod late;
 mod networks;
@@ -14,6 +18,8 @@ use std::rc::Rc;
 
 use super::*;
 use crate::mesh::cert::CertVerdict;
+use crate::mesh::epoch::StoredEpochs;
+use crate::mesh::evidence::EvidenceMessage;
 use crate::mesh::testing::*;
 use crate::mesh::vote::{Action, Verdict};
 
@@ -46,6 +52,15 @@ struct Packet {
     bytes: Vec<u8>,
 }
 
+/// Place of a second engine with the keys of node 4, which knows nothing of the first: together they are a
+/// liar that says one thing here and another there, and both by the rules.
+const TWIN: u8 = 14;
+
+/// The node at a place of the net.
+fn id_at(place: u8) -> NodeId {
+    node_id(if place == TWIN { 4 } else { place })
+}
+
 /// A mesh of nodes 1, 2, ….
 struct Net {
     now: u64,
@@ -53,6 +68,11 @@ struct Net {
     policies: BTreeMap<u8, TestPolicy>,
     /// Votes on the disk of each node.
     disks: BTreeMap<u8, Vec<Vec<u8>>>,
+    /// Statements on the disk of each node.
+    evidence: BTreeMap<u8, Vec<Vec<u8>>>,
+    /// What each node signed last about an epoch, and the epochs it knows.
+    locks: BTreeMap<u8, Vec<u8>>,
+    epochs: BTreeMap<u8, Vec<u8>>,
     outputs: BTreeMap<u8, Vec<Output>>,
     links: BTreeSet<(u8, u8)>,
     queue: Vec<Packet>,
@@ -77,6 +97,9 @@ impl Net {
             engines: BTreeMap::new(),
             policies: BTreeMap::new(),
             disks: BTreeMap::new(),
+            evidence: BTreeMap::new(),
+            locks: BTreeMap::new(),
+            epochs: BTreeMap::new(),
             outputs: BTreeMap::new(),
             links: BTreeSet::new(),
             queue: Vec::new(),
@@ -96,8 +119,27 @@ impl Net {
     }
 
     fn add(&mut self, i: u8, records: Vec<AdmittedRecord>) {
-        self.engines.insert(i, engine(i, records));
+        let node = if i == TWIN { 4 } else { i };
+        self.engines.insert(i, engine(node, records));
         self.policies.entry(i).or_default();
+    }
+
+    /// Node `i` loses its memory and keeps its disk.
+    fn crash(&mut self, i: u8) {
+        let records = self.engines[&i].admissions().cloned().collect();
+        self.add(i, records);
+        let engine = self.engines.get_mut(&i).unwrap();
+        if let Some(bytes) = self.epochs.get(&i) {
+            engine
+                .restore_epochs(StoredEpochs::from_bytes(bytes).unwrap())
+                .unwrap();
+        }
+        if let Some(bytes) = self.locks.get(&i) {
+            engine.restore_lock(bytes).unwrap();
+        }
+        for bytes in self.disks.get(&i).cloned().unwrap_or_default() {
+            engine.restore_vote(&bytes).unwrap();
+        }
     }
 
     fn ids(&self) -> Vec<u8> {
@@ -107,7 +149,7 @@ impl Net {
     fn connect(&mut self, a: u8, b: u8) {
         for (x, y) in [(a, b), (b, a)] {
             if self.links.insert((x, y)) {
-                self.input(x, Input::PeerUp(node_id(y)));
+                self.input(x, Input::PeerUp(id_at(y)));
             }
         }
     }
@@ -127,7 +169,7 @@ impl Net {
             .retain(|p| (p.from, p.to) != (a, b) && (p.from, p.to) != (b, a));
         for (x, y) in [(a, b), (b, a)] {
             if self.links.remove(&(x, y)) {
-                self.input(x, Input::PeerDown(node_id(y)));
+                self.input(x, Input::PeerDown(id_at(y)));
             }
         }
     }
@@ -147,6 +189,12 @@ impl Net {
         let now = self.now;
         let engine = self.engines.get_mut(&i).unwrap();
         engine.handle(now, input, &policy, &mut out);
+        if out
+            .iter()
+            .any(|o| matches!(o, Output::Epoch(_) | Output::Removal(_)))
+        {
+            self.epochs.insert(i, engine.stored_epochs().to_bytes());
+        }
         let sent_by_me = |bytes: &[u8]| match Message::from_bytes(bytes) {
             Ok(Message::Vote(ballot)) => Some(ballot.to_bytes()),
             _ => None,
@@ -157,11 +205,34 @@ impl Net {
                     self.disks.entry(i).or_default().push(bytes.clone());
                     continue;
                 }
+                Output::KeepEvidence { bytes, .. } => {
+                    self.evidence.entry(i).or_default().push(bytes.clone());
+                    continue;
+                }
+                Output::PersistEpoch(bytes) => {
+                    self.locks.insert(i, bytes.clone());
+                    continue;
+                }
                 Output::Broadcast(bytes) => (bytes, None),
                 Output::Send { to, bytes } => (bytes, Some(*to)),
                 _ => continue,
             };
             assert!(bytes.len() <= MAX_MESSAGE);
+            let epoch_vote = match Message::from_bytes(bytes) {
+                Ok(Message::EpochVote(signed)) => Some(*signed),
+                Ok(Message::EpochProposal(proposal)) => Some(proposal.signed),
+                _ => None,
+            };
+            if let Some(signed) = epoch_vote {
+                let lock = self
+                    .locks
+                    .get(&i)
+                    .map(|b| LockState::from_bytes(b).unwrap());
+                assert!(
+                    lock.is_some_and(|lock| lock.holds(&signed)),
+                    "a vote on an epoch left before it was on the disk"
+                );
+            }
             if let Some(ballot) = sent_by_me(bytes) {
                 let disk = self.disks.get(&i);
                 assert!(
@@ -169,8 +240,20 @@ impl Net {
                     "a vote left before it was on the disk"
                 );
             }
+            if let Ok(Message::Evidence(message)) = Message::from_bytes(bytes)
+                && let EvidenceMessage::Statements(statements) = *message
+            {
+                let own = statements
+                    .iter()
+                    .filter(|s| s.head().author == node_id(i))
+                    .all(|s| {
+                        let disk = self.evidence.get(&i);
+                        disk.is_some_and(|disk| disk.contains(&s.to_bytes()))
+                    });
+                assert!(own, "a statement left before it was on the disk");
+            }
             for (_, peer) in self.links.iter().filter(|(from, _)| *from == i) {
-                if to.is_none_or(|to| to == node_id(*peer)) {
+                if to.is_none_or(|to| to == id_at(*peer)) {
                     self.queue.push(Packet {
                         from: i,
                         to: *peer,
@@ -187,7 +270,7 @@ impl Net {
             self.input(
                 packet.to,
                 Input::Message {
-                    from: node_id(packet.from),
+                    from: id_at(packet.from),
                     bytes: &packet.bytes,
                 },
             );

@@ -1,5 +1,6 @@
 //! What can be read from an engine, and what is put back into it after a restart.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -79,8 +80,8 @@ impl Engine {
         &self.roster
     }
 
-    /// The roster a decision was taken under, if it is one of the last 16.
-    pub fn roster_for(&self, decision: &Decision) -> Option<&Roster> {
+    /// The roster a decision was taken under, if its epoch is still kept.
+    pub fn roster_for(&self, decision: &Decision) -> Option<Cow<'_, Roster>> {
         match &decision.warrant {
             Warrant::Votes(certificate) => self.roster_of(&certificate.epoch_hash),
             Warrant::Operator(signed) => self.roster_of(&signed.release.epoch_hash),
@@ -227,7 +228,9 @@ impl Engine {
             t_hi: roster.t_hi(),
             needed: roster.needed(),
             nodes: roster.len(),
+            voters: roster.voters(),
             epoch: roster.epoch(),
+            epoch_hash: roster.epoch_hash(),
             tolerance,
         }
     }
@@ -320,6 +323,9 @@ impl Engine {
     /// # Errors
     /// [`RestoreError`]; the engine is unchanged then.
     pub fn restore_proof(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+        if let Ok(proof) = crate::mesh::epoch::EpochProof::from_bytes(bytes) {
+            return self.restore_epoch_proof(proof);
+        }
         let proof = EquivocationProof::from_bytes(bytes)?;
         match proof.verify(&self.roster) {
             Ok(()) => {

@@ -22,6 +22,8 @@ pub enum Purpose {
     Vote,
     /// Signs the ledger.
     Ledger,
+    /// Signs the ledger too, with ML-DSA-44.
+    LedgerPq,
     /// Proves a node's end of a TLS connection.
     Tls,
     /// Admits nodes and overrides decisions; a person's, not a node's.
@@ -34,6 +36,7 @@ impl Purpose {
         match self {
             Self::Vote => "vote",
             Self::Ledger => "ledger",
+            Self::LedgerPq => "ledger-ml-dsa-44",
             Self::Tls => "tls",
             Self::Operator => "operator",
         }
@@ -44,6 +47,7 @@ impl Purpose {
         match self {
             Self::Vote => "vote.key",
             Self::Ledger => "ledger.key",
+            Self::LedgerPq => "ledger-pq.key",
             Self::Tls => "tls.key",
             Self::Operator => "operator.key",
         }
@@ -70,17 +74,26 @@ pub fn load_operator_key(path: &Path) -> Result<SigningKey, IdentityError> {
 }
 
 pub(super) fn create(path: &Path, purpose: Purpose) -> Result<SigningKey, IdentityError> {
-    let key = SigningKey::from_bytes(&entropy::bytes()?);
+    Ok(SigningKey::from_bytes(&create_seed(path, purpose)?))
+}
+
+/// Draws the 32 bytes that a key of either kind follows from, and stores them.
+pub(super) fn create_seed(path: &Path, purpose: Purpose) -> Result<[u8; 32], IdentityError> {
+    let seed = entropy::bytes()?;
     let line = format!(
         "secmesh-key 1 {} {}\n",
         purpose.name(),
-        STANDARD.encode(key.to_bytes())
+        STANDARD.encode(seed)
     );
     write_atomic(path, line.as_bytes(), PRIVATE)?;
-    Ok(key)
+    Ok(seed)
 }
 
 pub(super) fn load(path: &Path, purpose: Purpose) -> Result<SigningKey, IdentityError> {
+    Ok(SigningKey::from_bytes(&load_seed(path, purpose)?))
+}
+
+pub(super) fn load_seed(path: &Path, purpose: Purpose) -> Result<[u8; 32], IdentityError> {
     let bytes = read_secret(path)?;
     let bad = |detail| IdentityError::BadKey {
         path: path.display().to_string(),
@@ -105,7 +118,7 @@ pub(super) fn load(path: &Path, purpose: Purpose) -> Result<SigningKey, Identity
     if words.next().is_some() {
         return Err(bad("something follows the key"));
     }
-    Ok(SigningKey::from_bytes(&seed))
+    Ok(seed)
 }
 
 /// A TLS key with a certificate that it signed itself. Peers know the key by [`spki_sha256`] and look

@@ -1,6 +1,6 @@
 //! Where lists are enforced: the kernel's tables, or a stand-in where a test has no kernel.
 
-pub use crate::dataplane::Replaced;
+pub use crate::dataplane::{AuditCursor, Audited, Replaced};
 use crate::{
     dataplane::{Compiled, ListTables, TableError},
     respond::Now,
@@ -27,6 +27,18 @@ pub trait ListKernel: Send {
         now: Now,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Replaced, TableError>;
+
+    /// Looks at the next `slice` entries of the tables from `cursor` on and puts right what somebody else changed.
+    /// The last [`ListKernel::replace`] must have worked.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn audit(
+        &mut self,
+        cursor: &mut AuditCursor,
+        slice: u32,
+        now: Now,
+    ) -> Result<Audited, TableError>;
 }
 
 impl ListKernel for ListTables {
@@ -42,5 +54,14 @@ impl ListKernel for ListTables {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Replaced, TableError> {
         Self::replace(self, wanted, allow_generation, now, progress)
+    }
+
+    fn audit(
+        &mut self,
+        cursor: &mut AuditCursor,
+        slice: u32,
+        now: Now,
+    ) -> Result<Audited, TableError> {
+        Self::audit(self, cursor, slice, now)
     }
 }

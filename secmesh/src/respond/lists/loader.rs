@@ -2,6 +2,7 @@
 //! agent's loop. Wishes are kept by name and the latest counts; however many come while it works, one
 //! pass answers them.
 
+mod audit;
 mod worker;
 
 #[cfg(test)]
@@ -26,7 +27,7 @@ use super::{
     span::{Address, Range, Span},
     store::{List, Meta, Store},
 };
-use crate::{addr::Prefix, clock::Clock};
+use crate::{addr::Prefix, api::types::ReconcileTotals, clock::Clock};
 
 /// Names one request; later ones are larger.
 pub type Ticket = u64;
@@ -61,6 +62,8 @@ struct Wish {
     allow: Option<Allow>,
     /// Write everything again: the wall clock was set.
     again: bool,
+    /// Compare the kernel's tables with what should be in them.
+    audit: bool,
     stop: bool,
 }
 
@@ -71,6 +74,7 @@ impl Wish {
             && self.overtaken.is_empty()
             && self.allow.is_none()
             && !self.again
+            && !self.audit
             && !self.stop
     }
 }
@@ -142,6 +146,19 @@ pub struct Totals {
     pub failed: u64,
     /// What the last one did.
     pub last: Option<Replaced>,
+    /// What looking through the kernel's tables has found.
+    pub audits: Audits,
+}
+
+/// What looking through the kernel's tables has found since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Audits {
+    /// In the lists' tables.
+    pub lists: ReconcileTotals,
+    /// In the guards.
+    pub guards: ReconcileTotals,
+    /// In the kernel's configuration.
+    pub config: ReconcileTotals,
 }
 
 /// A list that covers something.
@@ -290,6 +307,12 @@ impl Lists {
     /// Writes all ends again: the wall clock was set.
     pub fn again(&self) {
         self.wish(|wish| wish.again = true);
+    }
+
+    /// Compares the kernel's tables, guards and configuration with what should be in them, in the background; one
+    /// comparison at a time.
+    pub fn audit(&self) {
+        self.wish(|wish| wish.audit = true);
     }
 
     /// The lists by name.

@@ -20,8 +20,8 @@ mod scale_tests;
 
 pub use self::{
     export::{Part, write},
-    kernel::{ListKernel, Replaced},
-    loader::{Allow, Change, Cover, Lists, Outcome, Standing, Ticket, Totals, What},
+    kernel::{AuditCursor, Audited, ListKernel, Replaced},
+    loader::{Allow, Audits, Change, Cover, Lists, Outcome, Standing, Ticket, Totals, What},
     merge::{Compiled, compile, ends, flatten},
     name::ListName,
     span::{Address, NEVER, Range, Span, Spans, prefixes},

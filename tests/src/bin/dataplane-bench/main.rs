@@ -8,6 +8,7 @@ mod addresses;
 mod blocklist;
 mod drop;
 mod flood;
+mod million;
 mod ours;
 mod pass;
 mod peers;
@@ -71,6 +72,10 @@ struct Effort {
     prefixes: u32,
     /// Sizes of the blocklist's rows, as powers of two.
     sizes: Vec<u32>,
+    /// How long those may take together before the rest is left out.
+    budget: Duration,
+    /// Addresses of the list that is loaded from text, of each family; a tenth as many prefixes.
+    loaded: u32,
 }
 
 impl Effort {
@@ -84,16 +89,20 @@ impl Effort {
                 hosts: 1000,
                 prefixes: 100,
                 sizes: vec![3, 9],
+                budget: Duration::from_mins(4),
+                loaded: 10_000,
             };
         }
         let quick = Self {
             turns: 7,
             packets: 1_000_000,
             flood: Duration::from_millis(500),
-            connections: Duration::from_secs(4),
+            connections: Duration::from_secs(3),
             hosts: 100_000,
             prefixes: 10_000,
             sizes: vec![3, 6, 9, 12, 15, 18, 20],
+            budget: Duration::from_mins(4),
+            loaded: 1_000_000,
         };
         if !arguments.full {
             return quick;
@@ -101,6 +110,7 @@ impl Effort {
         Self {
             turns: 15,
             sizes: (3..=20).collect(),
+            budget: Duration::from_mins(30),
             ..quick
         }
     }

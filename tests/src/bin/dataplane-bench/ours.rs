@@ -135,6 +135,18 @@ pub fn arm(kernel: &mut Kernel) -> Result<()> {
     Ok(())
 }
 
+/// Loads the program as an agent without a configuration file has it, with SYN cookies for one port of these
+/// addresses; `net.ipv4.tcp_syncookies` is the caller's.
+pub fn defender(port: u16, mode: CookieMode, addresses: &[IpAddr]) -> Result<Kernel> {
+    let mut kernel = load_with_flows(&[])?;
+    kernel
+        .dataplane
+        .set_protection(&Config::default().protection(false))?;
+    kernel.dataplane.set_cookie_ports(&[(port, mode)])?;
+    kernel.dataplane.set_cookie_addresses(addresses)?;
+    Ok(kernel)
+}
+
 /// Packets dropped because of a block or a list.
 pub fn dropped(counters: &Counters) -> u64 {
     [Counter::DropExact, Counter::DropPrefix, Counter::DropList]

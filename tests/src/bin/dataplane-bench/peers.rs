@@ -1,8 +1,14 @@
 //! The other side: nftables, ipset and xdp-filter, set up as their manuals say.
 
-use std::{fmt::Write as _, net::IpAddr, process::Stdio};
+use std::{
+    fmt::Write as _,
+    net::IpAddr,
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Map, MapData, PerCpuHashMap, PerCpuValues};
 use secmesh_tests::{
     kernel::{BPFFS, tool},
@@ -11,6 +17,9 @@ use secmesh_tests::{
 use xtask::sh;
 
 use crate::addresses::Blocked;
+
+/// How long one command of a peer may take: loading 2^20 addresses takes seconds.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What xdp-filter's address tables hold (its `filter_ipv4` and `filter_ipv6` maps).
 pub const XDP_FILTER_ROOM: usize = 10_000;
@@ -148,7 +157,8 @@ impl Nft {
         feed("nft", &["-f", "-"], &script)
     }
 
-    /// Packets dropped: by the set, and by the rule behind it.
+    /// Packets dropped: by the set, and by the rule behind it. For that nft fetches all elements of the set from
+    /// the kernel, terse or not: seconds for a million.
     pub fn dropped(&self) -> Result<(u64, u64)> {
         let text = tool(
             "nft",
@@ -283,8 +293,12 @@ impl Drop for Ipset {
     }
 }
 
-/// Runs a program with this on its standard input.
+/// Runs a program with this on its standard input, for [`PATIENCE`] at most.
 pub fn feed(program: &str, arguments: &[&str], input: &str) -> Result<()> {
+    feed_within(PATIENCE, program, arguments, input)
+}
+
+fn feed_within(limit: Duration, program: &str, arguments: &[&str], input: &str) -> Result<()> {
     use std::io::Write as _;
 
     let mut child = sh::command(program)
@@ -295,14 +309,47 @@ pub fn feed(program: &str, arguments: &[&str], input: &str) -> Result<()> {
         .spawn()
         .with_context(|| format!("cannot start {program}"))?;
     let mut stdin = child.stdin.take().context("piped above")?;
-    let written = stdin.write_all(input.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output()?;
-    ensure!(
-        output.status.success(),
-        "{program} {}: {}",
-        arguments.join(" "),
-        sh::last_words(&output)
-    );
-    written.with_context(|| format!("writing to {program}"))
+    let deadline = Instant::now() + limit;
+    thread::scope(|scope| {
+        // Of their own, so that neither a program that does not read nor a full pipe stops the clock.
+        let writer = scope.spawn(move || stdin.write_all(input.as_bytes()));
+        let ended = loop {
+            if child.try_wait()?.is_some() {
+                break true;
+            }
+            if Instant::now() >= deadline {
+                child.kill()?;
+                break false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        let output = child.wait_with_output()?;
+        let written = writer.join().map_err(|_panic| anyhow!("the writer"))?;
+        let shown = || format!("{program} {}", arguments.join(" "));
+        ensure!(ended, "{} was not done within {limit:?}", shown());
+        ensure!(
+            output.status.success(),
+            "{}: {}",
+            shown(),
+            sh::last_words(&output)
+        );
+        written.with_context(|| format!("writing to {program}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_does_not_end_is_ended() {
+        let large = "x".repeat(1 << 20);
+        let before = Instant::now();
+        let told = feed_within(Duration::from_millis(50), "sleep", &["600"], &large).unwrap_err();
+        assert!(told.to_string().contains("was not done within"), "{told}");
+        assert!(before.elapsed() < Duration::from_mins(5));
+        feed("cat", &[], &large).unwrap();
+        let told = feed("sh", &["-c", "echo no >&2; exit 3"], "").unwrap_err();
+        assert!(told.to_string().contains("no"), "{told}");
+    }
 }

@@ -85,15 +85,7 @@ impl World {
             &Step::Pass(s) => net.tick(s * S),
             &Step::Lie(kind, to, s, confirm) => self.lie(kind, to, s, confirm),
             &Step::Crash(i) => {
-                let engine = net.engines[&i].admissions().cloned().collect();
-                net.add(i, engine);
-                for bytes in net.disks.get(&i).cloned().unwrap_or_default() {
-                    net.engines
-                        .get_mut(&i)
-                        .unwrap()
-                        .restore_vote(&bytes)
-                        .unwrap();
-                }
+                net.crash(i);
                 for j in 1..=4 {
                     if j != i {
                         net.disconnect_dead(i, j);

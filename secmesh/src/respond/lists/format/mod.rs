@@ -13,7 +13,7 @@ mod tests;
 
 use std::{
     fmt,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufReader, Read},
 };
 
 pub use self::sink::{MAX_PROBLEMS, Parsed, Problem};
@@ -172,7 +172,7 @@ pub fn parse(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Parsed, FormatError> {
     let name = options.name;
-    let mut input = BufReader::with_capacity(LOOK, Metered::new(input, MAX_INPUT, progress));
+    let mut input = Metered::new(input, MAX_INPUT, progress);
     let read_error = |source: io::Error| {
         if scan::is_too_large(&source) {
             FormatError::TooLarge {
@@ -185,16 +185,18 @@ pub fn parse(
             }
         }
     };
-    let head = fill(&mut input).map_err(read_error)?;
-    let bom = if head.starts_with(b"\xef\xbb\xbf") {
-        3
-    } else {
-        0
-    };
-    let format = options
-        .format
-        .unwrap_or_else(|| detect(head.get(bom..).unwrap_or_default()));
-    input.consume(bom);
+    // All of it, however small the parts in which a pipe gives it: a byte order mark may be cut by them.
+    let mut head = Vec::new();
+    input
+        .by_ref()
+        .take(LOOK as u64)
+        .read_to_end(&mut head)
+        .map_err(read_error)?;
+    if head.starts_with(b"\xef\xbb\xbf") {
+        head.drain(..3);
+    }
+    let format = options.format.unwrap_or_else(|| detect(&head));
+    let mut input = BufReader::with_capacity(LOOK, io::Cursor::new(head).chain(input));
     let mut sink = Sink::new(options);
     let stopped = match format {
         Format::Lines => lines::read(&mut input, &mut sink),
@@ -232,12 +234,6 @@ impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
         Self::Read(error)
     }
-}
-
-/// As much of the beginning as there is; a pipe may give it in small parts, which is good enough for
-/// a look.
-fn fill(input: &mut impl BufRead) -> io::Result<&[u8]> {
-    input.fill_buf()
 }
 
 /// The format of what begins like this.

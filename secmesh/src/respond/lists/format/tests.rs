@@ -70,6 +70,24 @@ fn lines_with_comments_ranges_mixed_families_crlf_and_a_bom() {
     );
 }
 
+/// A pipe whose writer gives it a byte at a time.
+struct Drops<'a>(&'a [u8]);
+
+impl Read for Drops<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let len = into.len().min(1);
+        (&mut self.0).take(len as u64).read(into)
+    }
+}
+
+#[test]
+fn what_a_pipe_cuts_is_read_as_one() {
+    let text = "\u{feff}add lists 192.0.2.1 timeout 60\nadd lists 192.0.2.9\n";
+    let parsed = parse(Drops(text.as_bytes()), &options(None, false), &mut |_| {}).unwrap();
+    assert_eq!(parsed.format, Format::Ipset);
+    assert_eq!(shown(&parsed), ["192.0.2.1 60", "192.0.2.9"]);
+}
+
 #[test]
 fn an_ipset_save_with_timeouts() {
     let text = "create bad hash:net family inet hashsize 1024 maxelem 65536 timeout 300 bucketsize 12 initval 0x1\n\

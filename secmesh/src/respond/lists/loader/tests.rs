@@ -7,7 +7,7 @@ use std::{
 use super::*;
 use crate::{
     clock::ManualClock,
-    dataplane::TableError,
+    dataplane::{AuditCursor, Audited, Differences, TableError},
     respond::{
         Now,
         lists::{Compiled, Spans},
@@ -24,6 +24,8 @@ struct Tables {
     hosts: BTreeMap<u32, (u64, u16)>,
     ranges: usize,
     room: usize,
+    /// Entries looked at.
+    audited: u64,
 }
 
 struct Fake {
@@ -82,6 +84,25 @@ impl ListKernel for Fake {
             added: tables.hosts.len() - kept,
             removed: before.len() - kept,
             kept,
+        })
+    }
+
+    fn audit(
+        &mut self,
+        _cursor: &mut AuditCursor,
+        slice: u32,
+        _now: Now,
+    ) -> Result<Audited, TableError> {
+        let mut tables = locked(&self.tables);
+        tables.audited += u64::from(slice);
+        let done = tables.audited >= 4 * u64::from(slice);
+        Ok(Audited {
+            lists: Differences {
+                added: 1,
+                removed: 0,
+            },
+            done,
+            ..Audited::default()
         })
     }
 }
@@ -433,4 +454,21 @@ fn a_covering_list_is_named() {
     assert!(names("10.0.2.9", NOW_S + 60).is_empty(), "it has ended");
     let cover = &bench.lists.covering(&p("10.0.0.8"), NOW_S)[0];
     assert_eq!(cover.first, IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)));
+}
+
+#[test]
+fn an_audit_goes_on_slice_by_slice_and_imports_do_not_wait_for_it() {
+    let bench = bench();
+    bench.lists.audit();
+    bench.import(&list("a", [1, 3], 100)).unwrap();
+    for _ in 0..2000 {
+        let audits = bench.lists.totals().audits;
+        if audits.lists.runs == 1 {
+            assert_eq!((audits.lists.added, audits.lists.failed), (4, 0));
+            assert_eq!((audits.guards.runs, audits.guards.added), (1, 0));
+            return;
+        }
+        thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("no end: {:?}", bench.lists.totals());
 }

@@ -10,7 +10,9 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{
-    Allow, Change, MAX_CHANGES, MAX_OUTCOMES, Outcome, Shared, Ticket, What, Wish, locked,
+    Allow, Change, MAX_CHANGES, MAX_OUTCOMES, Outcome, Shared, Ticket, What, Wish,
+    audit::{Auditing, REST},
+    locked,
 };
 use crate::{
     clock::Clock,
@@ -41,14 +43,15 @@ const LONGEST_SLEEP_S: u64 = 60;
 
 /// What the thread owns.
 pub struct Worker {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     store: Store,
-    kernel: Box<dyn ListKernel>,
-    clock: Arc<dyn Clock>,
+    pub(super) kernel: Box<dyn ListKernel>,
+    pub(super) clock: Arc<dyn Clock>,
     allow: Allow,
     lists: BTreeMap<ListName, Arc<List>>,
     /// When there is something to do even if nobody wishes for it, unix seconds.
     due_unix_s: Option<u64>,
+    pub(super) auditing: Option<Auditing>,
 }
 
 /// An answer that is still to be given: to whom, about what.
@@ -70,6 +73,7 @@ impl Worker {
             allow,
             lists: BTreeMap::new(),
             due_unix_s: None,
+            auditing: None,
         }
     }
 
@@ -83,20 +87,35 @@ impl Worker {
             if wish.stop {
                 return;
             }
-            self.fulfil(wish);
+            if wish.audit && self.auditing.is_none() {
+                self.auditing = Some(Auditing::begin(self.clock.mono_ns()));
+            }
+            let idle = Wish {
+                audit: false,
+                ..wish
+            };
+            if !idle.is_empty() || self.is_due() {
+                self.fulfil(idle);
+            }
+            self.audit_a_little();
         }
     }
 
     /// Sleeps until there is something to do.
     fn wait(&self) -> Wish {
         let mut wish = locked(&self.shared.wish);
+        let mut rested = false;
         loop {
             let now = self.clock.unix_us() / 1_000_000;
             let left = self.due_unix_s.map(|due| due.saturating_sub(now));
-            if !wish.is_empty() || left == Some(0) {
+            if !wish.is_empty() || left == Some(0) || rested {
                 return std::mem::take(&mut *wish);
             }
-            let sleep = Duration::from_secs(left.unwrap_or(u64::MAX).min(LONGEST_SLEEP_S));
+            let mut sleep = Duration::from_secs(left.unwrap_or(u64::MAX).min(LONGEST_SLEEP_S));
+            if self.auditing.is_some() {
+                sleep = REST;
+                rested = true;
+            }
             (wish, _) = self
                 .shared
                 .wake
@@ -143,7 +162,7 @@ impl Worker {
 
     fn fulfil(&mut self, wish: Wish) {
         let mut answers: Vec<Answer> = Vec::new();
-        let mut changed = wish.again || self.due_unix_s.is_some_and(|due| due <= self.now_s());
+        let mut changed = wish.again || self.is_due();
         if let Some(allow) = wish.allow {
             changed |=
                 (&allow.allowed, allow.generation) != (&self.allow.allowed, self.allow.generation);
@@ -286,6 +305,10 @@ impl Worker {
         }
         let last = u16::try_from(MAX_LISTS).unwrap_or(u16::MAX);
         (1..=last).find(|n| self.lists.values().all(|l| l.meta.number != *n))
+    }
+
+    fn is_due(&self) -> bool {
+        self.due_unix_s.is_some_and(|due| due <= self.now_s())
     }
 
     fn now_s(&self) -> u64 {

@@ -1,0 +1,264 @@
+//! Epochs on the disk: what was certified, and what this node has signed on the way.
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use tracing::{error, info, warn};
+
+use super::{
+    AgentError,
+    core::Agent,
+    requests::{Answer, done},
+};
+use crate::{
+    api::types::{EpochMemberView, EpochView},
+    ledger::Record,
+    mesh::{
+        crypto::sha256,
+        engine::{Engine, Input, Output},
+        epoch::{
+            CertifiedEpoch, EpochProof, EpochSeal, MAX_CHAIN_BYTES, SignedRemoval, StoredEpochs,
+        },
+        ids::to_hex,
+        roster::Tolerance,
+    },
+    state::{StateDir, StateError, read_capped},
+};
+
+/// The certified epochs and the removals.
+const EPOCHS_FILE: &str = "epochs.bin";
+/// What this node signed last about an epoch.
+const LOCK_FILE: &str = "epoch-lock.bin";
+/// Twice what is kept, and the removals.
+const MAX_EPOCHS_FILE: u64 = 2 * MAX_CHAIN_BYTES as u64 + (1 << 20);
+/// Two records of 60 kB at most, and signatures.
+const MAX_LOCK_FILE: u64 = 256 << 10;
+
+/// Gives the engine back what it knew and had signed.
+pub(super) fn restore(state: &StateDir, engine: &mut Engine) -> Result<(), AgentError> {
+    let damaged = |file: &str, detail: String| StateError::Damaged {
+        path: state.file(file),
+        detail,
+    };
+    if state.has(EPOCHS_FILE) {
+        let bytes = read_capped(&state.file(EPOCHS_FILE), MAX_EPOCHS_FILE)?;
+        let stored = StoredEpochs::from_bytes(&bytes).map_err(|e| {
+            damaged(
+                EPOCHS_FILE,
+                format!("{e}; move it away, and the node gets the epochs from its peers"),
+            )
+        })?;
+        if let Err(error) = engine.restore_epochs(stored) {
+            warn!(%error, "an epoch on the disk does not follow; the rest comes from the peers");
+        }
+    }
+    if state.has(LOCK_FILE) {
+        let bytes = read_capped(&state.file(LOCK_FILE), MAX_LOCK_FILE)?;
+        engine.restore_lock(&bytes).map_err(|e| {
+            damaged(
+                LOCK_FILE,
+                format!(
+                    "{e}; without it this node may contradict what it has signed: have it removed \
+                     (secmesh peers remove) and join anew"
+                ),
+            )
+        })?;
+    }
+    Ok(())
+}
+
+impl Agent {
+    /// Carries out what the engine wants about epochs; gives the seal that was asked for.
+    pub(super) fn epoch_output(&mut self, output: Output) -> Option<EpochSeal> {
+        match output {
+            Output::PersistEpoch(state) => self.persist_epoch_lock(&state),
+            Output::Epoch(epoch) => self.epoch_began(&epoch),
+            Output::Seal(sealed) => match sealed.sign(self.identity.ledger_pq_key()) {
+                Ok(seal) => return Some(seal),
+                Err(error) => error!(%error, "this epoch is not sealed by this node"),
+            },
+            Output::SealSeen { seal, weight } => self.seal_seen(&seal, weight),
+            Output::Removal(removal) => self.removal_known(&removal),
+            Output::EpochLie(proof) => self.epoch_lied(&proof),
+            _ => {}
+        }
+        None
+    }
+
+    /// The node says nothing more if the disk does not take what it has signed.
+    fn persist_epoch_lock(&mut self, bytes: &[u8]) {
+        if let Err(error) = self.state.write(LOCK_FILE, bytes) {
+            error!(%error, "a vote on the next epoch is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+            self.tally.votes_not_sent += 1;
+            self.outbox.silence();
+        }
+    }
+
+    fn epoch_began(&mut self, epoch: &CertifiedEpoch) {
+        self.save_epochs();
+        let roster = self.engine.roster();
+        info!(
+            epoch = epoch.record.number,
+            nodes = roster.len(),
+            voters = roster.voters(),
+            weight = roster.total(),
+            "a new epoch is in force"
+        );
+        self.record(&Record::Epoch {
+            number: epoch.record.number,
+            hash: epoch.record.hash().to_string(),
+            epoch: BASE64_STANDARD.encode(epoch.to_bytes()),
+        });
+        self.membership_changed();
+    }
+
+    /// Seals go into the record until they suffice: with the epoch's entry they prove it, offline.
+    fn seal_seen(&self, seal: &EpochSeal, weight: u64) {
+        let before = self.engine.sealed_weight().map_or(0, |(_, needed)| needed);
+        let own = self.engine.node() == seal.sealed.node;
+        let last = self
+            .engine
+            .roster()
+            .get(&seal.sealed.node)
+            .map_or(0, |m| u64::from(m.weight));
+        if own || weight.saturating_sub(last) < before {
+            self.record(&Record::EpochSeal {
+                number: seal.sealed.number,
+                node: seal.sealed.node.to_string(),
+                seal: BASE64_STANDARD.encode(seal.to_bytes()),
+            });
+        }
+    }
+
+    fn removal_known(&mut self, removal: &SignedRemoval) {
+        let node = removal.removal.node;
+        info!(node = %self.name_of(&node), "the operator removes a node; it leaves with the next epoch");
+        self.save_epochs();
+        self.record(&Record::Removal {
+            node: node.to_string(),
+            removal: BASE64_STANDARD.encode(removal.to_bytes()),
+        });
+        self.membership_changed();
+    }
+
+    fn save_epochs(&mut self) {
+        let bytes = self.engine.stored_epochs().to_bytes();
+        if let Err(error) = self.state.write(EPOCHS_FILE, &bytes) {
+            error!(%error, "the epoch is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+            self.tally.votes_not_sent += 1;
+            self.outbox.silence();
+        }
+    }
+
+    /// `secmesh peers remove`.
+    pub(super) async fn remove_node(&mut self, signed: &str) -> Answer {
+        let bytes = BASE64_STANDARD
+            .decode(signed)
+            .map_err(|e| format!("the removal is not base64: {e}"))?;
+        let removal = SignedRemoval::from_bytes(&bytes)
+            .map_err(|e| format!("the removal is not understood: {e}"))?;
+        removal.verify(self.engine.genesis()).map_err(|e| {
+            format!("the removal is refused: {e}; is this the mesh's operator key?")
+        })?;
+        let node = removal.removal.node;
+        let name = self.name_of(&node);
+        let known = self.engine.removals().any(|r| r.removal.node == node);
+        self.drive(Input::Remove(Box::new(removal))).await;
+        if known {
+            return Err(format!("{name} was removed already"));
+        }
+        if !self.engine.removals().any(|r| r.removal.node == node) {
+            return Err(
+                "the removal was not taken: it is of another time or mesh; is the clock right?"
+                    .to_owned(),
+            );
+        }
+        let message = if self.engine.roster().get(&node).is_none() {
+            format!("{name} is out of the mesh")
+        } else {
+            format!(
+                "{name} leaves with the next epoch, which needs T_hi of the others (`secmesh epoch`)"
+            )
+        };
+        done(message, None)
+    }
+
+    pub(super) fn epoch_view(&self) -> EpochView {
+        let engine = &self.engine;
+        let params = &engine.genesis().params;
+        let roster = engine.roster();
+        let epoch = engine.epoch();
+        let since = |hash| {
+            epoch
+                .and_then(|e| e.record.member(&hash))
+                .map_or(0, |member| member.since)
+        };
+        let members = roster
+            .members()
+            .map(|(node, member)| {
+                let since = since(member.record.hash());
+                let until = since.saturating_add(u64::from(params.probation_epochs));
+                EpochMemberView {
+                    id: node.to_string(),
+                    name: member.record.name.to_string(),
+                    zone: member.record.zone.to_string(),
+                    weight: u64::from(member.weight),
+                    since,
+                    probation_until: (member.weight == 0 && until > roster.epoch())
+                        .then_some(until),
+                }
+            })
+            .collect();
+        let removed: Vec<_> = engine.removals().map(|r| r.removal.node).collect();
+        let waiting = engine.reachable_records().into_iter();
+        EpochView {
+            number: epoch.map_or(0, |e| e.record.number),
+            hash: roster.epoch_hash().to_string(),
+            previous: epoch.map_or_else(String::new, |e| e.record.previous.to_string()),
+            since_unix_us: engine.epoch_since_us(),
+            ends_unix_us: engine
+                .epoch_since_us()
+                .saturating_add(u64::from(params.epoch_s).saturating_mul(1_000_000)),
+            probation: params.probation_epochs,
+            members,
+            total_weight: roster.total(),
+            t_lo: roster.t_lo(),
+            t_hi: roster.t_hi(),
+            not_byzantine_tolerant: match roster.tolerance() {
+                Tolerance::Tolerant => None,
+                Tolerance::Single => Some("one node: it decides for itself".to_owned()),
+                Tolerance::NotByzantineTolerant { why, .. } => Some(why),
+            },
+            signed_by: epoch.map_or_else(Vec::new, |e| {
+                let signed = e.precommits.signatures.iter();
+                signed.map(|(node, _)| self.name_of(node)).collect()
+            }),
+            sealed_weight: engine.sealed_weight().map(|(weight, _)| weight),
+            round: epoch.map_or(0, |e| e.precommits.round),
+            evidence: epoch.map_or_else(Vec::new, |e| {
+                let entries = e.record.frontier.entries().iter();
+                entries.map(|f| (self.name_of(&f.author), f.size)).collect()
+            }),
+            waiting: waiting
+                .filter(|record| roster.get(&record.node).is_none())
+                .map(|record| record.name.to_string())
+                .collect(),
+            leaving: removed
+                .iter()
+                .filter(|node| roster.get(node).is_some())
+                .map(|node| self.name_of(node))
+                .collect(),
+            removed: removed.iter().map(ToString::to_string).collect(),
+            agreement: engine.agreement(),
+            kept: engine.epochs().len(),
+        }
+    }
+
+    fn epoch_lied(&self, proof: &EpochProof) {
+        let bytes = proof.to_bytes();
+        warn!(voter = %self.name_of(&proof.voter()), "proved to have lied about an epoch; its votes count for nothing");
+        self.record(&Record::Equivocation {
+            voter: proof.voter().to_string(),
+            proof: BASE64_STANDARD.encode(&bytes),
+            hash: to_hex(&sha256(&bytes)),
+        });
+    }
+}

@@ -1,0 +1,234 @@
+//! What leaves this node, in order, behind the votes that have to be on the disk first.
+//!
+//! The loop does not wait for the disk: it goes on with events, kernel writes and requests, and only
+//! what the engine put behind a vote waits here for that vote.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tracing::debug;
+
+use crate::ledger::LedgerError;
+use crate::mesh::ids::NodeId;
+use crate::mesh::transport::TransportHandle;
+
+/// Most things that wait; beyond, the loop waits for the disk after all.
+const MOST: usize = 4096;
+
+type Answer = oneshot::Receiver<Result<u64, LedgerError>>;
+
+enum Item {
+    Gate(Answer),
+    Broadcast(Bytes),
+    Send(NodeId, Bytes),
+}
+
+/// What carries messages to peers.
+pub(super) trait Carrier {
+    /// To every peer.
+    fn broadcast(&self, bytes: &Bytes);
+    /// To one peer.
+    fn send(&self, to: NodeId, bytes: Bytes);
+}
+
+impl Carrier for TransportHandle {
+    fn broadcast(&self, bytes: &Bytes) {
+        self.broadcast(bytes);
+    }
+
+    fn send(&self, to: NodeId, bytes: Bytes) {
+        let outcome = self.send(to, bytes);
+        debug!(?outcome, peer = %to, "sent");
+    }
+}
+
+/// The queue.
+pub(super) struct Outbox<C = TransportHandle> {
+    carrier: C,
+    waiting: VecDeque<Item>,
+    /// A vote did not get to the disk: nothing leaves any more.
+    silenced: bool,
+}
+
+impl<C: Carrier> Outbox<C> {
+    /// An empty one.
+    pub const fn new(carrier: C) -> Self {
+        Self {
+            carrier,
+            waiting: VecDeque::new(),
+            silenced: false,
+        }
+    }
+
+    /// Everything from now on waits for this answer of the ledger.
+    pub fn gate(&mut self, answer: Answer) {
+        self.put(Item::Gate(answer));
+    }
+
+    /// To every peer.
+    pub fn broadcast(&mut self, bytes: Bytes) {
+        self.put(Item::Broadcast(bytes));
+    }
+
+    /// To one peer.
+    pub fn send(&mut self, to: NodeId, bytes: Bytes) {
+        self.put(Item::Send(to, bytes));
+    }
+
+    /// Nothing leaves any more.
+    pub fn silence(&mut self) {
+        self.silenced = true;
+        self.waiting.clear();
+    }
+
+    /// Whether so much waits that the loop should.
+    pub fn is_full(&self) -> bool {
+        self.waiting.len() >= MOST
+    }
+
+    fn put(&mut self, item: Item) {
+        if self.silenced {
+            return;
+        }
+        self.waiting.push_back(item);
+        self.flush();
+    }
+
+    /// Sends what waits for nothing.
+    fn flush(&mut self) {
+        while let Some(item) = self.waiting.pop_front() {
+            match item {
+                Item::Gate(answer) => {
+                    self.waiting.push_front(Item::Gate(answer));
+                    return;
+                }
+                Item::Broadcast(bytes) => self.carrier.broadcast(&bytes),
+                Item::Send(to, bytes) => self.carrier.send(to, bytes),
+            }
+        }
+    }
+
+    /// Waits for the next vote to be on the disk and sends what stood behind it; never returns when
+    /// there is none. May be given up and called again.
+    ///
+    /// # Errors
+    /// When the vote is not on the disk; nothing leaves from then on.
+    pub async fn next(&mut self) -> Result<(), LedgerError> {
+        let Some(Item::Gate(answer)) = self.waiting.front_mut() else {
+            return std::future::pending().await;
+        };
+        let answer = answer.await.unwrap_or(Err(LedgerError::Closed));
+        self.waiting.pop_front();
+        match answer {
+            Ok(_) => {
+                self.flush();
+                Ok(())
+            }
+            Err(error) => {
+                self.silence();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for all of it.
+    ///
+    /// # Errors
+    /// As [`Outbox::next`].
+    pub async fn drain(&mut self) -> Result<(), LedgerError> {
+        while !self.waiting.is_empty() {
+            self.next().await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sent(Rc<RefCell<Vec<Bytes>>>);
+
+    impl Carrier for Sent {
+        fn broadcast(&self, bytes: &Bytes) {
+            self.0.borrow_mut().push(bytes.clone());
+        }
+
+        fn send(&self, _: NodeId, bytes: Bytes) {
+            self.0.borrow_mut().push(bytes);
+        }
+    }
+
+    impl Sent {
+        fn text(&self) -> String {
+            let sent = self.0.borrow();
+            sent.iter().map(|b| String::from_utf8_lossy(b)).collect()
+        }
+    }
+
+    fn put(outbox: &mut Outbox<Sent>, text: &'static str) {
+        outbox.broadcast(Bytes::from_static(text.as_bytes()));
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_vote_waits_for_it_and_keeps_its_order() {
+        let sent = Sent::default();
+        let mut outbox = Outbox::new(sent.clone());
+        put(&mut outbox, "a");
+        assert_eq!(sent.text(), "a", "behind no vote, at once");
+        let (first, answer) = oneshot::channel();
+        outbox.gate(answer);
+        put(&mut outbox, "b");
+        let (second, answer) = oneshot::channel();
+        outbox.gate(answer);
+        outbox.send(NodeId([1; 16]), Bytes::from_static(b"c"));
+        // The second vote is on the disk first; the first one still holds everything back.
+        second.send(Ok(2)).unwrap();
+        let given_up = tokio::time::timeout(Duration::from_millis(20), outbox.next()).await;
+        assert!(given_up.is_err());
+        assert_eq!(sent.text(), "a");
+        first.send(Ok(1)).unwrap();
+        outbox.drain().await.unwrap();
+        assert_eq!(sent.text(), "abc");
+        put(&mut outbox, "d");
+        assert_eq!(sent.text(), "abcd");
+    }
+
+    #[tokio::test]
+    async fn a_vote_that_is_not_on_the_disk_lets_nothing_leave_any_more() {
+        for lost in [true, false] {
+            let sent = Sent::default();
+            let mut outbox = Outbox::new(sent.clone());
+            let (vote, answer) = oneshot::channel();
+            outbox.gate(answer);
+            put(&mut outbox, "a");
+            if lost {
+                drop(vote);
+            } else {
+                vote.send(Err(LedgerError::QueueFull)).unwrap();
+            }
+            outbox.drain().await.unwrap_err();
+            put(&mut outbox, "b");
+            assert_eq!(sent.text(), "");
+        }
+    }
+
+    #[tokio::test]
+    async fn it_says_when_too_much_waits() {
+        let mut outbox = Outbox::new(Sent::default());
+        let (_vote, answer) = oneshot::channel();
+        outbox.gate(answer);
+        while !outbox.is_full() {
+            put(&mut outbox, "x");
+        }
+        assert_eq!(outbox.waiting.len(), MOST);
+        outbox.silence();
+        assert!(!outbox.is_full());
+    }
+}

@@ -1,0 +1,77 @@
+//! Many elements of an array map by one system call; aya writes one with each.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use aya::{
+    Pod,
+    maps::{Array, IterableMap as _, MapData, MapError},
+    sys::SyscallError,
+};
+use nix::libc;
+
+use super::bpf;
+
+/// `BPF_MAP_UPDATE_BATCH` of `enum bpf_cmd` (include/uapi/linux/bpf.h), Linux 5.6.
+const MAP_UPDATE_BATCH: libc::c_long = 26;
+/// Elements of one call: bounds what the kernel does before it looks for something else to run.
+const MOST: usize = 1 << 14;
+
+/// The batch member of `union bpf_attr`.
+#[repr(C)]
+struct UpdateMany {
+    in_batch: u64,
+    out_batch: u64,
+    keys: *const u32,
+    values: *const libc::c_void,
+    count: u32,
+    map_fd: libc::c_int,
+    elem_flags: u64,
+    flags: u64,
+}
+
+const _: () = assert!(
+    size_of::<*const u32>() != 8 || size_of::<UpdateMany>() == 56,
+    "the kernel's layout"
+);
+
+/// Writes `values` into the elements `first`, `first + 1`, … in that order.
+///
+/// # Errors
+///
+/// The kernel's refusal, such as elements beyond the map's end; those before are written then.
+pub(super) fn set<V: Pod>(
+    array: &Array<MapData, V>,
+    first: u32,
+    values: &[V],
+) -> Result<(), MapError> {
+    let mut at = first;
+    for part in values.chunks(MOST) {
+        let keys: Vec<u32> = (at..).take(part.len()).collect();
+        call(array, &keys, part).map_err(|io_error| {
+            MapError::SyscallError(SyscallError {
+                call: "bpf_map_update_batch",
+                io_error,
+            })
+        })?;
+        at = at.saturating_add(u32::try_from(part.len()).unwrap_or(u32::MAX));
+    }
+    Ok(())
+}
+
+fn call<V: Pod>(array: &Array<MapData, V>, keys: &[u32], values: &[V]) -> io::Result<()> {
+    // aya checked when it made the array that the map's elements are as long as a value.
+    let mut attr = UpdateMany {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr(),
+        values: values.as_ptr().cast(),
+        count: u32::try_from(keys.len().min(values.len())).unwrap_or(0),
+        map_fd: array.map().fd().as_fd().as_raw_fd(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf::call(MAP_UPDATE_BATCH, &mut attr).map(drop)
+}

@@ -1,0 +1,168 @@
+//! What has to outlive the segment it is in: proofs, decisions in force, the last own vote.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::LedgerError;
+use super::reader::walk;
+use super::record::{EffectKind, Record};
+use super::segment::{EntryRef, Visit};
+use super::writer::encode;
+
+/// Most records of each kind that are carried; the oldest are left behind.
+const MOST: usize = 65_536;
+
+/// A record, and where it stands.
+#[derive(Debug, Clone)]
+struct Kept {
+    /// Number of the entry that holds it now.
+    stands: u64,
+    /// Number and time it had first.
+    entry: u64,
+    time_unix_us: u64,
+    record: Record,
+}
+
+/// What is still needed of all that was recorded.
+#[derive(Debug, Default)]
+struct Needed {
+    now_unix_us: u64,
+    vote: Option<Kept>,
+    proofs: BTreeMap<String, Kept>,
+    decisions: BTreeMap<String, Kept>,
+    /// How decisions ended. One that is carried stands behind its end.
+    ends: BTreeMap<String, Kept>,
+}
+
+impl Visit for Needed {
+    fn entry(&mut self, entry: &EntryRef<'_>) {
+        // Votes, decisions, effects, proofs, and what was carried; the rest is not worth decoding.
+        if !matches!(entry.head.kind, 4 | 6 | 7 | 12 | 16 | 17) {
+            return;
+        }
+        let Ok(record) = serde_json::from_slice(entry.payload) else {
+            return;
+        };
+        let kept = Kept {
+            stands: entry.head.seq,
+            entry: entry.head.seq,
+            time_unix_us: entry.head.time_unix_us,
+            record,
+        };
+        match kept.record {
+            Record::Carried {
+                entry,
+                time_unix_us,
+                what,
+            } => self.take(Kept {
+                stands: kept.stands,
+                entry,
+                time_unix_us,
+                record: *what,
+            }),
+            _ => self.take(kept),
+        }
+    }
+}
+
+fn put(map: &mut BTreeMap<String, Kept>, key: String, kept: Kept) {
+    if map.len() < MOST || map.contains_key(&key) {
+        map.insert(key, kept);
+    }
+}
+
+impl Needed {
+    fn take(&mut self, kept: Kept) {
+        match &kept.record {
+            Record::VoteSigned { .. }
+                if self.vote.as_ref().is_none_or(|v| v.entry < kept.entry) =>
+            {
+                self.vote = Some(kept);
+            }
+            Record::Equivocation { voter, .. } => {
+                let key = format!("vote {voter}");
+                put(&mut self.proofs, key, kept);
+            }
+            Record::LedgerFork { node, .. } => {
+                let key = format!("ledger {node}");
+                put(&mut self.proofs, key, kept);
+            }
+            Record::Decision {
+                decision, action, ..
+            } => {
+                let expires = action.get("expires_unix_us").and_then(Value::as_u64);
+                if expires.is_some_and(|at| at > self.now_unix_us) {
+                    let key = decision.clone();
+                    put(&mut self.decisions, key, kept);
+                }
+            }
+            Record::Effect {
+                decision,
+                what: EffectKind::Ended | EffectKind::Released,
+                ..
+            } => {
+                let key = decision.clone();
+                // Without its decision, which may be carried further on, nobody knows if it matters.
+                self.ends.insert(key, kept);
+            }
+            _ => {}
+        }
+    }
+
+    fn into_kept(mut self) -> Vec<Kept> {
+        self.ends.retain(|id, end| {
+            let known = self.decisions.get(id).is_some_and(|d| d.entry < end.entry);
+            let ended = matches!(
+                end.record,
+                Record::Effect {
+                    what: EffectKind::Ended,
+                    ..
+                }
+            );
+            if known && ended {
+                self.decisions.remove(id);
+            }
+            known && !ended
+        });
+        let mut kept: Vec<Kept> = self.vote.into_iter().collect();
+        kept.extend(self.proofs.into_values());
+        kept.extend(self.decisions.into_values());
+        kept.extend(self.ends.into_values());
+        kept.sort_by_key(|k| k.entry);
+        kept
+    }
+}
+
+/// Records in the first `before` entries that are still needed at `now_unix_us`, as [`Record::Carried`]:
+/// kind and JSON.
+pub(super) fn out_of(
+    dir: &Path,
+    before: u64,
+    now_unix_us: u64,
+) -> Result<Vec<(u8, Vec<u8>)>, LedgerError> {
+    let mut needed = Needed {
+        now_unix_us,
+        ..Needed::default()
+    };
+    walk(dir, &mut needed)?;
+    let mut out = Vec::new();
+    for kept in needed.into_kept() {
+        if kept.stands > before {
+            continue;
+        }
+        let carried = Record::Carried {
+            entry: kept.entry,
+            time_unix_us: kept.time_unix_us,
+            what: Box::new(kept.record),
+        };
+        match encode(&carried) {
+            Ok(json) => out.push((carried.kind(), json)),
+            // A little larger than it was, it may be too large now.
+            Err(LedgerError::TooLarge { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(out)
+}

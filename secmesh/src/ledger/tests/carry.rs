@@ -1,0 +1,117 @@
+//! Tests of what outlives its segment.
+
+use serde_json::json;
+
+use super::*;
+
+const DAY: u64 = 86_400_000_000;
+
+fn decision(id: &str, expires: u64) -> Record {
+    Record::Decision {
+        decision: id.to_owned(),
+        origin: "quorum".to_owned(),
+        action: json!({ "expires_unix_us": expires }),
+        certificate: None,
+    }
+}
+
+fn effect(id: &str, what: EffectKind) -> Record {
+    Record::Effect {
+        decision: id.to_owned(),
+        subject: "192.0.2.1".to_owned(),
+        what,
+        reason: None,
+    }
+}
+
+fn vote(n: u64) -> Record {
+    Record::VoteSigned {
+        vote: n.to_string(),
+    }
+}
+
+/// Records as a reader sees them: those carried first, by the number they had.
+fn known(dir: &Path) -> Vec<Record> {
+    let mut carried: std::collections::BTreeMap<u64, Record> = std::collections::BTreeMap::new();
+    let mut plain = Vec::new();
+    for entry in all(dir) {
+        match entry.record().unwrap() {
+            Record::Carried { entry, what, .. } => {
+                carried.insert(entry, *what);
+            }
+            record => plain.push(record),
+        }
+    }
+    carried.into_values().chain(plain).collect()
+}
+
+#[test]
+fn what_is_needed_outlives_its_segment_however_often_segments_go() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("l");
+    let retention = Retention {
+        segment_bytes: 4096,
+        total_bytes: 32 << 10,
+    };
+    let (mut ledger, _) = Ledger::open(&dir, keys(), retention, 0).unwrap();
+    let fork = Record::LedgerFork {
+        node: "aa".to_owned(),
+        proof: "p".to_owned(),
+        hash: "h".to_owned(),
+    };
+    let lie = Record::Equivocation {
+        voter: "bb".to_owned(),
+        proof: "p".to_owned(),
+        hash: "h".to_owned(),
+    };
+    for record in [
+        vote(1),
+        vote(2),
+        fork.clone(),
+        lie.clone(),
+        decision("in force", DAY),
+        decision("over", 5),
+        decision("ended", DAY),
+        effect("ended", EffectKind::Ended),
+        decision("released", DAY),
+        decision("released later", DAY),
+        effect("released", EffectKind::Released),
+    ] {
+        ledger.append(10, &record).unwrap();
+    }
+    for n in 0..250 {
+        ledger.append(10, &note(n)).unwrap();
+        ledger.sync().unwrap();
+    }
+    ledger
+        .append(11, &effect("released later", EffectKind::Released))
+        .unwrap();
+    for n in 0..1500 {
+        ledger.append(12, &note(n)).unwrap();
+        ledger.sync().unwrap();
+    }
+    assert!(ledger.dropped() > 1000);
+    drop(ledger);
+    let known = known(&dir);
+    let place = |record: &Record| known.iter().position(|r| r == record);
+    for needed in [
+        &vote(2),
+        &fork,
+        &lie,
+        &decision("in force", DAY),
+        &decision("released", DAY),
+    ] {
+        assert!(place(needed).is_some(), "{needed:?} is gone");
+    }
+    for over in [vote(1), decision("over", 5), decision("ended", DAY)] {
+        assert_eq!(place(&over), None, "{over:?} was carried for nothing");
+    }
+    // The end comes behind the decision, or the block would be put in force again.
+    for id in ["released", "released later"] {
+        let (begin, end) = (
+            place(&decision(id, DAY)).unwrap(),
+            place(&effect(id, EffectKind::Released)).unwrap(),
+        );
+        assert!(begin < end, "{id}");
+    }
+}

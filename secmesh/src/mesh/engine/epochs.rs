@@ -1,0 +1,841 @@
+//! Epochs in the engine: when one is due, what it would be, and what changes when it is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::io::{Output, RefusalReason};
+use super::view::RestoreError;
+use super::{Call, Engine, KNOWN_EPOCHS};
+use crate::mesh::cert::CertError;
+use crate::mesh::crypto::PublicKey;
+use crate::mesh::epoch::{
+    App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
+    EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S,
+    Proposal, Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, needed, next_weights,
+};
+use crate::mesh::ids::{Hash, NodeId};
+use crate::mesh::message::Message;
+use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT, NodeRecord, Roster};
+use crate::mesh::wire::WireError;
+
+/// Most epochs sent to one peer at one time; it asks again.
+const SENT_AT_ONCE: usize = 64;
+/// How often one peer is told how far this node is, microseconds.
+const ASK_US: u64 = 5_000_000;
+
+/// The engine as the agreement sees it.
+struct Here<'a> {
+    engine: &'a Engine,
+    now: u64,
+}
+
+impl App for Here<'_> {
+    fn fresh(&self) -> Option<EpochRecord> {
+        self.engine.fresh_epoch(self.now)
+    }
+
+    fn is_valid(&self, record: &EpochRecord) -> bool {
+        self.engine.is_next_epoch(self.now, record)
+    }
+
+    fn members(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>> {
+        self.engine.epoch_members(record)
+    }
+}
+
+impl Engine {
+    /// The record of the current epoch; none on a node that has joined and not yet heard of any.
+    pub fn epoch(&self) -> Option<&CertifiedEpoch> {
+        self.chain.tip()
+    }
+
+    /// All epochs that are kept, first to last.
+    pub fn epochs(&self) -> &[CertifiedEpoch] {
+        self.chain.epochs()
+    }
+
+    /// When this node learned of the current epoch, microseconds since 1970.
+    pub const fn epoch_since_us(&self) -> u64 {
+        self.epoch_since_us
+    }
+
+    /// Number and round of the agreement that is under way, if one is.
+    pub fn agreement(&self) -> Option<(u64, u32)> {
+        let lock = self.lock.as_ref()?;
+        Some((lock.number(), lock.round()?))
+    }
+
+    /// Whether the membership that is known here differs from the epoch's: an admission or a removal
+    /// waits for the next one.
+    pub const fn is_membership_due(&self) -> bool {
+        self.membership_due
+    }
+
+    /// Who may be connected to: everybody in the roster or admitted and waiting for it, except whom the
+    /// operator has removed and the roster no longer holds.
+    pub fn reachable_records(&self) -> Vec<&NodeRecord> {
+        let members = self.roster.members().map(|(_, member)| &member.record);
+        let waiting = self.registry.admissible().into_iter().filter(|record| {
+            !self.removals.contains_key(&record.node) && self.roster.get(&record.node).is_none()
+        });
+        members.chain(waiting).collect()
+    }
+
+    /// Nodes that the operator has removed.
+    pub fn removals(&self) -> impl Iterator<Item = &SignedRemoval> {
+        self.removals.values()
+    }
+
+    /// Uses this fold of the evidence from now on. Every node has to use the same.
+    pub fn set_standings(&mut self, standings: std::sync::Arc<dyn crate::mesh::epoch::Standings>) {
+        self.standings = standings;
+    }
+
+    /// Begins with the first epoch, if its members are known.
+    pub(super) fn begin_epochs(&mut self) {
+        let params = &self.config.genesis.params;
+        let first = self.registry.first_epoch(self.mesh, params);
+        if self.chain.tip().is_some() || first.members.is_empty() {
+            return;
+        }
+        if let Some(roster) = self.registry.roster(&first) {
+            self.chain.push(CertifiedEpoch::first(first));
+            self.roster = roster;
+            self.renew_lock();
+        }
+    }
+
+    pub(super) fn renew_lock(&mut self) {
+        let mut lock = Lock::new(LockConfig {
+            before: self.roster.clone(),
+            node: self.config.node,
+            incarnation: self.config.incarnation,
+            signer: self.config.signer.clone(),
+        });
+        if let Some(state) = self.lock_state.take_if(|s| s.number <= lock.number())
+            && state.number == lock.number()
+        {
+            // Of the same number but after another epoch: nothing of it can be said again.
+            if !lock.restore(state) {
+                lock.mute();
+            }
+        } else if self.lock_state.is_some() {
+            lock.mute();
+        }
+        self.lock = Some(lock);
+        self.membership_due = self.is_membership_changed();
+    }
+
+    fn is_membership_changed(&self) -> bool {
+        let next: BTreeSet<NodeId> = self.next_members().iter().map(|(r, _)| r.node).collect();
+        !self.roster.members().map(|(node, _)| node).eq(&next)
+    }
+
+    /// The members of the next epoch by what this node knows, and since when they are in.
+    fn next_members(&self) -> Vec<(&NodeRecord, u64)> {
+        let number = self.roster.epoch().saturating_add(1);
+        let new = self.eligible();
+        let replaced: BTreeSet<&PublicKey> = new.iter().map(|r| &r.vote_key).collect();
+        let mut members: Vec<(&NodeRecord, u64)> = self
+            .roster
+            .members()
+            .filter(|(node, member)| {
+                !self.removals.contains_key(*node) && !replaced.contains(&member.record.vote_key)
+            })
+            .map(|(_, member)| (&member.record, self.since(&member.record)))
+            .collect();
+        members.extend(new.into_iter().map(|record| (record, number)));
+        members.truncate(MAX_NODES);
+        members
+    }
+
+    /// Admitted nodes that are not in the roster and may be in the next one. An id that was removed never
+    /// comes back, and of one vote key only the latest incarnation does.
+    fn eligible(&self) -> Vec<&NodeRecord> {
+        let known = self.registry.admissible();
+        let mut latest: BTreeMap<&PublicKey, u64> = BTreeMap::new();
+        let members = self.roster.members().map(|(_, member)| &member.record);
+        for record in known.iter().copied().chain(members) {
+            let incarnation = latest.entry(&record.vote_key).or_default();
+            *incarnation = record.incarnation.max(*incarnation);
+        }
+        known
+            .into_iter()
+            .filter(|record| {
+                self.roster.get(&record.node).is_none()
+                    && !self.removals.contains_key(&record.node)
+                    && latest.get(&record.vote_key) == Some(&record.incarnation)
+            })
+            .collect()
+    }
+
+    fn since(&self, record: &NodeRecord) -> u64 {
+        let tip = self.chain.tip();
+        tip.and_then(|tip| tip.record.member(&record.hash()))
+            .map_or(1, |member| member.since)
+    }
+
+    pub(super) fn epoch_members(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>> {
+        record
+            .members
+            .iter()
+            .map(|m| Some(self.registry.by_hash(&m.record)?.record.node))
+            .collect()
+    }
+
+    fn epoch_ends_us(&self) -> u64 {
+        let length = u64::from(self.config.genesis.params.epoch_s).saturating_mul(1_000_000);
+        self.epoch_since_us.saturating_add(length)
+    }
+
+    /// What this node would propose, if an epoch is due.
+    fn fresh_epoch(&self, now: u64) -> Option<EpochRecord> {
+        if !self.membership_due && now < self.epoch_ends_us() {
+            return None;
+        }
+        let before = &self.chain.tip()?.record.frontier;
+        let held = self.standings.frontier();
+        // Nobody's evidence is taken back, not even if this node has lost it.
+        let entries = before.entries().iter().chain(held.entries()).copied();
+        self.next_epoch(self.next_members(), Frontier::new(entries))
+    }
+
+    /// The one record that follows from the current epoch, these members and this frontier.
+    fn next_epoch(
+        &self,
+        members: Vec<(&NodeRecord, u64)>,
+        frontier: Frontier,
+    ) -> Option<EpochRecord> {
+        let tip = &self.chain.tip()?.record;
+        let nodes: Vec<NodeId> = members.iter().map(|(record, _)| record.node).collect();
+        let targets = self.standings.targets(&frontier, &nodes)?;
+        let mut members = members;
+        members.sort_by_cached_key(|(record, _)| record.hash());
+        let candidates: Vec<Candidate> = members
+            .iter()
+            .map(|(record, since)| Candidate {
+                node: record.node,
+                zone: record.zone.clone(),
+                joined_unix_us: record.joined_unix_us,
+                since: *since,
+                before: self.roster.get(&record.node).map_or(0, |m| m.weight),
+                target: targets.get(&record.node).copied().unwrap_or(NODE_WEIGHT),
+            })
+            .collect();
+        let number = tip.number.checked_add(1)?;
+        let params = EpochParams::of(&self.config.genesis.params);
+        let weights = next_weights(
+            &candidates,
+            number,
+            params.probation,
+            self.roster.total(),
+            self.roster.voters(),
+        );
+        let record = EpochRecord {
+            mesh: self.mesh,
+            number,
+            previous: self.roster.epoch_hash(),
+            members: members
+                .iter()
+                .zip(weights)
+                .map(|((record, since), weight)| EpochMember {
+                    record: record.hash(),
+                    weight,
+                    since: *since,
+                })
+                .collect(),
+            params,
+            frontier,
+        };
+        (record.to_bytes().len() <= MAX_RECORD_BYTES).then_some(record)
+    }
+
+    /// Whether a record may follow the current one: every change of the roster is the operator's, it is
+    /// time for it, and it is what this node computes from the same members and evidence, to the bit.
+    fn is_next_epoch(&self, now: u64, record: &EpochRecord) -> bool {
+        let Some(tip) = self.chain.tip() else {
+            return false;
+        };
+        let Some(members) = self.members_of(record) else {
+            return false;
+        };
+        let after: BTreeSet<NodeId> = members.iter().map(|(r, _)| r.node).collect();
+        let changed = !self.roster.members().map(|(node, _)| node).eq(&after);
+        // Clocks differ; an epoch is not begun earlier than half of one.
+        let slack = self
+            .skew_us()
+            .min(u64::from(self.config.genesis.params.epoch_s).saturating_mul(500_000));
+        let in_time = changed || now.saturating_add(slack) >= self.epoch_ends_us();
+        in_time
+            && record.frontier.continues(&tip.record.frontier)
+            && self.check_roster(record, &after).is_ok()
+            && self.check_new_members(record.number, &after).is_ok()
+            && self
+                .next_epoch(members, record.frontier.clone())
+                .is_some_and(|own| own == *record)
+    }
+
+    /// The members of a record with the epochs they should be in since.
+    fn members_of(&self, record: &EpochRecord) -> Option<Vec<(&NodeRecord, u64)>> {
+        record
+            .members
+            .iter()
+            .map(|m| {
+                let member = &self.registry.by_hash(&m.record)?.record;
+                let known = self.roster.get(&member.node);
+                let since = match known {
+                    Some(known) if known.record == *member => self.since(member),
+                    _ => record.number,
+                };
+                Some((member, since))
+            })
+            .collect()
+    }
+
+    /// Whether the operator has signed every difference between the current roster and a record.
+    fn check_roster(
+        &self,
+        record: &EpochRecord,
+        after: &BTreeSet<NodeId>,
+    ) -> Result<(), EpochError> {
+        let number = record.number;
+        let hashes: BTreeSet<Hash> = record.members.iter().map(|m| m.record).collect();
+        let keys: BTreeSet<PublicKey> = record
+            .members
+            .iter()
+            .filter_map(|m| self.registry.by_hash(&m.record))
+            .map(|admitted| admitted.record.vote_key)
+            .collect();
+        if keys.len() != record.members.len() || after.len() != record.members.len() {
+            return Err(EpochError::UnknownMember(number));
+        }
+        for (node, member) in self.roster.members() {
+            let kept = hashes.contains(&member.record.hash());
+            let replaced = !after.contains(node) && keys.contains(&member.record.vote_key);
+            if !kept && !replaced && !self.removals.contains_key(node) {
+                return Err(EpochError::NotRemoved {
+                    number,
+                    node: *node,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every new member of a record may come in, by what is known here now. Only for what is not
+    /// certified yet: who was let in once may have been removed, replaced or seen with a burned ticket since.
+    fn check_new_members(&self, number: u64, after: &BTreeSet<NodeId>) -> Result<(), EpochError> {
+        let eligible: BTreeSet<NodeId> = self.eligible().iter().map(|r| r.node).collect();
+        match after
+            .iter()
+            .find(|node| self.roster.get(node).is_none() && !eligible.contains(*node))
+        {
+            Some(node) => Err(EpochError::NotAdmissible {
+                number,
+                node: *node,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Goes as far towards the next epoch as what is known allows.
+    pub(super) fn agree(&mut self, call: &mut Call<'_>) {
+        // More than one only where this node decides alone.
+        for _ in 0..4 {
+            let Some(mut lock) = self.lock.take() else {
+                return;
+            };
+            let mut out = Vec::new();
+            let here = Here {
+                engine: self,
+                now: call.now,
+            };
+            lock.advance(call.now, &here, &mut out);
+            self.lock = Some(lock);
+            if !self.carry_out(call, out) {
+                return;
+            }
+        }
+    }
+
+    /// True if an epoch was decided.
+    fn carry_out(&mut self, call: &mut Call<'_>, out: Vec<LockOut>) -> bool {
+        let mut decided = false;
+        for item in out {
+            match item {
+                LockOut::Persist(state) => call.out.push(Output::PersistEpoch(state)),
+                LockOut::Propose(proposal) => call.out.push(Output::Broadcast(
+                    Message::EpochProposal(proposal).to_bytes(),
+                )),
+                LockOut::Vote(signed) => call.out.push(Output::Broadcast(
+                    Message::EpochVote(Box::new(signed)).to_bytes(),
+                )),
+                LockOut::Lied(proof) => self.accuse_epoch(call, &proof),
+                LockOut::Decided(epoch, announce) => {
+                    let bytes = Message::Epoch(epoch.clone()).to_bytes();
+                    decided |= self.adopt(call, *epoch);
+                    if announce && decided {
+                        call.out.push(Output::Broadcast(bytes));
+                    }
+                }
+            }
+        }
+        decided
+    }
+
+    /// Makes a verified epoch the current one.
+    fn adopt(&mut self, call: &mut Call<'_>, epoch: CertifiedEpoch) -> bool {
+        let Some(roster) = self.registry.roster(&epoch.record) else {
+            return false;
+        };
+        if !self.chain.push(epoch.clone()) {
+            return false;
+        }
+        self.shorten_chain();
+        let before = std::mem::replace(&mut self.roster, roster);
+        self.known.push_front(before);
+        self.known.truncate(KNOWN_EPOCHS);
+        self.epoch_since_us = call.now;
+        self.seals.clear();
+        self.renew_lock();
+        call.out.push(Output::Epoch(Box::new(epoch)));
+        self.new_epoch(call);
+        true
+    }
+
+    fn shorten_chain(&mut self) {
+        while self.chain.is_long() {
+            let registry = &self.registry;
+            let bridged = |earlier: &CertifiedEpoch, later: &CertifiedEpoch| {
+                let members = later.record.members.iter();
+                let after: Option<BTreeSet<NodeId>> = members
+                    .map(|m| Some(registry.by_hash(&m.record)?.record.node))
+                    .collect();
+                registry
+                    .roster(&earlier.record)
+                    .zip(after)
+                    .is_some_and(|(roster, after)| {
+                        needed(&roster, &after) > 0 && later.verify(&roster, &after).is_ok()
+                    })
+            };
+            if !self.chain.shorten(bridged) {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn peer_epoch_proposal(
+        &mut self,
+        call: &mut Call<'_>,
+        from: NodeId,
+        proposal: Proposal,
+    ) {
+        let number = proposal.record.number;
+        if !self.is_about_next(call, from, number, || {
+            Message::EpochProposal(Box::new(proposal.clone()))
+        }) {
+            return;
+        }
+        let mut out = Vec::new();
+        let taken = self
+            .lock
+            .as_mut()
+            .is_some_and(|lock| lock.take_proposal(proposal, &mut out));
+        self.carry_out(call, out);
+        if !taken {
+            return self.refuse(call, from, RefusalReason::BadEpoch);
+        }
+        self.agree(call);
+    }
+
+    pub(super) fn peer_epoch_vote(
+        &mut self,
+        call: &mut Call<'_>,
+        from: NodeId,
+        signed: SignedEpochVote,
+    ) {
+        let number = signed.vote.number;
+        if !self.is_about_next(call, from, number, || Message::EpochVote(Box::new(signed))) {
+            return;
+        }
+        let mut out = Vec::new();
+        let taken = self
+            .lock
+            .as_mut()
+            .is_some_and(|lock| lock.take_vote(signed, &mut out));
+        self.carry_out(call, out);
+        if !taken {
+            return self.refuse(call, from, RefusalReason::BadEpoch);
+        }
+        self.agree(call);
+    }
+
+    /// Whether a message is about the epoch after the current one. What is behind gets what it has
+    /// missed, what is ahead is asked for it.
+    fn is_about_next(
+        &mut self,
+        call: &mut Call<'_>,
+        from: NodeId,
+        number: u64,
+        message: impl FnOnce() -> Message,
+    ) -> bool {
+        let own = self.roster.epoch();
+        if number == own.saturating_add(1) {
+            return true;
+        }
+        if number <= own {
+            self.send_epochs(call, from, number.saturating_sub(1));
+        } else {
+            self.put_aside(call, from, &message());
+            self.ask_epochs(call, from);
+        }
+        false
+    }
+
+    fn ask_epochs(&self, call: &mut Call<'_>, peer: NodeId) {
+        let number = self.chain.tip().map_or(0, |tip| tip.record.number);
+        call.out.push(Output::Send {
+            to: peer,
+            bytes: Message::EpochWant(number).to_bytes(),
+        });
+    }
+
+    /// A peer has told how far it is.
+    pub(super) fn peer_epoch_want(&mut self, call: &mut Call<'_>, from: NodeId, number: u64) {
+        if number > self.roster.epoch() {
+            self.ask_epochs(call, from);
+        } else {
+            self.send_epochs(call, from, number);
+        }
+    }
+
+    fn send_epochs(&self, call: &mut Call<'_>, to: NodeId, after: u64) {
+        let epochs = self.chain.after(after);
+        let mut parts: Vec<Vec<u8>> = self
+            .removals
+            .values()
+            .filter(|_| !epochs.is_empty())
+            .map(|removal| Message::Removal(Box::new(*removal)).to_bytes())
+            .collect();
+        for epoch in epochs.iter().take(SENT_AT_ONCE) {
+            let number = epoch.record.number;
+            let new = epoch.record.members.iter().filter(|m| m.since == number);
+            parts.extend(
+                new.filter_map(|m| self.registry.by_hash(&m.record))
+                    .map(|a| Message::Admission(Box::new(a.clone())).to_bytes()),
+            );
+            // The first epoch follows from the admissions.
+            if number > 1 {
+                parts.push(Message::Epoch(Box::new(epoch.clone())).to_bytes());
+            }
+        }
+        for bytes in crate::mesh::message::pack(parts) {
+            call.out.push(Output::Send { to, bytes });
+        }
+    }
+
+    pub(super) fn peer_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
+        let number = epoch.record.number;
+        if number <= self.roster.epoch() {
+            let other =
+                number == self.roster.epoch() && epoch.record.hash() != self.roster.epoch_hash();
+            if other {
+                self.refuse(call, from, RefusalReason::ForkedEpoch);
+            }
+            return;
+        }
+        match self.check_epoch(&epoch) {
+            Ok(()) => {
+                self.adopt(call, epoch);
+                self.agree(call);
+            }
+            // An admission or a removal may still be on its way, or the epoch in between is.
+            Err(EpochError::UnknownMember(_) | EpochError::NotRemoved { .. }) => {
+                self.put_aside(call, from, &Message::Epoch(Box::new(epoch)));
+            }
+            Err(EpochError::NotNext { .. } | EpochError::TooLight { .. })
+                if number > self.roster.epoch().saturating_add(1) =>
+            {
+                self.ask_epochs(call, from);
+            }
+            Err(_) => self.refuse(call, from, RefusalReason::BadEpoch),
+        }
+    }
+
+    /// Whether a certified epoch, of whatever later number, may be taken. Its weights are not computed
+    /// again: more than a third of those who signed it are honest and did.
+    fn check_epoch(&self, epoch: &CertifiedEpoch) -> Result<(), EpochError> {
+        let number = epoch.record.number;
+        let after = self
+            .epoch_members(&epoch.record)
+            .ok_or(EpochError::UnknownMember(number))?;
+        self.check_roster(&epoch.record, &after)?;
+        epoch.verify(&self.roster, &after)
+    }
+
+    /// Takes the operator's word that a node is out. `local`: it was handed in here, now.
+    pub(super) fn remove(
+        &mut self,
+        call: &mut Call<'_>,
+        from: NodeId,
+        removal: SignedRemoval,
+        local: bool,
+    ) {
+        let node = removal.removal.node;
+        if removal.removal.mesh != self.mesh {
+            return self.refuse(call, from, RefusalReason::WrongMesh);
+        }
+        if self.removals.contains_key(&node) {
+            if local {
+                self.refuse(call, from, RefusalReason::Replayed);
+            }
+            return;
+        }
+        let issued = removal.removal.issued_unix_us;
+        if issued > call.now.saturating_add(self.skew_us()) {
+            return self.refuse(call, from, RefusalReason::FromFuture);
+        }
+        let oldest = call.now.saturating_sub(MAX_REMOVAL_AGE_S * 1_000_000);
+        if local && issued < oldest {
+            return self.refuse(call, from, RefusalReason::Expired);
+        }
+        if removal.verify(&self.config.genesis).is_err() {
+            return self.refuse(call, from, RefusalReason::BadSignature);
+        }
+        if self.removals.len() >= MAX_NODES {
+            return self.refuse(call, from, RefusalReason::Full);
+        }
+        self.removals.insert(node, removal);
+        call.out.push(Output::Broadcast(
+            Message::Removal(Box::new(removal)).to_bytes(),
+        ));
+        call.out.push(Output::Removal(Box::new(removal)));
+        self.membership_known(call);
+    }
+
+    /// An admission or a removal came: perhaps an epoch is due, or one that was put aside can be read.
+    pub(super) fn membership_known(&mut self, call: &mut Call<'_>) {
+        self.begin_epochs();
+        self.membership_due = self.is_membership_changed();
+        self.look_again(call);
+        self.agree(call);
+    }
+
+    pub(super) fn peer_epoch_lie(&mut self, call: &mut Call<'_>, from: NodeId, proof: &EpochProof) {
+        if self.zeroed.contains(&proof.voter()) {
+            return;
+        }
+        if proof.mesh() != self.mesh {
+            return self.refuse(call, from, RefusalReason::WrongMesh);
+        }
+        match self.key_of(proof) {
+            None => self.put_aside(call, from, &Message::EpochLie(Box::new(*proof))),
+            Some(key) if proof.verify(&key).is_err() => {
+                self.refuse(call, from, RefusalReason::BadSignature);
+            }
+            Some(_) => self.accuse_epoch(call, proof),
+        }
+    }
+
+    fn key_of(&self, proof: &EpochProof) -> Option<PublicKey> {
+        self.registry
+            .records()
+            .map(|admitted| &admitted.record)
+            .find(|r| r.node == proof.voter() && r.incarnation == proof.incarnation())
+            .map(|record| record.vote_key)
+    }
+
+    /// Takes a verified proof: the voter weighs nothing in decisions from now on. In the agreement on
+    /// epochs it keeps its weight, or nodes that know and nodes that do not would count differently.
+    fn accuse_epoch(&mut self, call: &mut Call<'_>, proof: &EpochProof) {
+        let voter = proof.voter();
+        if self.epoch_proofs.contains_key(&voter) || self.epoch_proofs.len() >= MAX_NODES {
+            return;
+        }
+        self.epoch_proofs.insert(voter, *proof);
+        self.zeroed.insert(voter);
+        let proof = Box::new(*proof);
+        call.out.push(Output::Broadcast(
+            Message::EpochLie(proof.clone()).to_bytes(),
+        ));
+        call.out.push(Output::EpochLie(proof));
+    }
+
+    pub(super) fn restore_epoch_proof(&mut self, proof: EpochProof) -> Result<(), RestoreError> {
+        let voter = proof.voter();
+        let key = self
+            .key_of(&proof)
+            .ok_or(RestoreError::Certificate(CertError::UnknownVoter(voter)))?;
+        proof.verify(&key)?;
+        self.zeroed.insert(voter);
+        self.epoch_proofs.insert(voter, proof);
+        Ok(())
+    }
+
+    /// The epoch that the current one was certified by, if its roster is known here.
+    fn before(&self) -> Option<&Roster> {
+        let number = self.roster.epoch().checked_sub(1)?;
+        self.known.front().filter(|roster| roster.epoch() == number)
+    }
+
+    /// Weight of the epoch before that has sealed the current record, and what `T_hi` of it is. None while
+    /// the epoch before is not known here, and for the first epoch.
+    pub fn sealed_weight(&self) -> Option<(u64, u64)> {
+        let before = self.before()?;
+        let weight = |node: &NodeId| before.get(node).map_or(0, |m| u64::from(m.weight));
+        Some((self.seals.keys().map(weight).sum(), before.needed_class_2()))
+    }
+
+    fn ask_for_seal(&mut self, call: &mut Call<'_>) {
+        let me = self.config.node;
+        let voter = self.before().and_then(|before| before.get(&me));
+        let number = self.roster.epoch();
+        if self.seal_asked == number || voter.is_none_or(|m| m.weight == 0) {
+            return;
+        }
+        self.seal_asked = number;
+        call.out.push(Output::Seal(Sealed {
+            mesh: self.mesh,
+            number,
+            hash: self.roster.epoch_hash(),
+            node: me,
+        }));
+    }
+
+    /// Takes a seal on the current epoch. One of an epoch that is over, or not yet here, is of no use.
+    pub(super) fn seal(&mut self, call: &mut Call<'_>, from: NodeId, seal: EpochSeal) {
+        let sealed = seal.sealed;
+        if sealed.mesh != self.mesh {
+            return self.refuse(call, from, RefusalReason::WrongMesh);
+        }
+        let current = (self.roster.epoch(), self.roster.epoch_hash());
+        if (sealed.number, sealed.hash) != current || self.seals.contains_key(&sealed.node) {
+            return;
+        }
+        let Some(before) = self.before() else { return };
+        let Some(member) = before.get(&sealed.node).filter(|m| m.weight > 0) else {
+            return self.refuse(call, from, RefusalReason::UnknownVoter);
+        };
+        if seal.verify(&member.record.pq_key_hash).is_err() {
+            return self.refuse(call, from, RefusalReason::BadSignature);
+        }
+        self.seals.insert(sealed.node, seal.clone());
+        let seal = Box::new(seal);
+        if sealed.node == self.config.node {
+            call.out.push(Output::Broadcast(
+                Message::EpochSeal(seal.clone()).to_bytes(),
+            ));
+        }
+        let weight = self.sealed_weight().map_or(0, |(weight, _)| weight);
+        call.out.push(Output::SealSeen { seal, weight });
+    }
+
+    /// What a peer is told of epochs when it connects.
+    pub(super) fn epoch_parts(&self) -> Vec<Message> {
+        let own = self.chain.tip().map_or(0, |tip| tip.record.number);
+        let mut parts: Vec<Message> = self
+            .removals
+            .values()
+            .map(|removal| Message::Removal(Box::new(*removal)))
+            .collect();
+        parts.extend(
+            self.epoch_proofs
+                .values()
+                .map(|proof| Message::EpochLie(Box::new(*proof))),
+        );
+        parts.push(Message::EpochWant(own));
+        let seals = self.seals.values();
+        parts.extend(seals.map(|seal| Message::EpochSeal(Box::new(seal.clone()))));
+        let mut said = Vec::new();
+        if let Some(lock) = &self.lock {
+            lock.repeat(&mut said);
+        }
+        parts.extend(said.into_iter().filter_map(|out| match out {
+            LockOut::Propose(proposal) => Some(Message::EpochProposal(proposal)),
+            LockOut::Vote(signed) => Some(Message::EpochVote(Box::new(signed))),
+            _ => None,
+        }));
+        parts
+    }
+
+    pub(super) fn tick_epochs(&mut self, call: &mut Call<'_>) {
+        if self.epoch_since_us == 0 || self.epoch_since_us > call.now.saturating_add(self.skew_us())
+        {
+            // The first epoch's age counts from when this node is first asked; and a clock that was set
+            // back must not make an epoch last longer.
+            self.epoch_since_us = call.now;
+        }
+        if call.now.saturating_sub(self.asked_us) >= ASK_US || self.asked_us > call.now {
+            self.asked_us = call.now;
+            let turn = self.connected.range((
+                std::ops::Bound::Excluded(self.asked),
+                std::ops::Bound::Unbounded,
+            ));
+            let next = turn.chain(self.connected.iter()).next().copied();
+            if let Some(peer) = next {
+                self.asked = peer;
+                self.ask_epochs(call, peer);
+            }
+        }
+        self.ask_for_seal(call);
+        self.agree(call);
+    }
+
+    /// What has to be on the disk of all this, for [`Engine::restore_epochs`].
+    pub fn stored_epochs(&self) -> StoredEpochs {
+        StoredEpochs {
+            epochs: self.chain.epochs().to_vec(),
+            since_unix_us: self.epoch_since_us,
+            removals: self.removals.values().copied().collect(),
+        }
+    }
+
+    /// Takes back the epochs of before a restart, each verified from the one before it, beginning with the
+    /// first. Call it, and [`Engine::restore_lock`], before the first input.
+    ///
+    /// # Errors
+    /// [`EpochError`] for the first that does not follow; those before it are in force then, and the rest
+    /// comes from the peers.
+    pub fn restore_epochs(&mut self, stored: StoredEpochs) -> Result<(), EpochError> {
+        for removal in stored.removals {
+            let known = removal.removal.mesh == self.mesh;
+            if known && removal.verify(&self.config.genesis).is_ok() {
+                self.removals.insert(removal.removal.node, removal);
+            }
+        }
+        for epoch in stored.epochs {
+            let number = epoch.record.number;
+            let first = self.chain.tip().filter(|_| number == 1);
+            if let Some(first) = first {
+                if first.record == epoch.record {
+                    continue;
+                }
+                return Err(EpochError::NotNext { number, known: 1 });
+            }
+            self.check_epoch(&epoch)?;
+            let roster = self.registry.roster(&epoch.record);
+            let roster = roster.ok_or(EpochError::UnknownMember(number))?;
+            let before = std::mem::replace(&mut self.roster, roster);
+            self.known.push_front(before);
+            self.known.truncate(KNOWN_EPOCHS);
+            self.chain.push(epoch);
+        }
+        self.epoch_since_us = stored.since_unix_us;
+        self.renew_lock();
+        Ok(())
+    }
+
+    /// Takes back what this node signed last about an epoch, which [`Output::PersistEpoch`] put on the
+    /// disk.
+    ///
+    /// # Errors
+    /// [`WireError`]: what the disk holds is damaged. A node that starts all the same may contradict what
+    /// it has said; so do not let it vote.
+    pub fn restore_lock(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        let state = LockState::from_bytes(bytes)?;
+        if state.mesh == self.mesh {
+            self.lock_state = Some(state);
+            self.renew_lock();
+        }
+        Ok(())
+    }
+}

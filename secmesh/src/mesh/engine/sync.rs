@@ -1,0 +1,353 @@
+//! How the statements of all nodes reach all nodes: they are told once as they are made; then nodes compare
+//! hashes, and ask for what they lack.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::io::{Output, RefusalReason};
+use super::statements::tell;
+use super::{Call, Engine};
+use crate::mesh::evidence::message::{MAX_RANGES, Range, pack};
+use crate::mesh::evidence::{EvidenceMessage, Frontier, Inserted, Misconduct, Statement};
+use crate::mesh::ids::NodeId;
+use crate::mesh::roster::MAX_NODES;
+
+/// How often this node compares itself with one peer, microseconds.
+const COMPARE_US: u64 = 3 * 1_000_000;
+/// Every so many comparisons it also compares everything else, in case something was lost on the way.
+const INVENTORY_TURNS: u64 = 20;
+/// A request that brought nothing for so long is made again, microseconds.
+const REQUEST_US: u64 = 10 * 1_000_000;
+/// Statements asked for at a time.
+const MAX_ASKED: u64 = 2_048;
+/// Messages that answer one request.
+const ANSWER_MESSAGES: usize = 4;
+/// Messages of statements that one peer is sent per second.
+const MESSAGES_PER_S: usize = 64;
+
+/// What a peer has that this node lacks.
+#[derive(Debug, Clone, Default)]
+struct Wants {
+    /// Up to which number, by author.
+    until: BTreeMap<NodeId, u64>,
+    asked_us: u64,
+}
+
+/// Who is asked for what.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sync {
+    wants: BTreeMap<NodeId, Wants>,
+    /// Second, and messages that the peer was sent in it.
+    sent: BTreeMap<NodeId, (u64, usize)>,
+    last_peer: Option<NodeId>,
+    next_us: u64,
+    turns: u64,
+}
+
+impl Sync {
+    pub(super) fn forget(&mut self, peer: &NodeId) {
+        self.wants.remove(peer);
+        self.sent.remove(peer);
+    }
+}
+
+impl Engine {
+    /// Compares with a peer: says the hash of everything, and nothing more if it has the same.
+    pub(super) fn compare_with(&mut self, call: &mut Call<'_>, peer: NodeId) {
+        if !self.connected.contains(&peer) {
+            return;
+        }
+        self.peer_is_up(peer, call.now);
+        let hash = self.statements.set.frontier_hash();
+        tell(call, peer, EvidenceMessage::Summary(hash));
+    }
+
+    pub(super) fn evidence_message(
+        &mut self,
+        call: &mut Call<'_>,
+        from: NodeId,
+        message: EvidenceMessage,
+    ) {
+        match message {
+            EvidenceMessage::Summary(hash) => {
+                if hash == self.statements.set.frontier_hash() {
+                    return self.agrees(from);
+                }
+                let frontier = self.statements.set.frontier();
+                let answer = false;
+                tell(call, from, EvidenceMessage::Digest { answer, frontier });
+            }
+            EvidenceMessage::Digest { answer, frontier } => {
+                self.digest(call, from, answer, &frontier);
+            }
+            EvidenceMessage::Request(ranges) => self.requested(call, from, &ranges),
+            EvidenceMessage::Statements(statements) => self.take(call, from, statements),
+            EvidenceMessage::Question {
+                commitment,
+                subject,
+            } => self.asked(call, from, commitment, subject),
+            EvidenceMessage::Answer { commitment, answer } => {
+                self.answered(call, from, commitment, answer);
+            }
+        }
+    }
+
+    fn digest(&mut self, call: &mut Call<'_>, from: NodeId, answer: bool, theirs: &Frontier) {
+        let me = self.config.node;
+        let set = &self.statements.set;
+        let mut until = BTreeMap::new();
+        let mut probes = Vec::new();
+        for (author, head) in theirs.logs() {
+            if self.roster.get(author).is_none() {
+                continue;
+            }
+            if head.size > set.head(author).size {
+                if self.is_on_its_way(call.now, from, author, head.size) {
+                    continue;
+                }
+                until.insert(*author, head.size);
+            } else if set.root_at(author, head.size) != Some(head.root) {
+                // Two histories, and one statement proves it: each head names the root before it.
+                probes.push(Range {
+                    author: *author,
+                    from: head.size - 1,
+                    until: head.size,
+                });
+            }
+        }
+        let they_lack = set
+            .frontier()
+            .logs()
+            .iter()
+            .any(|(author, head)| theirs.size(author) < head.size);
+        if theirs.size(&me) <= set.head(&me).size {
+            self.agrees(from);
+        }
+        if !answer && they_lack {
+            let frontier = self.statements.set.frontier();
+            let answer = true;
+            tell(call, from, EvidenceMessage::Digest { answer, frontier });
+        }
+        probes.truncate(MAX_RANGES);
+        if !probes.is_empty() {
+            tell(call, from, EvidenceMessage::Request(probes));
+        }
+        if until.is_empty() {
+            self.statements.sync.wants.remove(&from);
+        } else if self.statements.sync.wants.len() < MAX_NODES {
+            let wants = self.statements.sync.wants.entry(from).or_default();
+            wants.until = until;
+            // Another request may be under way; it is made again when that one brings something.
+            if call.now.abs_diff(wants.asked_us) >= REQUEST_US || wants.asked_us == 0 {
+                self.request(call, from);
+            }
+        }
+    }
+
+    /// Whether another peer, which has served this node no worse, was asked for all of it just now: what
+    /// several have is asked of one.
+    fn is_on_its_way(&self, now: u64, from: NodeId, author: &NodeId, size: u64) -> bool {
+        let local = &self.statements.local;
+        self.statements.sync.wants.iter().any(|(peer, wants)| {
+            *peer != from
+                && wants.until.get(author).is_some_and(|until| *until >= size)
+                && now.abs_diff(wants.asked_us) < REQUEST_US
+                && local.score(peer) >= local.score(&from)
+        })
+    }
+
+    /// Asks a peer for the next of what it has and this node lacks.
+    fn request(&mut self, call: &mut Call<'_>, peer: NodeId) {
+        let set = &self.statements.set;
+        let Some(wants) = self.statements.sync.wants.get_mut(&peer) else {
+            return;
+        };
+        wants
+            .until
+            .retain(|author, until| *until > set.head(author).size);
+        let mut ranges = Vec::new();
+        let mut room = MAX_ASKED;
+        for (author, until) in &wants.until {
+            let from = set.head(author).size;
+            let until = (*until).min(from.saturating_add(room));
+            if until > from && ranges.len() < MAX_RANGES {
+                room -= until - from;
+                ranges.push(Range {
+                    author: *author,
+                    from,
+                    until,
+                });
+            }
+        }
+        if ranges.is_empty() {
+            self.statements.sync.wants.remove(&peer);
+            return;
+        }
+        wants.asked_us = call.now;
+        tell(call, peer, EvidenceMessage::Request(ranges));
+    }
+
+    fn requested(&mut self, call: &mut Call<'_>, from: NodeId, ranges: &[Range]) {
+        if self.roster.get(&from).is_none() {
+            return self.refuse(call, from, RefusalReason::UnknownAuthor);
+        }
+        let second = call.now / 1_000_000;
+        let sent = self
+            .statements
+            .sync
+            .sent
+            .get(&from)
+            .filter(|(at, _)| *at == second)
+            .map_or(0, |(_, sent)| *sent);
+        let room = ANSWER_MESSAGES.min(MESSAGES_PER_S.saturating_sub(sent));
+        if room == 0 {
+            return self.refuse(call, from, RefusalReason::TooMuchEvidence);
+        }
+        let set = &self.statements.set;
+        // No message holds more than some three hundred of the smallest statements.
+        let statements: Vec<Arc<Statement>> = ranges
+            .iter()
+            .flat_map(|range| set.range(&range.author, range.from, range.until))
+            .take(room * 512)
+            .map(Arc::clone)
+            .collect();
+        let messages = pack(&statements, room);
+        let count = messages.len();
+        for message in messages {
+            tell(call, from, message);
+        }
+        if self.connected.contains(&from) {
+            let sent = sent + count;
+            self.statements.sync.sent.insert(from, (second, sent));
+        }
+    }
+
+    fn take(&mut self, call: &mut Call<'_>, from: NodeId, statements: Vec<Statement>) {
+        let mut new = 0_usize;
+        for statement in statements {
+            new += usize::from(self.take_one(call, from, statement));
+        }
+        if new == 0 {
+            return;
+        }
+        if self.statements.sync.wants.contains_key(&from) {
+            self.statements.local.served(from);
+            self.request(call, from);
+        }
+    }
+
+    /// Takes a statement; says whether it was new.
+    fn take_one(&mut self, call: &mut Call<'_>, from: NodeId, statement: Statement) -> bool {
+        let head = *statement.head();
+        if head.mesh != self.mesh {
+            self.refuse(call, from, RefusalReason::WrongMesh);
+            return false;
+        }
+        let member = self.roster.get(&head.author);
+        let (Some(member), Some((count, bytes))) = (member, self.allowance(&head.author, call.now))
+        else {
+            self.refuse(call, from, RefusalReason::UnknownAuthor);
+            return false;
+        };
+        if self.statements.set.contains(&statement) {
+            return false;
+        }
+        let known = self.statements.set.head(&head.author);
+        if head.sequence > known.size {
+            return self.fill_gap(call, from, head.author, head.sequence + 1);
+        }
+        // A lie is worth knowing whatever its author has used up.
+        if head.sequence == known.size && head.sequence >= count {
+            self.refuse(call, from, RefusalReason::TooMuchEvidence);
+            return false;
+        }
+        if statement.signed.verify(&member.record.vote_key).is_err() {
+            self.refuse(call, from, RefusalReason::BadSignature);
+            self.statements.local.failed(from);
+            return false;
+        }
+        let kept = statement.clone();
+        match self.statements.set.insert(statement, bytes) {
+            Inserted::New => {
+                self.noted(&kept);
+                call.out.push(Output::KeepEvidence {
+                    bytes: kept.to_bytes(),
+                    own: head.author == self.config.node,
+                });
+                return true;
+            }
+            Inserted::Known => {}
+            Inserted::Gap(_) => return self.fill_gap(call, from, head.author, head.sequence + 1),
+            Inserted::Conflict(heads) => {
+                self.refuse(call, from, RefusalReason::ForkedEvidence);
+                if let Some(misconduct) = Misconduct::fork(heads.0, heads.1) {
+                    self.catch(call, misconduct);
+                }
+            }
+            Inserted::OtherHistory => {
+                self.refuse(call, from, RefusalReason::ForkedEvidence);
+                if head.sequence > 0 {
+                    let probe = Range {
+                        author: head.author,
+                        from: head.sequence - 1,
+                        until: head.sequence,
+                    };
+                    tell(call, from, EvidenceMessage::Request(vec![probe]));
+                }
+            }
+            Inserted::Full => self.refuse(call, from, RefusalReason::TooMuchEvidence),
+        }
+        false
+    }
+
+    /// Something before a statement is missing: asks the sender for it. Never new.
+    fn fill_gap(&mut self, call: &mut Call<'_>, from: NodeId, author: NodeId, until: u64) -> bool {
+        let wants = &mut self.statements.sync.wants;
+        if wants.contains_key(&from) || wants.len() < MAX_NODES {
+            let wants = wants.entry(from).or_default();
+            let known = wants.until.entry(author).or_default();
+            *known = until.max(*known);
+            if call.now.abs_diff(wants.asked_us) >= REQUEST_US || wants.asked_us == 0 {
+                self.request(call, from);
+            }
+        }
+        false
+    }
+
+    /// Compares with the next peer when it is time.
+    pub(super) fn sync_some(&mut self, call: &mut Call<'_>) {
+        let now = call.now;
+        if now < self.statements.sync.next_us && self.statements.sync.next_us <= now + COMPARE_US {
+            return;
+        }
+        self.statements.sync.next_us = now.saturating_add(COMPARE_US);
+        let late: Vec<NodeId> = self
+            .statements
+            .sync
+            .wants
+            .iter()
+            .filter(|(_, wants)| now.abs_diff(wants.asked_us) >= REQUEST_US)
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in late {
+            // It comes up again in the next digest, of this peer or of another.
+            self.statements.local.failed(peer);
+            self.statements.sync.wants.remove(&peer);
+        }
+        let after = self.statements.sync.last_peer;
+        let next = self
+            .connected
+            .iter()
+            .find(|peer| after.is_none_or(|after| **peer > after))
+            .or_else(|| self.connected.first())
+            .copied();
+        if let Some(peer) = next {
+            self.statements.sync.last_peer = Some(peer);
+            self.compare_with(call, peer);
+            self.statements.sync.turns = self.statements.sync.turns.wrapping_add(1);
+            if self.statements.sync.turns.is_multiple_of(INVENTORY_TURNS) {
+                self.tell_sums(call, peer);
+            }
+        }
+    }
+}

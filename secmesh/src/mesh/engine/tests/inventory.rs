@@ -1,0 +1,144 @@
+//! A peer that connects is told what it lacks, and nothing that it has.
+
+use super::*;
+use crate::mesh::inventory::{BUCKETS, Inventory};
+
+fn messages_of(net: &Net, kinds: impl Fn(&Message) -> bool) -> usize {
+    net.outputs
+        .values()
+        .flatten()
+        .filter_map(|output| match output {
+            Output::Send { bytes, .. } => Message::from_bytes(bytes).ok(),
+            _ => None,
+        })
+        .flat_map(|message| match message {
+            Message::Batch(parts) => parts
+                .iter()
+                .filter_map(|part| Message::from_bytes(part).ok())
+                .collect(),
+            other => vec![other],
+        })
+        .filter(kinds)
+        .count()
+}
+
+fn subject_number(i: u8) -> Prefix {
+    format!("198.51.100.{i}").parse().unwrap()
+}
+
+fn decide(net: &mut Net, i: u8) {
+    net.sees(1, subject_number(i));
+    net.sees(2, subject_number(i));
+    net.run();
+}
+
+#[test]
+fn a_reconnect_tells_nothing_that_is_known() {
+    let mut net = Net::four();
+    for i in 0..20 {
+        decide(&mut net, i);
+    }
+    net.split(&[4], &[1, 2, 3]);
+    net.outputs.clear();
+    net.connect(1, 4);
+    net.run();
+    let told = messages_of(&net, |m| {
+        matches!(m, Message::Admission(_) | Message::Certificate(_))
+    });
+    assert_eq!(told, 0);
+    assert_eq!(messages_of(&net, |m| matches!(m, Message::Inventory(_))), 2);
+}
+
+#[test]
+fn who_was_away_is_told_what_was_decided_meanwhile_and_no_more() {
+    let mut net = Net::four();
+    for i in 0..20 {
+        decide(&mut net, i);
+    }
+    net.split(&[4], &[1, 2, 3]);
+    for i in 20..23 {
+        decide(&mut net, i);
+        assert!(net.blocks(3, subject_number(i)) && !net.blocks(4, subject_number(i)));
+    }
+    net.outputs.clear();
+    net.connect(1, 4);
+    net.run();
+    for i in 0..23 {
+        assert!(net.blocks(4, subject_number(i)), "{i}");
+    }
+    assert_eq!(
+        messages_of(&net, |m| matches!(m, Message::Certificate(_))),
+        3
+    );
+    assert_eq!(messages_of(&net, |m| matches!(m, Message::Admission(_))), 0);
+}
+
+#[test]
+fn what_was_lost_on_the_way_is_told_again_without_a_reconnect() {
+    let mut net = Net::four();
+    net.sees(1, subject());
+    net.sees(2, subject());
+    // Nothing reaches node 4.
+    for _ in 0..1_000 {
+        net.queue.retain(|packet| packet.to != 4);
+        if net.queue.is_empty() {
+            break;
+        }
+        let packet = net.queue.remove(0);
+        net.deliver(&packet);
+    }
+    assert!(net.blocks(1, subject()) && !net.blocks(4, subject()));
+    for _ in 0..240 {
+        net.tick(S);
+        net.run();
+    }
+    assert!(net.blocks(4, subject()));
+}
+
+/// What node 1 sends node 4 when that says it has this.
+fn told(net: &mut Net, inventory: Inventory) -> Vec<Message> {
+    net.outputs.clear();
+    net.inject(4, 1, &Message::Inventory(Box::new(inventory)));
+    net.queue.clear();
+    net.outputs[&1]
+        .iter()
+        .filter_map(|output| match output {
+            Output::Send { bytes, .. } => Message::from_bytes(bytes).ok(),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn exactly_what_is_missing_of_a_bucket_is_told() {
+    let mut net = Net::four();
+    for i in 0..20 {
+        decide(&mut net, i);
+    }
+    // A peer that has nothing is named everything.
+    let named = told(&mut net, Inventory::Sums(Box::new([0; BUCKETS])));
+    let [Message::Inventory(named)] = named.as_slice() else {
+        panic!("one message of ids: {named:?}");
+    };
+    let Inventory::Ids { ids, .. } = &**named else {
+        panic!("ids");
+    };
+    // Four members and twenty decisions.
+    assert_eq!(ids.len(), 24);
+    let buckets: Vec<u8> = (0..=u8::MAX).collect();
+    for lost in [None, Some(3), Some(17)] {
+        let ids: Vec<u64> = (0..)
+            .zip(ids)
+            .filter(|(at, _)| Some(*at) != lost)
+            .map(|(_, id)| *id)
+            .collect();
+        let buckets = buckets.clone();
+        let sent = told(&mut net, Inventory::Ids { buckets, ids });
+        let parts = match sent.as_slice() {
+            [] => 0,
+            [Message::Batch(parts)] => parts.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parts, usize::from(lost.is_some()));
+    }
+}

@@ -1,0 +1,168 @@
+//! The certified records from the first epoch to the current one, bounded.
+
+use std::collections::BTreeMap;
+
+use super::cert::CertifiedEpoch;
+use super::removal::SignedRemoval;
+use crate::mesh::crypto;
+use crate::mesh::ids::Hash;
+use crate::mesh::roster::MAX_NODES;
+use crate::mesh::wire::{Decoder, Encoder, WireError};
+
+const TAG: &str = "secmesh/epochs/1";
+const CHECKSUM: usize = 32;
+
+/// Most epochs that are kept.
+pub const MAX_CHAIN: usize = 2_048;
+/// Most bytes of them.
+pub const MAX_CHAIN_BYTES: usize = 16 << 20;
+
+/// Certified epochs in ascending order of their numbers. Those in the middle may be missing: what was
+/// dropped is bridged by a later epoch whose precommits suffice under an earlier roster too.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chain {
+    epochs: Vec<CertifiedEpoch>,
+    /// Their numbers, by hash.
+    numbers: BTreeMap<Hash, u64>,
+    bytes: usize,
+}
+
+impl Chain {
+    /// The latest epoch.
+    pub fn tip(&self) -> Option<&CertifiedEpoch> {
+        self.epochs.last()
+    }
+
+    /// All that are kept, first to last.
+    pub fn epochs(&self) -> &[CertifiedEpoch] {
+        &self.epochs
+    }
+
+    /// Those after `number`, first to last.
+    pub fn after(&self, number: u64) -> &[CertifiedEpoch] {
+        let at = self.epochs.partition_point(|e| e.record.number <= number);
+        self.epochs.get(at..).unwrap_or_default()
+    }
+
+    /// The kept epoch with this hash.
+    pub fn find(&self, hash: &Hash) -> Option<&CertifiedEpoch> {
+        let number = self.numbers.get(hash)?;
+        let at = self
+            .epochs
+            .binary_search_by_key(number, |e| e.record.number)
+            .ok()?;
+        self.epochs.get(at)
+    }
+
+    /// Appends an epoch that was verified. False if it is not later than the last.
+    pub fn push(&mut self, epoch: CertifiedEpoch) -> bool {
+        if self
+            .tip()
+            .is_some_and(|tip| tip.record.number >= epoch.record.number)
+        {
+            return false;
+        }
+        self.bytes = self.bytes.saturating_add(epoch.to_bytes().len());
+        self.numbers
+            .insert(epoch.record.hash(), epoch.record.number);
+        self.epochs.push(epoch);
+        true
+    }
+
+    /// Whether more is kept than should be.
+    pub const fn is_long(&self) -> bool {
+        self.epochs.len() > MAX_CHAIN || self.bytes > MAX_CHAIN_BYTES
+    }
+
+    /// Drops the earliest epoch that `bridged` (earlier, later) says can be done without; the first and
+    /// the last always stay. False if none can.
+    pub fn shorten(&mut self, bridged: impl Fn(&CertifiedEpoch, &CertifiedEpoch) -> bool) -> bool {
+        let at = self
+            .epochs
+            .windows(3)
+            .position(|w| matches!(w, [earlier, _, later] if bridged(earlier, later)));
+        let Some(at) = at else { return false };
+        let dropped = self.epochs.remove(at + 1);
+        self.numbers.remove(&dropped.record.hash());
+        self.bytes = self.bytes.saturating_sub(dropped.to_bytes().len());
+        true
+    }
+}
+
+/// What is on the disk of all this: `epochs.bin`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredEpochs {
+    /// The epochs, first to last.
+    pub epochs: Vec<CertifiedEpoch>,
+    /// When this node learned of the last one, microseconds since 1970.
+    pub since_unix_us: u64,
+    /// Nodes that the operator removed.
+    pub removals: Vec<SignedRemoval>,
+}
+
+impl StoredEpochs {
+    /// Canonical bytes, with a checksum.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut e = Encoder::tagged(TAG);
+        e.u64(self.since_unix_us);
+        e.u16(u16::try_from(self.epochs.len()).unwrap_or(u16::MAX));
+        for epoch in &self.epochs {
+            let bytes = epoch.to_bytes();
+            e.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX))
+                .fixed(&bytes);
+        }
+        e.u16(u16::try_from(self.removals.len()).unwrap_or(u16::MAX));
+        for removal in &self.removals {
+            let bytes = removal.to_bytes();
+            e.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX))
+                .fixed(&bytes);
+        }
+        let mut bytes = e.finish();
+        let sum = crypto::sha256(&bytes);
+        bytes.extend_from_slice(&sum);
+        bytes
+    }
+
+    /// Reads [`StoredEpochs::to_bytes`]; nothing is verified but the checksum.
+    ///
+    /// # Errors
+    /// [`WireError`] for anything that is not canonical.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, WireError> {
+        let changed = || WireError::Invalid {
+            field: "checksum",
+            why: "the content was changed or cut off",
+        };
+        let (content, sum) = bytes.split_last_chunk::<CHECKSUM>().ok_or_else(changed)?;
+        if crypto::sha256(content) != *sum {
+            return Err(changed());
+        }
+        let mut d = Decoder::tagged(content, TAG)?;
+        let mut stored = Self {
+            since_unix_us: d.u64("since")?,
+            ..Self::default()
+        };
+        for _ in 0..count(&mut d, "epochs", MAX_CHAIN + 1)? {
+            let part = part(&mut d)?;
+            stored.epochs.push(CertifiedEpoch::from_bytes(part)?);
+        }
+        for _ in 0..count(&mut d, "removals", MAX_NODES)? {
+            let part = part(&mut d)?;
+            stored.removals.push(SignedRemoval::from_bytes(part)?);
+        }
+        d.finish()?;
+        Ok(stored)
+    }
+}
+
+fn count(d: &mut Decoder<'_>, field: &'static str, max: usize) -> Result<usize, WireError> {
+    let len = usize::from(d.u16(field)?);
+    if len > max {
+        return Err(WireError::TooLong { field, len, max });
+    }
+    Ok(len)
+}
+
+fn part<'a>(d: &mut Decoder<'a>) -> Result<&'a [u8], WireError> {
+    let len = usize::try_from(d.u32("length")?).unwrap_or(usize::MAX);
+    d.take_exactly("part", len)
+}

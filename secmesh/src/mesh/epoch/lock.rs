@@ -1,0 +1,622 @@
+//! The agreement on one epoch record: rounds of proposal, prevote, precommit, with locks.
+//!
+//! After Buchman, Kwon and Milosevic, "The latest gossip on BFT consensus" (arXiv 1807.04938), with the
+//! epoch's number in place of the height. What differs: a proposal that was near to being decided carries
+//! the prevotes that show it (nobody has to have kept them), and what is not answered is said again every
+//! [`RESEND_US`], because a message may be lost with a connection.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::cert::{CertifiedEpoch, needed};
+use super::record::EpochRecord;
+use super::rules;
+use super::state::{LockState, OwnVote};
+use super::vote::{EpochProof, EpochVote, Proposal, SignedEpochVote, Step, VoteSet};
+use crate::mesh::crypto::Signer;
+use crate::mesh::ids::{Hash, NodeId};
+use crate::mesh::roster::Roster;
+
+/// How often what this node said last is said again while nothing is decided, microseconds.
+pub const RESEND_US: u64 = 2_000_000;
+/// How long the first round waits for a proposal, and then for prevotes and precommits, microseconds.
+const PROPOSE_US: u64 = 1_000_000;
+const VOTE_US: u64 = 500_000;
+/// A wait is never longer, microseconds.
+const LONGEST_US: u64 = 30_000_000;
+/// Votes of this many rounds before and after the own one are kept. Who is further ahead says it again.
+const KEPT_ROUNDS: u32 = 8;
+
+/// What the agreement asks the node around it.
+pub trait App {
+    /// The record this node would propose now; none if nothing is due by what it knows.
+    fn fresh(&self) -> Option<EpochRecord>;
+    /// Whether this node, by what it knows now, finds that a record may be the next epoch.
+    fn is_valid(&self, record: &EpochRecord) -> bool;
+    /// The members of a record, if all of them are known here.
+    fn members(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>>;
+}
+
+/// What is to be done, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LockOut {
+    /// Put this on the disk before anything that follows leaves.
+    Persist(Vec<u8>),
+    /// Send a proposal to everybody.
+    Propose(Box<Proposal>),
+    /// Send a vote to everybody.
+    Vote(SignedEpochVote),
+    /// The record is decided. `announce`: this node proposed it and tells everybody.
+    Decided(Box<CertifiedEpoch>, bool),
+    /// A voter contradicted itself.
+    Lied(Box<EpochProof>),
+}
+
+/// Who takes part in an agreement, and on what.
+#[derive(Debug, Clone)]
+pub struct LockConfig {
+    /// The epoch before: its voters decide.
+    pub before: Roster,
+    /// This node.
+    pub node: NodeId,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Its vote key.
+    pub signer: Signer,
+}
+
+/// How far an agreement is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Waiting,
+    Running,
+    Decided,
+}
+
+/// The agreement on the epoch after `config.before`, as one voter sees it.
+#[derive(Debug, Clone)]
+pub struct Lock {
+    config: LockConfig,
+    number: u64,
+    phase: Phase,
+    round: u32,
+    step: Step,
+    deadline: Option<u64>,
+    resend_at: u64,
+    proposed: bool,
+    /// Own prevote and precommit of this round.
+    own: BTreeMap<Step, OwnVote>,
+    locked: Option<(u32, Hash)>,
+    /// The prevotes that locked it.
+    polka: Option<VoteSet>,
+    /// Own precommit of the last round that had one: who is a round behind may need it.
+    last: Option<(u32, OwnVote)>,
+    /// The value that `T_hi` prevoted for last, and where: what this node proposes when it is its turn.
+    near: Option<(u32, Hash, VoteSet)>,
+    records: BTreeMap<Hash, EpochRecord>,
+    /// Proposed value and the earlier round with enough prevotes, by round.
+    proposals: BTreeMap<u32, Proposal>,
+    votes: BTreeMap<(u32, Step), BTreeMap<NodeId, OwnVote>>,
+    /// The highest round each voter was heard in.
+    ahead: BTreeMap<NodeId, u32>,
+    muted: bool,
+}
+
+impl Lock {
+    /// The agreement on the epoch after `config.before`.
+    pub fn new(config: LockConfig) -> Self {
+        let number = config.before.epoch().saturating_add(1);
+        Self {
+            config,
+            number,
+            phase: Phase::Waiting,
+            round: 0,
+            step: Step::Propose,
+            deadline: None,
+            resend_at: 0,
+            proposed: false,
+            own: BTreeMap::new(),
+            locked: None,
+            polka: None,
+            last: None,
+            near: None,
+            records: BTreeMap::new(),
+            proposals: BTreeMap::new(),
+            votes: BTreeMap::new(),
+            ahead: BTreeMap::new(),
+            muted: false,
+        }
+    }
+
+    /// Only listens: this node has signed something about a later epoch, so what it knows is older than what
+    /// it has said, and it could contradict itself.
+    pub const fn mute(&mut self) {
+        self.muted = true;
+    }
+
+    /// Goes on where `state` left off. False if it is about another epoch, which leaves this unchanged.
+    pub fn restore(&mut self, state: LockState) -> bool {
+        let before = &self.config.before;
+        if (state.mesh, state.number, state.previous)
+            != (before.mesh(), self.number, before.epoch_hash())
+        {
+            return false;
+        }
+        self.phase = Phase::Running;
+        self.round = state.round;
+        self.proposed = state.proposed;
+        for (step, own) in [
+            (Step::Prevote, state.prevote),
+            (Step::Precommit, state.precommit),
+        ] {
+            if let Some(own) = own {
+                self.step = step;
+                self.own.insert(step, own);
+                self.count(self.round, step, self.config.node, own);
+            }
+        }
+        if let Some((record, polka)) = state.locked {
+            let value = record.hash();
+            self.locked = Some((polka.round, value));
+            self.near = Some((polka.round, value, polka.clone()));
+            self.polka = Some(polka);
+            self.records.insert(value, record);
+        }
+        self.last = state.last;
+        true
+    }
+
+    /// Number of the epoch that is agreed on.
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Round, if the agreement has begun.
+    pub fn round(&self) -> Option<u32> {
+        (self.phase != Phase::Waiting).then_some(self.round)
+    }
+
+    fn state(&self) -> LockState {
+        let before = &self.config.before;
+        LockState {
+            mesh: before.mesh(),
+            number: self.number,
+            previous: before.epoch_hash(),
+            round: self.round,
+            proposed: self.proposed,
+            prevote: self.own.get(&Step::Prevote).copied(),
+            precommit: self.own.get(&Step::Precommit).copied(),
+            locked: self.locked.and_then(|(round, value)| {
+                let record = self.records.get(&value)?.clone();
+                let polka = self.polka.clone().filter(|polka| polka.round == round)?;
+                Some((record, polka))
+            }),
+            last: self.last,
+        }
+    }
+
+    fn weight(&self, node: &NodeId) -> u64 {
+        self.config
+            .before
+            .get(node)
+            .map_or(0, |member| u64::from(member.weight))
+    }
+
+    fn is_voter(&self) -> bool {
+        let me = self.config.before.get(&self.config.node);
+        !self.muted
+            && me.is_some_and(|m| m.weight > 0 && m.record.incarnation == self.config.incarnation)
+    }
+
+    /// Whose turn it is: the voters one after the other, beginning elsewhere for each number.
+    pub fn proposer(&self, round: u32) -> Option<NodeId> {
+        let voters: Vec<NodeId> = self
+            .config
+            .before
+            .members()
+            .filter(|(_, member)| member.weight > 0)
+            .map(|(node, _)| *node)
+            .collect();
+        let turn = u128::from(self.number) + u128::from(round);
+        let at = turn.checked_rem(u128::try_from(voters.len()).ok()?)?;
+        voters.get(usize::try_from(at).ok()?).copied()
+    }
+
+    /// Takes a proposal. False if it is not one of the proposer of its round, or forged.
+    pub fn take_proposal(&mut self, proposal: Proposal, out: &mut Vec<LockOut>) -> bool {
+        let vote = proposal.signed.vote;
+        if self.proposer(vote.round) != Some(vote.voter) || !self.take_vote(proposal.signed, out) {
+            return false;
+        }
+        if vote.round.abs_diff(self.round) <= KEPT_ROUNDS {
+            let value = proposal.record.hash();
+            self.records
+                .entry(value)
+                .or_insert_with(|| proposal.record.clone());
+            self.proposals.entry(vote.round).or_insert(proposal);
+        }
+        true
+    }
+
+    /// Takes a vote of any step. False if it is not a voter's of this agreement, or forged.
+    pub fn take_vote(&mut self, signed: SignedEpochVote, out: &mut Vec<LockOut>) -> bool {
+        let vote = signed.vote;
+        let before = &self.config.before;
+        let about = (vote.mesh, vote.number, vote.previous)
+            == (before.mesh(), self.number, before.epoch_hash());
+        let Some(member) = before.get(&vote.voter).filter(|m| {
+            m.weight > 0
+                && m.record.incarnation == vote.incarnation
+                && vote.voter != self.config.node
+        }) else {
+            return false;
+        };
+        let held = self
+            .votes
+            .get(&(vote.round, vote.step))
+            .and_then(|votes| votes.get(&vote.voter))
+            .copied();
+        if held == Some((vote.value, signed.signature)) && about {
+            return true;
+        }
+        if !about || signed.verify(&member.record.vote_key).is_err() {
+            return false;
+        }
+        if let Some((value, signature)) = held {
+            let other = SignedEpochVote {
+                vote: EpochVote { value, ..vote },
+                signature,
+            };
+            out.extend(EpochProof::new(other, signed).map(|p| LockOut::Lied(Box::new(p))));
+            return true;
+        }
+        let ahead = self.ahead.entry(vote.voter).or_default();
+        *ahead = vote.round.max(*ahead);
+        if vote.round.abs_diff(self.round) <= KEPT_ROUNDS {
+            self.count(
+                vote.round,
+                vote.step,
+                vote.voter,
+                (vote.value, signed.signature),
+            );
+        }
+        true
+    }
+
+    fn count(&mut self, round: u32, step: Step, voter: NodeId, own: OwnVote) {
+        let votes = self.votes.entry((round, step)).or_default();
+        votes.entry(voter).or_insert(own);
+    }
+
+    /// Time has passed, or something was taken: goes as far as that allows.
+    pub fn advance(&mut self, now: u64, app: &dyn App, out: &mut Vec<LockOut>) {
+        // Bounded: every turn ends the agreement, a step, or the loop; rounds only end at deadlines.
+        for _ in 0..64 {
+            if self.phase == Phase::Decided || !self.turn(now, app, out) {
+                break;
+            }
+        }
+        if self.phase == Phase::Running && self.is_voter() && now >= self.resend_at {
+            self.resend_at = now.saturating_add(RESEND_US);
+            self.repeat(out);
+        }
+    }
+
+    /// What this node said in this round, once more.
+    pub fn repeat(&self, out: &mut Vec<LockOut>) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        if let Some(mine) = self
+            .proposals
+            .get(&self.round)
+            .filter(|p| p.signed.vote.voter == self.config.node)
+        {
+            out.push(LockOut::Propose(Box::new(mine.clone())));
+        }
+        let last = self
+            .last
+            .iter()
+            .map(|(round, own)| (*round, Step::Precommit, *own));
+        let own = self.own.iter().map(|(step, own)| (self.round, *step, *own));
+        let older = last.filter(|(round, ..)| *round != self.round);
+        for (round, step, (value, signature)) in older.chain(own) {
+            let vote = EpochVote {
+                round,
+                ..self.vote(step, value)
+            };
+            out.push(LockOut::Vote(SignedEpochVote { vote, signature }));
+        }
+    }
+
+    /// One step, if one can be made.
+    fn turn(&mut self, now: u64, app: &dyn App, out: &mut Vec<LockOut>) -> bool {
+        if self.decide(app, out) {
+            return false;
+        }
+        if !self.is_voter() {
+            return false;
+        }
+        let own = (self.phase != Phase::Waiting).then_some(self.round);
+        let seen = self.ahead.iter().map(|(v, round)| (*round, self.weight(v)));
+        // Where everybody has to agree nobody is expected to lie, and one alone may be the rest.
+        let enough = if self.config.before.voters() < super::BOOTSTRAP_VOTERS {
+            1
+        } else {
+            self.config.before.t_lo()
+        };
+        if let Some(round) = rules::catch_up(own, seen, enough) {
+            self.enter(round, now);
+            return true;
+        }
+        if self.phase == Phase::Waiting {
+            let due = app.fresh().is_some()
+                || self
+                    .proposals
+                    .get(&0)
+                    .is_some_and(|p| app.is_valid(&p.record));
+            if due {
+                self.enter(0, now);
+            }
+            return due;
+        }
+        // A clock that was set back must not make a wait longer.
+        let latest = now.saturating_add(LONGEST_US);
+        self.deadline = self.deadline.map(|at| at.min(latest));
+        let late = self.deadline.is_some_and(|at| now >= at);
+        match self.step {
+            Step::Propose => self.turn_propose(late, app, out),
+            Step::Prevote => self.turn_prevote(now, late, app, out),
+            Step::Precommit => self.turn_precommit(now, late, app),
+        }
+    }
+
+    fn enter(&mut self, round: u32, now: u64) {
+        self.phase = Phase::Running;
+        self.round = round;
+        self.step = Step::Propose;
+        self.proposed = false;
+        self.own.clear();
+        self.deadline = Some(now.saturating_add(self.wait(PROPOSE_US)));
+        let kept = round.saturating_sub(KEPT_ROUNDS);
+        self.votes.retain(|(r, _), _| *r >= kept);
+        self.proposals.retain(|r, _| *r >= kept);
+        let wanted: BTreeSet<Hash> = self
+            .proposals
+            .values()
+            .filter_map(|p| p.signed.vote.value)
+            .chain(self.near.as_ref().map(|(_, value, _)| *value))
+            .chain(self.locked.map(|(_, value)| value))
+            .collect();
+        self.records.retain(|value, _| wanted.contains(value));
+    }
+
+    fn wait(&self, first: u64) -> u64 {
+        let longer = (first / 2).saturating_mul(u64::from(self.round));
+        first.saturating_add(longer).min(LONGEST_US)
+    }
+
+    fn turn_propose(&mut self, late: bool, app: &dyn App, out: &mut Vec<LockOut>) -> bool {
+        if !self.proposed && self.proposer(self.round) == Some(self.config.node) {
+            self.propose(app, out);
+        }
+        let mut choice = None;
+        if let Some(proposal) = self.proposals.get(&self.round) {
+            let record = &proposal.record;
+            let value = record.hash();
+            let polka = proposal
+                .polka
+                .as_ref()
+                .filter(|polka| self.is_polka(record, polka, app))
+                .map(|polka| polka.round);
+            let shown = proposal.polka.is_none() || polka.is_some();
+            if shown && app.is_valid(record) {
+                let may = rules::may_prevote(self.locked.as_ref(), &value, polka, self.round);
+                choice = Some(may.then_some(value));
+            }
+        }
+        // What it needs in order to judge the proposal may still be on its way.
+        if choice.is_none() && late {
+            choice = Some(None);
+        }
+        let Some(value) = choice else { return false };
+        self.say(Step::Prevote, value, out);
+        self.step = Step::Prevote;
+        self.deadline = None;
+        true
+    }
+
+    /// Whether these prevotes, of an earlier round, suffice for this record.
+    fn is_polka(&self, record: &EpochRecord, polka: &VoteSet, app: &dyn App) -> bool {
+        let Some(after) = app.members(record) else {
+            return false;
+        };
+        let before = &self.config.before;
+        polka
+            .weight(record, Step::Prevote, before)
+            .is_ok_and(|weight| rules::is_quorum(weight, needed(before, &after)))
+    }
+
+    fn propose(&mut self, app: &dyn App, out: &mut Vec<LockOut>) {
+        let near = self.near.as_ref().and_then(|(_, value, polka)| {
+            Some((self.records.get(value)?.clone(), Some(polka.clone())))
+        });
+        let Some((record, polka)) = near.or_else(|| Some((app.fresh()?, None))) else {
+            return;
+        };
+        let value = record.hash();
+        self.proposed = true;
+        let vote = self.vote(Step::Propose, Some(value));
+        let proposal = Proposal {
+            record: record.clone(),
+            signed: vote.sign(&self.config.signer),
+            polka,
+        };
+        self.records.insert(value, record);
+        self.proposals.insert(self.round, proposal.clone());
+        out.push(LockOut::Persist(self.state().to_bytes()));
+        out.push(LockOut::Propose(Box::new(proposal)));
+    }
+
+    fn turn_prevote(
+        &mut self,
+        now: u64,
+        late: bool,
+        app: &dyn App,
+        out: &mut Vec<LockOut>,
+    ) -> bool {
+        let choice = self
+            .quorum_for(self.round, Step::Prevote, app)
+            .or_else(|| late.then_some(None));
+        if let Some(value) = choice {
+            // Only what this node finds valid itself: more than a third of liars must not carry it.
+            let value = value.filter(|v| self.records.get(v).is_some_and(|r| app.is_valid(r)));
+            if let Some(value) = value {
+                let polka = self.signatures(self.round, Step::Prevote, value);
+                self.locked = Some((self.round, value));
+                self.near = Some((self.round, value, polka.clone()));
+                self.polka = Some(polka);
+            }
+            self.say(Step::Precommit, value, out);
+            self.step = Step::Precommit;
+            self.deadline = None;
+            return true;
+        }
+        self.arm(now, Step::Prevote, app);
+        false
+    }
+
+    fn turn_precommit(&mut self, now: u64, late: bool, app: &dyn App) -> bool {
+        // Prevotes that come late still tell what to propose next.
+        if let Some(Some(value)) = self.quorum_for(self.round, Step::Prevote, app)
+            && self.near.as_ref().is_none_or(|(at, ..)| *at < self.round)
+            && self.records.contains_key(&value)
+        {
+            let polka = self.signatures(self.round, Step::Prevote, value);
+            self.near = Some((self.round, value, polka));
+        }
+        if late {
+            self.enter(self.round.saturating_add(1), now);
+            return true;
+        }
+        self.arm(now, Step::Precommit, app);
+        false
+    }
+
+    /// Starts the wait of this step as soon as a quorum has spoken in it, whatever it said. Who was heard in
+    /// a later step or round is past this one: a liar may have helped it there and then fallen silent.
+    fn arm(&mut self, now: u64, step: Step, app: &dyn App) {
+        let voted = |step: Step, voter: &NodeId| {
+            let votes = self.votes.get(&(self.round, step));
+            votes.is_some_and(|votes| votes.contains_key(voter))
+        };
+        let spoken: u64 = self
+            .config
+            .before
+            .members()
+            .filter(|(voter, _)| {
+                let later = self.ahead.get(*voter).is_some_and(|at| *at > self.round);
+                later || voted(step, voter) || voted(Step::Precommit, voter)
+            })
+            .map(|(_, member)| u64::from(member.weight))
+            .sum();
+        if self.deadline.is_none() && rules::is_quorum(spoken, self.needed_of_anybody(app)) {
+            self.deadline = Some(now.saturating_add(self.wait(VOTE_US)));
+        }
+    }
+
+    /// Weight that has to speak before this node goes on without a decision. With fewer than four voters
+    /// it is everybody whom the operator has not removed, as far as is known here.
+    fn needed_of_anybody(&self, app: &dyn App) -> u64 {
+        let before = &self.config.before;
+        if before.voters() >= super::BOOTSTRAP_VOTERS {
+            return before.t_hi();
+        }
+        let all = || before.members().map(|(node, _)| *node).collect();
+        let after = app.fresh().and_then(|record| app.members(&record));
+        needed(before, &after.unwrap_or_else(all))
+    }
+
+    /// What a quorum said in this step: a value, or nil.
+    #[expect(
+        clippy::option_option,
+        reason = "none: there is no quorum; some of none: there is one for nothing"
+    )]
+    fn quorum_for(&self, round: u32, step: Step, app: &dyn App) -> Option<Option<Hash>> {
+        let before = &self.config.before;
+        let mut sums: BTreeMap<Option<Hash>, u64> = BTreeMap::new();
+        for (voter, (value, _)) in self.votes.get(&(round, step))? {
+            let sum = sums.entry(*value).or_default();
+            *sum = sum.saturating_add(self.weight(voter));
+        }
+        sums.into_iter().find_map(|(value, weight)| {
+            let needed = match &value {
+                None => self.needed_of_anybody(app),
+                Some(v) => needed(before, &app.members(self.records.get(v)?)?),
+            };
+            rules::is_quorum(weight, needed).then_some(value)
+        })
+    }
+
+    fn signatures(&self, round: u32, step: Step, value: Hash) -> VoteSet {
+        let votes = self.votes.get(&(round, step));
+        VoteSet {
+            round,
+            signatures: votes
+                .into_iter()
+                .flatten()
+                .filter(|(_, (v, _))| *v == Some(value))
+                .map(|(voter, (_, signature))| (*voter, *signature))
+                .collect(),
+        }
+    }
+
+    fn decide(&mut self, app: &dyn App, out: &mut Vec<LockOut>) -> bool {
+        let rounds: BTreeSet<u32> = self.votes.keys().map(|(round, _)| *round).collect();
+        for round in rounds {
+            let Some(Some(value)) = self.quorum_for(round, Step::Precommit, app) else {
+                continue;
+            };
+            let Some(record) = self.records.get(&value) else {
+                continue;
+            };
+            let certified = CertifiedEpoch {
+                record: record.clone(),
+                precommits: self.signatures(round, Step::Precommit, value),
+            };
+            self.phase = Phase::Decided;
+            let mine = self.proposer(round) == Some(self.config.node);
+            out.push(LockOut::Decided(Box::new(certified), mine));
+            return true;
+        }
+        false
+    }
+
+    fn vote(&self, step: Step, value: Option<Hash>) -> EpochVote {
+        EpochVote {
+            mesh: self.config.before.mesh(),
+            number: self.number,
+            previous: self.config.before.epoch_hash(),
+            round: self.round,
+            step,
+            value,
+            voter: self.config.node,
+            incarnation: self.config.incarnation,
+        }
+    }
+
+    /// Signs a prevote or precommit of this round; the disk first.
+    fn say(&mut self, step: Step, value: Option<Hash>, out: &mut Vec<LockOut>) {
+        if self.own.contains_key(&step) {
+            return;
+        }
+        let signed = self.vote(step, value).sign(&self.config.signer);
+        let own = (value, signed.signature);
+        self.own.insert(step, own);
+        if step == Step::Precommit {
+            self.last = Some((self.round, own));
+        }
+        self.count(self.round, step, self.config.node, own);
+        out.push(LockOut::Persist(self.state().to_bytes()));
+        out.push(LockOut::Vote(signed));
+    }
+}

@@ -1,0 +1,249 @@
+//! The epoch record and its canonical bytes.
+
+use serde::Serialize;
+
+use crate::mesh::crypto;
+use crate::mesh::genesis::Params;
+use crate::mesh::ids::{Hash, MeshId, NodeId};
+use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT};
+use crate::mesh::wire::{Decoder, Encoder, WireError};
+
+const TAG: &str = "secmesh/epoch-record/1";
+
+/// Largest record, in bytes: it has to fit a message together with what proves it valid. Room for 1,024
+/// members, or for 590 of which each has evidence on record.
+pub const MAX_RECORD_BYTES: usize = 60_000;
+
+/// Numbers of the genesis that the building of epochs needs; the same in every record of a mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct EpochParams {
+    /// An epoch lasts this long, in seconds, unless the membership changes before.
+    pub length_s: u32,
+    /// For how many epochs a node that joins has weight 0.
+    pub probation: u32,
+}
+
+impl EpochParams {
+    /// Those of a genesis.
+    pub const fn of(params: &Params) -> Self {
+        Self {
+            length_s: params.epoch_s,
+            probation: params.probation_epochs,
+        }
+    }
+}
+
+/// One node of an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct EpochMember {
+    /// Hash of its node record, which an operator-signed admission vouches for.
+    pub record: Hash,
+    /// What its vote weighs.
+    pub weight: u32,
+    /// Number of the first epoch that it was in.
+    pub since: u64,
+}
+
+/// How much of one author's evidence an epoch rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct FrontierEntry {
+    /// Whose log.
+    pub author: NodeId,
+    /// How many statements of it.
+    pub size: u64,
+    /// Merkle root of the log at that size.
+    pub root: Hash,
+}
+
+/// The evidence that the weights of an epoch were folded from: a position in each author's log, in
+/// ascending order of the authors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Frontier(Vec<FrontierEntry>);
+
+impl Frontier {
+    /// Sorts; of several entries of one author the longest stays.
+    pub fn new(entries: impl IntoIterator<Item = FrontierEntry>) -> Self {
+        let mut entries: Vec<FrontierEntry> = entries.into_iter().collect();
+        entries.sort_by_key(|e| (e.author, std::cmp::Reverse((e.size, e.root))));
+        entries.dedup_by_key(|e| e.author);
+        Self(entries)
+    }
+
+    /// The entries, in ascending order of the authors.
+    pub fn entries(&self) -> &[FrontierEntry] {
+        &self.0
+    }
+
+    /// The entry of one author.
+    pub fn of(&self, author: &NodeId) -> Option<&FrontierEntry> {
+        self.0
+            .binary_search_by_key(author, |e| e.author)
+            .ok()
+            .and_then(|at| self.0.get(at))
+    }
+
+    /// Whether no author's log is shorter here than in `before`: evidence is never taken back.
+    pub fn continues(&self, before: &Self) -> bool {
+        before.0.iter().all(|old| {
+            self.of(&old.author)
+                .is_some_and(|new| new.size > old.size || new == old)
+        })
+    }
+}
+
+/// One epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EpochRecord {
+    /// Mesh.
+    pub mesh: MeshId,
+    /// Counts the epochs, from 1.
+    pub number: u64,
+    /// Hash of the record before; zero for the first.
+    pub previous: Hash,
+    /// Everybody who is in, in ascending order of their records' hashes; at most [`MAX_NODES`].
+    pub members: Vec<EpochMember>,
+    /// How epochs are built.
+    pub params: EpochParams,
+    /// The evidence behind the weights.
+    pub frontier: Frontier,
+}
+
+impl EpochRecord {
+    /// The first epoch: the nodes that the operator admitted in person, with full weight each. Nobody
+    /// certifies it; it follows from the genesis and those admissions.
+    pub fn first(
+        mesh: MeshId,
+        params: EpochParams,
+        records: impl IntoIterator<Item = Hash>,
+    ) -> Self {
+        let mut members: Vec<EpochMember> = records
+            .into_iter()
+            .map(|record| EpochMember {
+                record,
+                weight: NODE_WEIGHT,
+                since: 1,
+            })
+            .collect();
+        members.sort_by_key(|m| m.record);
+        members.dedup_by_key(|m| m.record);
+        Self {
+            mesh,
+            number: 1,
+            previous: Hash([0; 32]),
+            members,
+            params,
+            frontier: Frontier::default(),
+        }
+    }
+
+    /// Canonical bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut e = Encoder::tagged(TAG);
+        e.fixed(self.mesh.as_bytes())
+            .u64(self.number)
+            .fixed(self.previous.as_bytes())
+            .u32(self.params.length_s)
+            .u32(self.params.probation)
+            .u16(u16::try_from(self.members.len()).unwrap_or(u16::MAX));
+        for member in &self.members {
+            e.fixed(member.record.as_bytes())
+                .u32(member.weight)
+                .u64(member.since);
+        }
+        e.u16(u16::try_from(self.frontier.0.len()).unwrap_or(u16::MAX));
+        for entry in &self.frontier.0 {
+            e.fixed(entry.author.as_bytes())
+                .u64(entry.size)
+                .fixed(entry.root.as_bytes());
+        }
+        e.finish()
+    }
+
+    /// Reads [`EpochRecord::to_bytes`].
+    ///
+    /// # Errors
+    /// [`WireError`] for anything that is not canonical or larger than allowed.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, WireError> {
+        let mut d = Decoder::untagged(bytes);
+        let record = Self::read(&mut d)?;
+        d.finish()?;
+        Ok(record)
+    }
+
+    pub(super) fn read(d: &mut Decoder<'_>) -> Result<Self, WireError> {
+        let start = d.rest().len();
+        d.expect_tag(TAG)?;
+        let mesh = MeshId(d.fixed("mesh")?);
+        let number = d.u64("number")?;
+        let previous = Hash(d.fixed("previous")?);
+        let params = EpochParams {
+            length_s: d.u32("length_s")?,
+            probation: d.u32("probation")?,
+        };
+        let mut members = Vec::new();
+        for _ in 0..count(d, "members")? {
+            members.push(EpochMember {
+                record: Hash(d.fixed("record")?),
+                weight: d.u32("weight")?,
+                since: d.u64("since")?,
+            });
+        }
+        let mut entries = Vec::new();
+        for _ in 0..count(d, "frontier")? {
+            entries.push(FrontierEntry {
+                author: NodeId(d.fixed("author")?),
+                size: d.u64("size")?,
+                root: Hash(d.fixed("root")?),
+            });
+        }
+        let len = start.saturating_sub(d.rest().len());
+        if len > MAX_RECORD_BYTES {
+            return Err(WireError::TooLong {
+                field: "epoch record",
+                len,
+                max: MAX_RECORD_BYTES,
+            });
+        }
+        let ordered = members.is_sorted_by(|a, b| a.record < b.record)
+            && entries.is_sorted_by(|a, b| a.author < b.author);
+        if number == 0 || !ordered {
+            return Err(WireError::Invalid {
+                field: "epoch record",
+                why: "number 0, or members or authors that are not distinct and in order",
+            });
+        }
+        Ok(Self {
+            mesh,
+            number,
+            previous,
+            members,
+            params,
+            frontier: Frontier(entries),
+        })
+    }
+
+    /// SHA-256 of the canonical bytes: what votes are bound to.
+    pub fn hash(&self) -> Hash {
+        Hash(crypto::sha256(&self.to_bytes()))
+    }
+
+    /// The member with this record.
+    pub fn member(&self, record: &Hash) -> Option<&EpochMember> {
+        self.members
+            .binary_search_by_key(record, |m| m.record)
+            .ok()
+            .and_then(|at| self.members.get(at))
+    }
+}
+
+fn count(d: &mut Decoder<'_>, field: &'static str) -> Result<usize, WireError> {
+    let len = usize::from(d.u16(field)?);
+    if len > MAX_NODES {
+        return Err(WireError::TooLong {
+            field,
+            len,
+            max: MAX_NODES,
+        });
+    }
+    Ok(len)
+}

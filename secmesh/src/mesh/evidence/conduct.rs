@@ -1,0 +1,130 @@
+//! Proofs that a node did what no honest node does.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::statement::SignedHead;
+use crate::mesh::admission::NodeRecord;
+use crate::mesh::crypto::PublicKey;
+use crate::mesh::ids::{MeshId, NodeId};
+use crate::mesh::message::EquivocationProof;
+use crate::mesh::vote::coded;
+use crate::mesh::wire::{Decoder, Encoder, WireError};
+
+/// Bytes of an equivocation proof: two votes of 272 bytes and their signatures.
+const EQUIVOCATION: usize = 2 * (272 + 64);
+
+coded!(
+    /// What was proved.
+    ProofKind, "proof", {
+        /// Two different votes in one slot.
+        Equivocation = 1 "equivocation",
+        /// Two different statements under one number of its evidence log.
+        EvidenceFork = 2 "evidence_fork",
+        /// Two histories of its ledger.
+        LedgerFork = 3 "ledger_fork",
+        /// A statement that contains what others never signed, or contradicts itself. It proves itself.
+        ForgedEvidence = 4 "forged_evidence",
+    }
+);
+
+/// Something that proves itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Misconduct {
+    /// [`ProofKind::Equivocation`].
+    Equivocation(Box<EquivocationProof>),
+    /// [`ProofKind::EvidenceFork`]: the head with the smaller bytes first.
+    EvidenceFork(Box<(SignedHead, SignedHead)>),
+}
+
+impl Misconduct {
+    /// Puts two heads together if they contradict each other; signatures are not looked at.
+    pub fn fork(a: SignedHead, b: SignedHead) -> Option<Self> {
+        let slot = |s: &SignedHead| (s.head.mesh, s.head.author, s.head.sequence);
+        if slot(&a) != slot(&b) {
+            return None;
+        }
+        match a.head.to_bytes().cmp(&b.head.to_bytes()) {
+            std::cmp::Ordering::Equal => None,
+            std::cmp::Ordering::Less => Some(Self::EvidenceFork(Box::new((a, b)))),
+            std::cmp::Ordering::Greater => Some(Self::EvidenceFork(Box::new((b, a)))),
+        }
+    }
+
+    /// Who did it.
+    pub const fn culprit(&self) -> NodeId {
+        match self {
+            Self::Equivocation(proof) => proof.voter(),
+            Self::EvidenceFork(heads) => heads.0.head.author,
+        }
+    }
+
+    /// What it proves.
+    pub const fn kind(&self) -> ProofKind {
+        match self {
+            Self::Equivocation(_) => ProofKind::Equivocation,
+            Self::EvidenceFork(_) => ProofKind::EvidenceFork,
+        }
+    }
+
+    /// Whether it holds, given the culprit's vote key.
+    pub fn holds(&self, mesh: MeshId, key: &PublicKey) -> bool {
+        match self {
+            Self::Equivocation(proof) => {
+                let (first, second) = proof.votes();
+                // A node id names its key and incarnation, so nothing else has to be known.
+                first.vote.mesh == mesh
+                    && NodeRecord::derive_id(key, first.vote.incarnation) == first.vote.voter
+                    && first.verify(key).is_ok()
+                    && second.verify(key).is_ok()
+            }
+            Self::EvidenceFork(heads) => {
+                heads.0.head.mesh == mesh
+                    && heads.0.verify(key).is_ok()
+                    && heads.1.verify(key).is_ok()
+            }
+        }
+    }
+
+    pub(super) fn write(&self, e: &mut Encoder) {
+        e.u8(self.kind().code());
+        match self {
+            Self::Equivocation(proof) => {
+                e.fixed(&proof.to_bytes());
+            }
+            Self::EvidenceFork(heads) => {
+                heads.0.write(e);
+                heads.1.write(e);
+            }
+        }
+    }
+
+    pub(super) fn read(d: &mut Decoder<'_>) -> Result<Self, WireError> {
+        match ProofKind::from_code(d.u8("proof")?)? {
+            ProofKind::Equivocation => {
+                let bytes: [u8; EQUIVOCATION] = d.fixed("equivocation")?;
+                Ok(Self::Equivocation(Box::new(EquivocationProof::from_bytes(
+                    &bytes,
+                )?)))
+            }
+            ProofKind::EvidenceFork => {
+                let (a, b) = (SignedHead::read(d)?, SignedHead::read(d)?);
+                match Self::fork(a, b) {
+                    Some(Self::EvidenceFork(heads)) if heads.0 == a => {
+                        Ok(Self::EvidenceFork(heads))
+                    }
+                    _ => Err(WireError::Invalid {
+                        field: "evidence fork",
+                        why: "the heads do not contradict each other, or are in the wrong order",
+                    }),
+                }
+            }
+            ProofKind::LedgerFork | ProofKind::ForgedEvidence => Err(WireError::Invalid {
+                field: "proof",
+                why: "not a kind that is stated",
+            }),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What the mesh costs.
+//!
+//! Prints one JSON array of rows; `cargo xtask bench mesh` builds, runs and frames it, and
+//! `docs/benchmarks.md` says how to read it. Each value is the median over the turns.
+
+mod ledger;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use xtask::bench::Row;
+
+/// Measures the mesh; prints rows as JSON.
+#[derive(Parser)]
+struct Arguments {
+    /// Only these rows.
+    #[arg(long, value_enum)]
+    row: Vec<Group>,
+    /// More turns.
+    #[arg(long, conflicts_with = "smoke")]
+    full: bool,
+    /// Hardly anything: whether each row works, not what it costs.
+    #[arg(long)]
+    smoke: bool,
+}
+
+/// A group of rows, one file each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Appending to a ledger and verifying it.
+    Ledger,
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    /// Turns; odd, so that the median is one of them.
+    turns: usize,
+    /// Entries of the ledger that is verified.
+    entries: u64,
+}
+
+impl Effort {
+    const fn of(arguments: &Arguments) -> Self {
+        match (arguments.smoke, arguments.full) {
+            (true, _) => Self {
+                turns: 1,
+                entries: 2_000,
+            },
+            (_, true) => Self {
+                turns: 15,
+                entries: 1_000_000,
+            },
+            _ => Self {
+                turns: 5,
+                entries: 300_000,
+            },
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let effort = Effort::of(&arguments);
+    let mut rows: Vec<Row> = Vec::new();
+    for group in Group::value_variants() {
+        if !arguments.row.is_empty() && !arguments.row.contains(group) {
+            continue;
+        }
+        eprintln!("measuring: {group:?}");
+        rows.extend(match group {
+            Group::Ledger => ledger::rows(effort)?,
+        });
+    }
+    println!("{}", serde_json::to_string_pretty(&rows)?);
+    Ok(())
+}
+
+/// The middle one.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,90 @@
+//! The guard in front of all block tables: nothing that is blocked goes unguarded, and nothing is guarded for
+//! ever.
+
+use std::{collections::BTreeSet, error::Error, net::IpAddr, str::FromStr};
+
+use anyhow::{Result, ensure};
+use secmesh::{addr::Prefix, dataplane::Compiled};
+use secmesh_common::block::origin;
+use secmesh_tests::{
+    chaos::mono_ns,
+    kernel::{Kernel, LONG_NS, options, shown},
+    lists::{frame, oracle, replace, span},
+    random::{Random, seed},
+};
+
+/// Hosts, prefixes inside a /24 or a /48, those themselves, and wider ones: all around two places.
+const BLOCKS: &str = "10.1.2.3 10.1.2.4 10.1.2.128/25 10.1.2.0/25 10.1.2.0/24 10.1.0.0/16 10.0.0.0/7 10.1.3.9 \
+    fd00:1:2::3 fd00:1:2::4 fd00:1:2:8000::/49 fd00:1:2::/48 fd00:1::/32 fd00::/30 fd00::/18 fd00:1:3::9";
+
+/// In them, beside them, and where only lists are.
+const SOURCES: &str = "10.1.2.3 10.1.2.4 10.1.2.5 10.1.2.200 10.1.3.9 10.1.3.10 10.2.0.1 12.0.0.1 fd00:1:2::3 \
+    fd00:1:2::4 fd00:1:2::5 fd00:1:2:8000::1 fd00:1:3::9 fd00:1:3::a fd00:2::1 fd00:4::1 fd10::1 fe00::1";
+
+fn read<T: FromStr<Err: Error + Send + Sync + 'static>>(text: &str) -> Result<Vec<T>> {
+    text.split_whitespace().map(|t| Ok(t.parse()?)).collect()
+}
+
+/// A host and a range of each family, in the same neighbourhoods.
+fn listed() -> Compiled {
+    let (first, second) = (0xfd00_0001_0002 << 80, 0xfd00_0001_0003 << 80);
+    Compiled {
+        hosts4: vec![span(0x0a01_0205, 0x0a01_0205, 1)],
+        hosts6: vec![span(first + 5, first + 5, 1)],
+        ranges4: vec![span(0x0a01_030a, 0x0a01_0310, 2)],
+        ranges6: vec![span(second + 10, second + 16, 2)],
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn decisions_and_lists_share_a_neighbourhood_without_lifting_each_others_guard() -> Result<()> {
+    let seed = seed()?;
+    let mut random = Random(seed);
+    let mut kernel = Kernel::load(&options())?;
+    let (blocks, sources): (Vec<Prefix>, Vec<IpAddr>) = (read(BLOCKS)?, read(SOURCES)?);
+    kernel.dataplane.set_sizes(16, 16, 0)?;
+    let mut blocked = BTreeSet::new();
+    let mut lists = Compiled::default();
+    for step in 0..400 {
+        match random.pick(&blocks).filter(|_| random.below(16) > 0) {
+            None => {
+                let empty = lists.is_empty();
+                lists = if empty { listed() } else { Compiled::default() };
+                replace(&mut kernel.lists, &lists)?;
+            }
+            Some(prefix) if blocked.remove(&prefix) => kernel.blocks.remove(&prefix)?,
+            Some(prefix) => {
+                let end_ns = mono_ns()? + LONG_NS;
+                kernel.blocks.put(&prefix, end_ns, 1, origin::OPERATOR)?;
+                blocked.insert(prefix);
+            }
+        }
+        for source in &sources {
+            let moved = kernel.run_many(&frame(*source), 1)?;
+            let decided = blocked.iter().any(|p| p.contains_addr(*source));
+            let named = !decided && oracle(&lists, *source).is_some();
+            let clear = !decided && !named;
+            let blocks = moved.drop_exact + moved.drop_prefix;
+            ensure!(
+                (blocks, moved.drop_list, moved.pass)
+                    == (decided.into(), named.into(), clear.into()),
+                "SECMESH_SEED={seed}, step {step}, {source}: {} with {blocked:?} and {} listed",
+                shown(&moved),
+                lists.len()
+            );
+        }
+    }
+    for prefix in &blocked {
+        kernel.blocks.remove(prefix)?;
+    }
+    replace(&mut kernel.lists, &Compiled::default())?;
+    let left = kernel.guards()?;
+    ensure!(left.is_empty(), "SECMESH_SEED={seed}: guarded: {left:?}");
+    let off = kernel.dataplane.kernel_config().guard6_off;
+    ensure!(
+        off == 0,
+        "SECMESH_SEED={seed}: the guard is still off: {off}"
+    );
+    Ok(())
+}

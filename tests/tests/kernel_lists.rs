@@ -1,0 +1,339 @@
+//! Imported lists in the kernel: whoever is listed is dropped and nobody else, at every moment.
+//!
+//! What is tried follows from a seed; a failure prints it, and `SECMESH_SEED=<seed>` tries the same again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use secmesh::dataplane::{Compiled, LoadOptions, Span, TableError};
+use secmesh_tests::{
+    chaos::mono_ns,
+    kernel::{BPFFS, Kernel, isolated, options},
+    lists::{
+        Pair, UNIX_US, compare, crowded, dropped, frame, is_dropped, made_up, now, oracle, pair,
+        probes, replace, span, v4, v6,
+    },
+    random::{Random, seed},
+};
+
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Packets of one source in one go: the kernel sends them faster than anybody can ask.
+const BURST: u32 = 1_000;
+/// Replacements while packets run.
+const REPLACEMENTS: usize = 40;
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn the_kernel_drops_what_lists_name_and_nothing_beside_it() -> Result<()> {
+    let seed = seed()?;
+    let mut random = Random(seed);
+    let mut kernel = Kernel::load(&options())?;
+    let mut old = Compiled::default();
+    // An even number, so that each half is written over and over.
+    for round in 0..6 {
+        let wanted = made_up(&mut random, round % 3 == 1);
+        let mut addrs = probes(&mut random, &wanted);
+        // What was there before must be gone.
+        addrs.extend(probes(&mut random, &old));
+        replace(&mut kernel.lists, &wanted)?;
+        let answers = compare(&mut kernel, &wanted, &addrs)
+            .with_context(|| format!("SECMESH_SEED={seed}, round {round}"))?;
+        println!(
+            "round {round}: {} hosts and {} ranges: {} addresses pass, {} are dropped",
+            wanted.hosts4.len() + wanted.hosts6.len(),
+            wanted.ranges4.len() + wanted.ranges6.len(),
+            answers.0,
+            answers.1
+        );
+        let off = kernel.dataplane.kernel_config().guard6_off;
+        ensure!(
+            (off != 0) == (round % 3 == 1),
+            "SECMESH_SEED={seed}, round {round}: guard off: {off}"
+        );
+        old = wanted;
+    }
+    replace(&mut kernel.lists, &Compiled::default())?;
+    let none = compare(
+        &mut kernel,
+        &Compiled::default(),
+        &probes(&mut random, &old),
+    )?;
+    ensure!(none.1 == 0, "{none:?}");
+    let left = kernel.guards()?;
+    ensure!(
+        left.is_empty(),
+        "SECMESH_SEED={seed}: still guarded: {left:?}"
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn no_packet_slips_through_while_lists_are_replaced() -> Result<()> {
+    let seed = seed()?;
+    let mut random = Random(seed);
+    let mut kernel = Kernel::load(&crowded())?;
+    let pair = pair(&mut random);
+    replace(&mut kernel.lists, &pair.lists[0])?;
+    let (mut runner, lists) = kernel.apart();
+    let done = AtomicBool::new(false);
+    let (mut packets, mut sources) = (0, BTreeSet::new());
+    thread::scope(|scope| -> Result<()> {
+        let replacing = scope.spawn(|| -> Result<()> {
+            let result =
+                (1..=REPLACEMENTS).try_for_each(|n| replace(lists, &pair.lists[n % 2]).map(drop));
+            done.store(true, Ordering::Release);
+            result
+        });
+        let mut check = |addr: IpAddr, wanted: bool| -> Result<()> {
+            let moved = runner.run(&frame(addr), BURST)?;
+            packets += u64::from(BURST);
+            sources.insert(addr);
+            let is = dropped(&moved, BURST).with_context(|| addr.to_string())?;
+            ensure!(is == wanted, "{addr}: dropped: {is}");
+            Ok(())
+        };
+        let mut result = Ok(());
+        while result.is_ok() && !done.load(Ordering::Acquire) {
+            let member = random.pick(&pair.both).context("some are in both")?;
+            let stranger = random.pick(&pair.neither).context("some are in neither")?;
+            result = check(member, true).and_then(|()| check(stranger, false));
+        }
+        let replaced = replacing.join();
+        result.and(replaced.map_err(|_panic| anyhow!("the thread panicked"))?)
+    })
+    .with_context(|| format!("SECMESH_SEED={seed}"))?;
+    ensure!(packets > 0, "nothing was compared");
+    println!(
+        "{packets} packets of {} sources during {REPLACEMENTS} replacements of {} entries",
+        sources.len(),
+        pair.lists[0].len()
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_list_that_does_not_fit_changes_nothing() -> Result<()> {
+    let seed = seed()?;
+    let mut random = Random(seed);
+    let mut kernel = Kernel::load(&crowded())?;
+    let wanted = pair(&mut random).lists;
+    replace(&mut kernel.lists, &wanted[0])?;
+    let addrs = probes(&mut random, &wanted[0]);
+    let guards = kernel.guards()?;
+    let room = kernel.lists.capacity();
+    let base4 = |n: usize| -> Vec<Span<u32>> {
+        (0..=u32::try_from(n).unwrap_or(0))
+            .map(|a| span(a * 2, a * 2, 9))
+            .collect()
+    };
+    let base6 =
+        |n: usize| -> Vec<Span<u128>> { (0..=n as u128).map(|a| span(a * 2, a * 2, 9)).collect() };
+    let none = Compiled::default;
+    for (map, wider) in [
+        (
+            "LIST4",
+            Compiled {
+                hosts4: base4(room.0),
+                ..none()
+            },
+        ),
+        (
+            "LIST6",
+            Compiled {
+                hosts6: base6(room.1),
+                ..none()
+            },
+        ),
+        (
+            "RANGE4",
+            Compiled {
+                ranges4: base4(room.2),
+                ..none()
+            },
+        ),
+        (
+            "RANGE6",
+            Compiled {
+                ranges6: base6(room.3),
+                ..none()
+            },
+        ),
+    ] {
+        match kernel.lists.replace(&wider, 0, now()?, &mut |_| {}) {
+            Err(TableError::NoRoom { map: refused, .. }) => ensure!(refused == map, "{refused}"),
+            other => bail!("{map}: {other:?}"),
+        }
+        compare(&mut kernel, &wanted[0], &addrs).with_context(|| format!("SECMESH_SEED={seed}"))?;
+    }
+    ensure!(
+        kernel.guards()? == guards,
+        "SECMESH_SEED={seed}: guards moved"
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_list_entry_ends_by_itself_and_not_early() -> Result<()> {
+    let mut kernel = Kernel::load(&options())?;
+    let begin = now()?;
+    let soon = UNIX_US / 1_000_000 + 2;
+    let until = |start, end, expires_unix_s| Span {
+        start,
+        end,
+        expires_unix_s,
+        list: 3,
+    };
+    let until6 = |start, end, expires_unix_s| Span {
+        start,
+        end,
+        expires_unix_s,
+        list: 3,
+    };
+    let wanted = Compiled {
+        hosts4: vec![
+            until(0x0a00_0001, 0x0a00_0001, soon),
+            until(0x0a00_0002, 0x0a00_0002, u64::MAX),
+        ],
+        hosts6: vec![
+            until6(1 << 120, 1 << 120, soon),
+            until6(2 << 120, 2 << 120, u64::MAX),
+        ],
+        ranges4: vec![
+            until(0x0b00_0000, 0x0b00_00ff, soon),
+            until(0x0b00_0100, 0x0b00_01ff, u64::MAX),
+        ],
+        ranges6: vec![
+            until6(0xfd << 120, (0xfd << 120) + 9, soon),
+            until6(0xfe << 120, (0xfe << 120) + 9, u64::MAX),
+        ],
+    };
+    kernel.lists.replace(&wanted, 0, begin, &mut |_| {})?;
+    let ends_ns = begin.mono_ns + 2_000_000_000;
+    let ending = [
+        v4(0x0a00_0001),
+        v4(0x0b00_00ff),
+        v6(1 << 120),
+        v6((0xfd << 120) + 9),
+    ];
+    let staying = [
+        v4(0x0a00_0002),
+        v4(0x0b00_0100),
+        v6(2 << 120),
+        v6(0xfe << 120),
+    ];
+    let mut seen = BTreeMap::new();
+    let started = Instant::now();
+    while seen.len() < ending.len() {
+        ensure!(
+            started.elapsed() < PATIENCE,
+            "still dropped: all but {seen:?}"
+        );
+        for addr in ending {
+            let is = is_dropped(&mut kernel, addr)?;
+            let after_ns = mono_ns()?;
+            if is {
+                ensure!(!seen.contains_key(&addr), "{addr} came back");
+            } else {
+                ensure!(
+                    after_ns >= ends_ns,
+                    "{addr} passed {} ns early",
+                    ends_ns - after_ns
+                );
+                seen.insert(addr, after_ns);
+            }
+        }
+        for addr in staying {
+            ensure!(is_dropped(&mut kernel, addr)?, "{addr} has no end");
+        }
+    }
+    Ok(())
+}
+
+fn pinned(max_list_addresses: u32, max_list_prefixes: u32) -> LoadOptions {
+    LoadOptions {
+        pin_dir: Some(PathBuf::from(BPFFS).join("secmesh-lists")),
+        max_list_addresses,
+        max_list_prefixes,
+        ..options()
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn the_next_agent_finds_the_lists_and_replaces_them_whatever_its_settings() -> Result<()> {
+    let seed = seed()?;
+    isolated(move || {
+        let mut random = Random(seed);
+        let Pair {
+            lists: wanted,
+            both,
+            ..
+        } = pair(&mut random);
+        let mut addrs = probes(&mut random, &wanted[0]);
+        addrs.extend(probes(&mut random, &wanted[1]));
+        let mut kernel = Kernel::load(&pinned(768, 1024))?;
+        replace(&mut kernel.lists, &wanted[0])?;
+        // With other sizes the tables are new ones, and empty: the agent writes its lists into them before it
+        // switches the program.
+        let nothing = Compiled::default();
+        let mut sizes = (768, 1024);
+        let changes = [sizes, (100_000, 20_000), (100_000, 20_000), sizes, sizes];
+        for (n, (addresses, prefixes)) in changes.into_iter().enumerate() {
+            let is_changing = sizes != (addresses, prefixes);
+            let (old, new) = if is_changing {
+                (&nothing, &wanted[(n + 1) % 2])
+            } else {
+                (&wanted[n % 2], &wanted[(n + 1) % 2])
+            };
+            sizes = (addresses, prefixes);
+            drop(kernel);
+            kernel = Kernel::load(&pinned(addresses, prefixes))?;
+            ensure!(kernel.dataplane.is_changing() == is_changing);
+            kernel.dataplane.finish_change()?;
+            let context = || format!("SECMESH_SEED={seed}, settings {addresses} and {prefixes}");
+            for addr in &addrs {
+                let is = is_dropped(&mut kernel, *addr).with_context(context)?;
+                ensure!(
+                    is == oracle(old, *addr).is_some(),
+                    "{addr} before anything was written: dropped: {is}; {}",
+                    context()
+                );
+            }
+            let replaced = replace(&mut kernel.lists, new).with_context(context)?;
+            compare(&mut kernel, new, &addrs).with_context(context)?;
+            let of = |list: &Compiled| -> BTreeSet<IpAddr> {
+                let hosts4 = list.hosts4.iter().map(|s| v4(s.start));
+                hosts4
+                    .chain(list.hosts6.iter().map(|s| v6(s.start)))
+                    .collect()
+            };
+            let added = of(new).difference(&of(old)).count();
+            let removed = of(old).difference(&of(new)).count();
+            ensure!(
+                (replaced.added, replaced.removed) == (added, removed),
+                "{replaced:?} for {added} and {removed}; {}",
+                context()
+            );
+        }
+        ensure!(!both.is_empty(), "nothing stayed");
+        replace(&mut kernel.lists, &Compiled::default())?;
+        let left = kernel.guards()?;
+        ensure!(
+            left.is_empty(),
+            "SECMESH_SEED={seed}: still guarded: {left:?}"
+        );
+        Ok(())
+    })
+}
