@@ -8,6 +8,7 @@ use super::crypto::{CryptoError, SignatureBytes};
 use super::genesis::Params;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, Zone};
 use super::roster::Roster;
+use super::simulation::{Bug, planted, planted_total};
 use super::vote::{Action, ActionError, ActionKind, SignedVote, Verdict, Vote};
 use super::wire::{Decoder, Encoder, WireError};
 
@@ -177,7 +178,9 @@ impl CertVerdict {
             let member = roster.get(&voter);
             let own = match member {
                 Some(m)
-                    if !zeroed.contains(&voter) && !roster.is_subject(&voter, &action.subject) =>
+                    if (!zeroed.contains(&voter) || planted(Bug::LiarKeepsWeight))
+                        && (!roster.is_subject(&voter, &action.subject)
+                            || planted(Bug::SubjectVotes)) =>
                 {
                     u64::from(m.weight)
                 }
@@ -189,7 +192,9 @@ impl CertVerdict {
                 weight: own,
                 issued_at_us,
             });
-            if own == 0 || !matches!(verdict, Verdict::Confirm | Verdict::Concur) {
+            let agrees =
+                matches!(verdict, Verdict::Confirm | Verdict::Concur) || planted(Bug::RejectAgrees);
+            if own == 0 || !agrees {
                 continue;
             }
             weight = weight.saturating_add(own);
@@ -200,23 +205,45 @@ impl CertVerdict {
         }
         let (confirms_needed, zones_needed) = match action.kind {
             ActionKind::Block => (
-                roster.voters().clamp(1, 2),
-                roster.zones().len().clamp(1, 2),
+                roster
+                    .voters()
+                    .clamp(1, if planted(Bug::OneWitness) { 1 } else { 2 }),
+                roster
+                    .zone_count()
+                    .clamp(1, if planted(Bug::ZonesIgnored) { 1 } else { 2 }),
             ),
             ActionKind::Release => (0, 0),
         };
         Self {
             weight,
-            needed: match action.kind {
-                ActionKind::Block if action.is_class_2() => roster.needed_class_2(),
-                ActionKind::Block | ActionKind::Release => roster.needed(),
-            },
+            needed: Self::needed(roster, action),
             total: roster.total(),
             confirms,
             confirms_needed,
             zones: zones.len(),
             zones_needed,
             votes: counted,
+        }
+    }
+
+    /// Whether so many agreeing votes could be enough if each had the largest weight there is. Cheap; says yes too
+    /// often, never no where [`Self::check`] says yes.
+    pub fn could_suffice(roster: &Roster, action: &Action, agreeing: usize) -> bool {
+        let most = u64::try_from(agreeing)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(u64::from(roster.max_weight()));
+        most >= Self::needed(roster, action)
+    }
+
+    /// Weight that an action needs.
+    fn needed(roster: &Roster, action: &Action) -> u64 {
+        match action.kind {
+            ActionKind::Block if action.is_class_2() && !planted(Bug::TLoForClass2) => {
+                planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
+            }
+            ActionKind::Block | ActionKind::Release => {
+                planted_total(roster, action, 1).unwrap_or_else(|| roster.needed())
+            }
         }
     }
 
@@ -409,7 +436,9 @@ impl Certificate {
         let mut earliest_end = u64::MAX;
         for signed in self.signed_votes() {
             let vote = &signed.vote;
-            if !matches!(vote.verdict, Verdict::Confirm | Verdict::Concur) {
+            if !matches!(vote.verdict, Verdict::Confirm | Verdict::Concur)
+                && !planted(Bug::RejectAgrees)
+            {
                 return Err(CertError::Malformed(WireError::Invalid {
                     field: "verdict",
                     why: "only confirm and concur belong into a certificate",

@@ -23,6 +23,12 @@ fn all() -> Vec<Message> {
             EquivocationProof::new(vote.signed, lie.signed).unwrap(),
         )),
         Message::Release(Box::new(release.sign(&operator()))),
+        Message::Decided(Announcement {
+            decision: DecisionId([7; 32]),
+            incident: IncidentId([8; 32]),
+            round: 3,
+        }),
+        Message::WantDecision(DecisionId([7; 32])),
         Message::Batch(vec![vec![1, 2], vec![]]),
     ]
 }

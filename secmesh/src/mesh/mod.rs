@@ -17,6 +17,7 @@ pub mod join;
 pub mod message;
 pub mod pq;
 pub mod roster;
+pub mod simulation;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod testing;

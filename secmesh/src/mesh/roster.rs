@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -48,10 +49,11 @@ pub enum Offered {
 /// hash) stays. So all nodes that know the same records have the same roster.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    by_ticket: BTreeMap<TicketId, TicketUse>,
-    by_operator: BTreeMap<Hash, AdmittedRecord>,
+    // Shared between copies: a mesh's nodes know the same records, and a simulation has all nodes in one place.
+    by_ticket: Arc<BTreeMap<TicketId, TicketUse>>,
+    by_operator: Arc<BTreeMap<Hash, AdmittedRecord>>,
     /// All of them by the hash of the node record, burned tickets' too.
-    all: BTreeMap<Hash, AdmittedRecord>,
+    all: Arc<BTreeMap<Hash, AdmittedRecord>>,
 }
 
 /// What is known of a ticket.
@@ -74,7 +76,7 @@ impl Registry {
         let (hash, copy) = (admitted.record.hash(), admitted.clone());
         let offered = self.sort_in(admitted);
         if matches!(offered, Offered::Changed | Offered::Burned) {
-            self.all.entry(hash).or_insert(copy);
+            Arc::make_mut(&mut self.all).entry(hash).or_insert(copy);
         }
         offered
     }
@@ -89,7 +91,7 @@ impl Registry {
             if full {
                 return Offered::Full;
             }
-            self.by_operator.insert(hash, admitted);
+            Arc::make_mut(&mut self.by_operator).insert(hash, admitted);
             return Offered::Changed;
         };
         match self.by_ticket.get(&ticket) {
@@ -99,12 +101,12 @@ impl Registry {
             }
             Some(TicketUse::Once(kept)) => {
                 let proof = Box::new([AdmittedRecord::clone(kept), admitted]);
-                self.by_ticket.insert(ticket, TicketUse::Burned(proof));
+                Arc::make_mut(&mut self.by_ticket).insert(ticket, TicketUse::Burned(proof));
                 Offered::Burned
             }
             None if full => Offered::Full,
             None => {
-                self.by_ticket
+                Arc::make_mut(&mut self.by_ticket)
                     .insert(ticket, TicketUse::Once(Box::new(admitted)));
                 Offered::Changed
             }
@@ -200,9 +202,14 @@ pub enum Tolerance {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roster {
     mesh: MeshId,
-    members: BTreeMap<NodeId, Member>,
+    members: Arc<BTreeMap<NodeId, Member>>,
     total: u64,
     number: u64,
+    /// Zones of those with weight, and the largest weight: asked for with each vote.
+    zone_count: usize,
+    max_weight: u32,
+    /// Those with weight.
+    voters: usize,
     hash: Hash,
 }
 
@@ -229,8 +236,16 @@ impl Roster {
             mesh,
             total: kept.values().map(|m| u64::from(m.weight)).sum(),
             number: u64::try_from(kept.len()).unwrap_or(u64::MAX),
+            zone_count: kept
+                .values()
+                .filter(|m| m.weight > 0)
+                .map(|m| &m.record.zone)
+                .collect::<BTreeSet<_>>()
+                .len(),
+            max_weight: kept.values().map(|m| m.weight).max().unwrap_or(0),
+            voters: kept.values().filter(|m| m.weight > 0).count(),
             hash: Hash(crypto::sha256(&e.finish())),
-            members: kept,
+            members: Arc::new(kept),
         }
     }
 
@@ -286,19 +301,23 @@ impl Roster {
     }
 
     /// Nodes that have weight. Those on probation have none and decide nothing.
-    pub fn voters(&self) -> usize {
-        self.members.values().filter(|m| m.weight > 0).count()
+    pub const fn voters(&self) -> usize {
+        self.voters
     }
 
-    /// The zones of nodes that have weight.
-    pub fn zones(&self) -> BTreeSet<&Zone> {
-        let voters = self.members.values().filter(|m| m.weight > 0);
-        voters.map(|m| &m.record.zone).collect()
+    /// How many zones nodes that have weight are in.
+    pub const fn zone_count(&self) -> usize {
+        self.zone_count
+    }
+
+    /// The largest weight of a node: so many votes can be enough at the earliest.
+    pub const fn max_weight(&self) -> u32 {
+        self.max_weight
     }
 
     /// Whether a node decides only together with every other one (two or three nodes with weight).
-    pub fn needs_all(&self) -> bool {
-        (2..=3).contains(&self.voters())
+    pub const fn needs_all(&self) -> bool {
+        matches!(self.voters, 2..=3)
     }
 
     /// Weight that a decision of class 1, or a release, needs.

@@ -11,7 +11,7 @@ use super::epoch::{
     VoteSet,
 };
 use super::ids::to_hex;
-use super::message::{EquivocationProof, Message};
+use super::message::{Announcement, EquivocationProof, Message};
 use super::roster::Roster;
 use super::testing::*;
 use super::vote::{Action, AttackClass, Verdict};
@@ -66,6 +66,21 @@ fn computed() -> BTreeMap<&'static str, String> {
         (
             "vote_message",
             to_hex(&Message::Vote(Box::new(vote)).to_bytes()),
+        ),
+        (
+            "decided_message",
+            to_hex(
+                &Message::Decided(Announcement {
+                    decision: certificate.decision(),
+                    incident: certificate.incident(),
+                    round: 0,
+                })
+                .to_bytes(),
+            ),
+        ),
+        (
+            "want_decision_message",
+            to_hex(&Message::WantDecision(certificate.decision()).to_bytes()),
         ),
         ("certificate", to_hex(&certificate.to_bytes())),
         ("decision_id", certificate.decision().to_string()),

@@ -8,6 +8,7 @@ use crate::mesh::decision::{Decision, ReleaseError, SignedRelease, Warrant};
 use crate::mesh::genesis::MAX_BLOCK_TTL_S;
 use crate::mesh::ids::{DecisionId, NodeId, Zone};
 use crate::mesh::message::{EquivocationProof, Message};
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::vote::{Action, ActionKind, BUCKET_US, MAX_ROUND, SignedVote, Verdict, bucket_of};
 
 fn reason_of(error: &CertError) -> RefusalReason {
@@ -31,11 +32,21 @@ impl Engine {
         let Some(incident) = self.incidents.get(key) else {
             return;
         };
-        if incident.decided || self.tally(incident).check().is_err() {
+        // With a thousand nodes, counting all votes at each vote would be most of the work.
+        if incident.decided
+            || !CertVerdict::could_suffice(&self.roster, &incident.action, incident.votes.len())
+            || self.tally(incident).check().is_err()
+        {
             return;
         }
         let params = self.config.genesis.params;
         let now = call.now;
+        // The last vote may come when what it is about is over: votes live longer than the shortest blocks.
+        if incident.action.kind == ActionKind::Block
+            && incident.action.expires_unix_us(incident.bucket) <= now
+        {
+            return;
+        }
         // A vote dated ahead of this node's clock may outlast another one; if that spoils the
         // certificate, it has to do without such votes.
         for latest_issue in [u64::MAX, now] {
@@ -44,15 +55,7 @@ impl Engine {
             };
             if let Ok(verdict) = certificate.verify(&self.roster, &params, &self.zeroed) {
                 let me = self.config.node;
-                // Everybody holds the votes; those who gave one see to it that it arrives.
-                let broadcast = certificate.votes.iter().any(|v| v.voter == me);
-                self.decide(
-                    call,
-                    me,
-                    Warrant::Votes(certificate),
-                    Some(verdict),
-                    broadcast,
-                );
+                self.decide(call, me, Warrant::Votes(certificate), Some(verdict), true);
                 return;
             }
         }
@@ -66,7 +69,8 @@ impl Engine {
         for (voter, signed) in &incident.votes {
             let vote = &signed.vote;
             let counts = !self.zeroed.contains(voter)
-                && !self.roster.is_subject(voter, &incident.action.subject)
+                && (!self.roster.is_subject(voter, &incident.action.subject)
+                    || planted(Bug::SubjectVotes))
                 && vote.valid_until_us() >= now
                 && vote.issued_at_us <= latest_issue;
             let Some(member) = self.roster.get(voter).filter(|_| counts) else {
@@ -76,6 +80,7 @@ impl Engine {
                 Verdict::Confirm if zones.insert(&member.record.zone) => 0,
                 Verdict::Confirm => 1,
                 Verdict::Concur => 2,
+                Verdict::Reject if planted(Bug::RejectAgrees) => 2,
                 Verdict::Reject | Verdict::Abstain => continue,
             };
             ordered.push((order, signed));
@@ -103,6 +108,10 @@ impl Engine {
                 valid_for_s: vote.valid_for_s,
                 signature: signed.signature,
             });
+            let votes = certificate.votes.len();
+            if !CertVerdict::could_suffice(&self.roster, &certificate.action, votes) {
+                continue;
+            }
             let so_far = certificate.count(&self.roster, &self.zeroed);
             if so_far.check().is_ok() {
                 certificate.votes.sort_by_key(|v| v.voter);
@@ -128,7 +137,13 @@ impl Engine {
             let message = Message::Certificate(Box::new(certificate));
             return self.put_aside(call, from, &message);
         }
-        if certificate.expires_unix_us() <= call.now {
+        // A release has no effect of its own that could end: it counts as long as blocks that it ended could.
+        let warrant = Warrant::Votes(certificate);
+        let over = self.remembered_until(&warrant) <= call.now;
+        let Warrant::Votes(certificate) = warrant else {
+            return;
+        };
+        if over {
             return self.refuse(call, from, RefusalReason::Expired);
         }
         let earliest = certificate
@@ -224,12 +239,12 @@ impl Engine {
             return self.refuse(call, from, RefusalReason::Full);
         }
         let vetoed = match action.kind {
-            ActionKind::Block => call.policy.vetoes(&action.subject),
-            ActionKind::Release => None,
+            ActionKind::Block if !planted(Bug::VetoIgnored) => call.policy.vetoes(&action.subject),
+            ActionKind::Block | ActionKind::Release => None,
         };
-        let message = match &warrant {
-            Warrant::Votes(certificate) => Message::Certificate(Box::new(certificate.clone())),
-            Warrant::Operator(signed) => Message::Release(Box::new(*signed)),
+        let release = match &warrant {
+            Warrant::Operator(signed) if broadcast => Some(Message::Release(Box::new(*signed))),
+            Warrant::Operator(_) | Warrant::Votes(_) => None,
         };
         let decision = Decision {
             id,
@@ -249,11 +264,12 @@ impl Engine {
                 subject: action.subject,
                 reason: reason.clone(),
             },
-            (None, ActionKind::Block) => Output::Decide(Box::new(decision)),
-            (None, ActionKind::Release) => Output::Release(Box::new(decision)),
+            (None, ActionKind::Block) => Output::Decide(Box::new(decision.clone())),
+            (None, ActionKind::Release) => Output::Release(Box::new(decision.clone())),
         });
-        if broadcast {
-            call.out.push(Output::Broadcast(message.to_bytes()));
+        match release {
+            Some(release) => call.out.push(Output::Broadcast(release.to_bytes())),
+            None => self.announce(call, &decision, broadcast),
         }
     }
 
@@ -298,8 +314,11 @@ impl Engine {
 
     /// Whether a release covers blocks of this subject and bucket.
     pub(super) fn is_released(&self, subject: &Prefix, bucket: u64) -> bool {
-        self.decisions_about(subject)
-            .any(|d| d.action.kind == ActionKind::Release && d.bucket >= bucket)
+        self.decisions_about(subject).any(|d| {
+            d.action.kind == ActionKind::Release
+                && d.bucket >= bucket
+                && !planted(Bug::ReleaseForgotten)
+        })
     }
 
     pub(super) fn propose_release(&mut self, call: &mut Call<'_>, subject: Prefix) {

@@ -108,7 +108,7 @@ impl Engine {
         }
     }
 
-    fn renew_lock(&mut self) {
+    pub(super) fn renew_lock(&mut self) {
         let mut lock = Lock::new(LockConfig {
             before: self.roster.clone(),
             node: self.config.node,

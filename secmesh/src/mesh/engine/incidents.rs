@@ -51,7 +51,7 @@ impl Incident {
 }
 
 /// The table of incidents.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Incidents {
     table: BTreeMap<IncidentKey, Incident>,
     by_subject: BTreeMap<Prefix, BTreeSet<IncidentKey>>,

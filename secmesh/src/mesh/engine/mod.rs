@@ -8,6 +8,7 @@
 //! - `membership`: admissions, tickets
 //! - `epochs`: who is in with which weight, and the agreement on what comes next
 //! - `inventory`: what a peer is told when it connects
+//! - `spread`: who has which certificate, and asking for it
 //! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
 //! - `statements`: what this node states about the others; where everybody stands
@@ -22,6 +23,7 @@ mod inventory;
 mod io;
 mod membership;
 mod questions;
+mod spread;
 mod statements;
 mod sync;
 mod view;
@@ -34,6 +36,7 @@ use std::sync::Arc;
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 pub use self::io::{Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+use self::spread::Spread;
 use self::statements::Statements;
 pub use self::view::{IncidentView, RestoreError};
 use self::window::ReplayWindow;
@@ -47,6 +50,7 @@ use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
 use super::roster::{Registry, Roster};
+use super::simulation::{self, Bug, planted};
 use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
 use super::wire::MAX_MESSAGE;
 use crate::addr::Prefix;
@@ -118,6 +122,7 @@ type VoteSlot = (Hash, IncidentId, u32);
 
 /// The decision core of one node.
 #[derive(Debug)]
+#[cfg_attr(feature = "simulation", derive(Clone))]
 pub struct Engine {
     config: EngineConfig,
     mesh: MeshId,
@@ -133,6 +138,8 @@ pub struct Engine {
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
     own_votes: BTreeMap<VoteSlot, Ballot>,
+    /// Latest bucket of which own votes were forgotten: nothing is signed about it or earlier ones again.
+    forgotten_bucket: Option<u64>,
     incidents: Incidents,
     /// Releases that peers asked for and this node would agree to, since when.
     considered: BTreeMap<IncidentKey, u64>,
@@ -148,6 +155,8 @@ pub struct Engine {
     /// Those of them that block a network.
     networks: BTreeSet<DecisionId>,
     watched: BTreeMap<Prefix, u64>,
+    /// Certificates that others have.
+    spread: Spread,
     /// Messages of an epoch this node does not know yet: it, or an admission, is still on its way.
     pending: VecDeque<(u64, NodeId, Vec<u8>)>,
     /// The agreement on the next epoch.
@@ -171,6 +180,8 @@ pub struct Engine {
     looking: Looking,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
+    /// What `last_state` follows from: epoch, number of connected peers, number of proved liars.
+    state_basis: Option<(Hash, usize, usize)>,
     /// Signed evidence on the nodes.
     statements: Statements,
 }
@@ -198,6 +209,7 @@ impl Engine {
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
+            forgotten_bucket: None,
             incidents: Incidents::default(),
             considered: BTreeMap::new(),
             evidence: BTreeMap::new(),
@@ -209,6 +221,7 @@ impl Engine {
             by_subject: BTreeMap::new(),
             networks: BTreeSet::new(),
             watched: BTreeMap::new(),
+            spread: Spread::default(),
             pending: VecDeque::new(),
             lock: None,
             lock_state: None,
@@ -224,6 +237,7 @@ impl Engine {
             looking: Looking::No,
             refusals: BTreeMap::new(),
             last_state: None,
+            state_basis: None,
             statements: Statements::new(mesh),
         };
         engine.begin_epochs();
@@ -239,6 +253,9 @@ impl Engine {
         policy: &dyn Policy,
         out: &mut Vec<Output>,
     ) {
+        if planted(Bug::ReachableOnly) {
+            simulation::note_reachable(self.quorum().reachable_weight);
+        }
         let call = &mut Call {
             now: now_unix_us,
             policy,
@@ -288,6 +305,26 @@ impl Engine {
         self.report_state(call);
     }
 
+    /// A copy of this engine for another node of its mesh: what it knows, without checking it again.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn copy_for(&self, config: EngineConfig) -> Self {
+        let mut copy = Self {
+            config,
+            ..self.clone()
+        };
+        copy.renew_lock();
+        copy
+    }
+
+    /// As if all other nodes of the roster had connected and had nothing to tell.
+    #[cfg(feature = "simulation")]
+    pub fn assume_all_connected(&mut self) {
+        self.connected = self.roster.members().map(|(node, _)| *node).collect();
+        self.connected.remove(&self.config.node);
+        self.last_state = Some(self.quorum());
+    }
+
     fn refuse(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
         *self.refusals.entry(reason).or_default() += 1;
         call.out.push(Output::Refused { from, reason });
@@ -320,6 +357,8 @@ impl Engine {
             Message::Admission(admitted) => self.admit(call, from, *admitted, false),
             Message::Grant(grant) => self.open_grant(call, from, *grant, false),
             Message::Equivocation(proof) => self.peer_proof(call, from, &proof),
+            Message::Decided(announced) => self.peer_decided(call, from, &announced),
+            Message::WantDecision(id) => self.peer_wants(call, from, id),
             Message::Release(signed) => self.signed_release(call, from, *signed, false),
             Message::Evidence(message) => self.evidence_message(call, from, *message),
             Message::Inventory(message) => self.peer_inventory(call, from, *message),
@@ -363,20 +402,29 @@ impl Engine {
         self.incidents
             .prune(now, self.valid_us(), self.roster.epoch_hash());
         // A vote can name a bucket only until the next one ends; after that the slot is safe to
-        // forget. Clocks may step back by as much as they may differ.
+        // forget. Clocks may step back by as much as they may differ; after a larger step this node
+        // stays silent on what it no longer knows its word about.
         let oldest = bucket_of(now.saturating_sub(self.skew_us())).saturating_sub(3);
-        self.own_votes
-            .retain(|_, ballot| ballot.signed.vote.bucket >= oldest);
+        let mut forgotten = self.forgotten_bucket;
+        self.own_votes.retain(|_, ballot| {
+            let bucket = ballot.signed.vote.bucket;
+            if bucket < oldest {
+                forgotten = forgotten.max(Some(bucket));
+            }
+            bucket >= oldest
+        });
+        self.forgotten_bucket = forgotten;
         let ended: Vec<DecisionId> = self
             .decisions
             .values()
-            .filter(|d| d.expires_unix_us <= now)
+            .filter(|d| d.expires_unix_us <= now && !planted(Bug::BlockNeverEnds))
             .map(|d| d.id)
             .collect();
         for id in ended {
             self.forget(&id);
         }
         self.agree_to_releases(call);
+        self.ask_for_decisions(call);
         self.tick_epochs(call);
         self.send_backlog(call);
         self.tick_statements(call);

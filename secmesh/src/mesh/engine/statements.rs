@@ -42,7 +42,7 @@ const PROOF_STEP_US: u64 = 250_000;
 type ReportKey = (u64, Hash, Hash);
 
 /// All about signed evidence that one engine keeps.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Statements {
     pub(super) set: EvidenceSet,
     pub(super) local: LocalTrust,

@@ -34,7 +34,7 @@ struct Wants {
 }
 
 /// Who is asked for what.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Sync {
     wants: BTreeMap<NodeId, Wants>,
     /// Second, and messages that the peer was sent in it.

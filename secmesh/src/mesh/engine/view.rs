@@ -16,6 +16,7 @@ use crate::mesh::genesis::Genesis;
 use crate::mesh::ids::{DecisionId, IncidentId, NodeId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::{Roster, Tolerance};
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::vote::{Action, ActionKind, Ballot};
 use crate::mesh::wire::WireError;
 
@@ -248,7 +249,9 @@ impl Engine {
             return Err(RestoreError::NotOwn);
         }
         ballot.signed.verify(&self.config.signer.public())?;
-        self.sequence = self.sequence.max(vote.sequence);
+        if !planted(Bug::SequenceRestarts) {
+            self.sequence = self.sequence.max(vote.sequence);
+        }
         let slot = (vote.epoch_hash, vote.incident, vote.round);
         if self.own_votes.len() >= MAX_OWN_VOTES {
             // The oldest can no longer be contradicted: their buckets are over.
@@ -257,11 +260,14 @@ impl Engine {
                 .iter()
                 .min_by_key(|(_, ballot)| ballot.signed.vote.bucket)
                 .map(|(slot, _)| *slot);
-            if let Some(oldest) = oldest {
-                self.own_votes.remove(&oldest);
+            if let Some(forgotten) = oldest.and_then(|slot| self.own_votes.remove(&slot)) {
+                let bucket = Some(forgotten.signed.vote.bucket);
+                self.forgotten_bucket = self.forgotten_bucket.max(bucket);
             }
         }
-        self.own_votes.entry(slot).or_insert(ballot);
+        if !planted(Bug::VotesForgotten) {
+            self.own_votes.entry(slot).or_insert(ballot);
+        }
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::mesh::cert::CertVerdict;
 use crate::mesh::crypto;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::{EquivocationProof, Message};
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::vote::{
     Action, ActionKind, AttackClass, BUCKET_US, Ballot, SignedVote, Verdict, Vote, bucket_of,
 };
@@ -113,7 +114,9 @@ impl Engine {
             {
                 continue;
             }
-            same_class_open |= Some(incident.action.class) == class;
+            // One that this node may not vote on any more needs a successor, in the next minute.
+            same_class_open |= Some(incident.action.class) == class
+                && Some(incident.bucket) > self.forgotten_bucket;
             if let Some(evidence) = self.evidence_on(call.now, subject, incident.action.class) {
                 self.cast(call, &key, Verdict::Confirm, Some(evidence));
                 self.try_certify(call, &key);
@@ -203,10 +206,11 @@ impl Engine {
             return;
         };
         let slot = (incident.epoch_hash, key.0, key.1);
-        if self.own_votes.contains_key(&slot)
+        if (self.own_votes.contains_key(&slot) && !planted(Bug::VotesTwice))
             || incident.epoch_hash != self.roster.epoch_hash()
             || !incident.is_open(call.now)
             || !self.is_member()
+            || (Some(incident.bucket) <= self.forgotten_bucket && !planted(Bug::ForgottenSlots))
         {
             return;
         }
@@ -242,6 +246,10 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::Vote(Box::new(ballot)).to_bytes(),
         ));
+        if planted(Bug::SendBeforePersist) {
+            let last = call.out.len();
+            call.out.swap(last - 2, last - 1);
+        }
         call.out
             .push(Output::VoteSeen(self.summary(&action, &ballot.signed)));
     }
@@ -293,10 +301,11 @@ impl Engine {
         if self.zeroed.contains(&vote.voter) {
             return Some(RefusalReason::EquivocatingVoter);
         }
-        if vote.issued_at_us > now.saturating_add(self.skew_us()) {
+        if vote.issued_at_us > now.saturating_add(self.skew_us()) && !planted(Bug::FutureVotes) {
             return Some(RefusalReason::FromFuture);
         }
-        if now > vote.valid_until_us().saturating_add(self.skew_us()) {
+        if now > vote.valid_until_us().saturating_add(self.skew_us()) && !planted(Bug::ExpiredVotes)
+        {
             return Some(RefusalReason::Expired);
         }
         ballot
@@ -311,7 +320,7 @@ impl Engine {
         if vote.mesh != self.mesh {
             return self.refuse(call, from, RefusalReason::WrongMesh);
         }
-        if vote.epoch_hash != self.roster.epoch_hash() {
+        if vote.epoch_hash != self.roster.epoch_hash() && !planted(Bug::EpochUnbound) {
             return match self.roster_of(&vote.epoch_hash) {
                 Some(_) => self.refuse(call, from, RefusalReason::WrongEpoch),
                 None => self.put_aside(call, from, &Message::Vote(Box::new(*ballot))),
@@ -346,6 +355,7 @@ impl Engine {
             .entry(vote.voter)
             .or_default()
             .accept(vote.sequence)
+            && !planted(Bug::ReplayWindowOff)
         {
             return self.refuse(call, from, RefusalReason::Replayed);
         }
@@ -388,10 +398,13 @@ impl Engine {
         if evidence.is_some() {
             self.cast(call, key, Verdict::Confirm, evidence);
         }
-        let witnessed = self
-            .incidents
-            .get(key)
-            .is_some_and(|incident| self.tally(incident).witnessed());
+        // Only who has not voted yet needs to know.
+        let slot = (self.roster.epoch_hash(), key.0, key.1);
+        let witnessed = !self.own_votes.contains_key(&slot)
+            && self
+                .incidents
+                .get(key)
+                .is_some_and(|incident| !incident.decided && self.tally(incident).witnessed());
         if veto && witnessed {
             self.cast(call, key, Verdict::Reject, None);
         }

@@ -80,7 +80,7 @@ enum Phase {
 }
 
 /// The agreement on the epoch after `config.before`, as one voter sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lock {
     config: LockConfig,
     number: u64,

@@ -69,8 +69,8 @@ impl LockState {
     }
 
     /// Whether a vote of this node is in here, so that it may leave.
-    #[cfg(test)]
-    pub(crate) fn holds(&self, signed: &super::vote::SignedEpochVote) -> bool {
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn holds(&self, signed: &super::vote::SignedEpochVote) -> bool {
         use super::vote::Step;
         let vote = &signed.vote;
         let own = Some((vote.value, signed.signature));
