@@ -11,7 +11,7 @@ use super::evidence::EvidenceMessage;
 use super::inventory::Inventory;
 use super::roster::Roster;
 use super::vote::{Ballot, SignedVote};
-use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
+use super::wire::{Decoder, Encoder, MAX_MESSAGE, UNKNOWN_CODE, WireError};
 use super::witness::LedgerMessage;
 
 const TAG: &str = "secmesh/msg/1";
@@ -238,7 +238,7 @@ impl Message {
             _ => {
                 return Err(WireError::Invalid {
                     field: "message kind",
-                    why: "unknown code",
+                    why: UNKNOWN_CODE,
                 });
             }
         })
