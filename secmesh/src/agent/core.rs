@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use super::notary::Notary;
 use super::outbox::Outbox;
+use super::quarantine::CutOff;
 use super::{
     AgentError, Options,
     capture::Captures,
@@ -38,7 +39,7 @@ use crate::{
     detect::{Alert, Detectors, TimeBase},
     ledger::{LedgerHandle, Record, fork::LedgerForkProof},
     mesh::{
-        engine::{Engine, Input, Policy},
+        engine::{Automatic, Engine, Input, Policy},
         identity::Identity,
         ids::{Hash, NodeId},
         store::MeshStore,
@@ -143,6 +144,9 @@ pub(super) struct Agent {
     pub allowed: Arc<AllowedPeers>,
     pub store: MeshStore,
     pub trust: TrustWork,
+    pub cut_off: CutOff,
+    /// Peers that the operator of this node protects by their addresses, and why.
+    pub chosen_peers: BTreeMap<NodeId, String>,
     pub tally: Tally,
     pub watch: Watched,
     pub started_ns: u64,
@@ -193,6 +197,9 @@ pub(super) struct View<'a> {
     pub protected: &'a [(Prefix, String)],
     pub table: &'a BlockTable,
     pub now_ns: u64,
+    /// Peers that the operator of this node protects, and why.
+    pub chosen: &'a BTreeMap<NodeId, String>,
+    pub automatic: Automatic,
 }
 
 impl Policy for View<'_> {
@@ -211,6 +218,14 @@ impl Policy for View<'_> {
             entry.last_hit_ns == 0
                 || self.now_ns.saturating_sub(entry.last_hit_ns) / 1000 > QUIET_US
         })
+    }
+
+    fn vetoes_node(&self, node: &NodeId) -> Option<String> {
+        self.chosen.get(node).cloned()
+    }
+
+    fn quarantines(&self) -> Automatic {
+        self.automatic
     }
 }
 
@@ -375,6 +390,7 @@ impl Agent {
         if let Ok(value) = serde_json::to_value(&alert) {
             self.record(&Record::Alert { alert: value });
         }
+        self.suspect(&alert).await;
         if self.alerts.len() >= MAX_ALERTS {
             self.alerts.pop_front();
         }
@@ -408,6 +424,7 @@ impl Agent {
                 self.notary.down(node);
                 self.drive(Input::PeerDown(node)).await;
             }
+            TransportEvent::Garbage { from } => self.drive(Input::Garbage(from)).await,
             TransportEvent::Message { from, bytes } => {
                 self.drive(Input::Message {
                     from,
@@ -453,6 +470,7 @@ impl Agent {
             self.unwatch(addr);
         }
         self.escalate().await;
+        self.renew_quarantines();
         self.gather_evidence(now).await;
         self.reconcile_a_little(now);
         self.update_sizes();

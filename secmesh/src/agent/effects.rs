@@ -41,6 +41,8 @@ impl Agent {
                 protected: &self.protected,
                 table: &self.table,
                 now_ns,
+                chosen: &self.chosen_peers,
+                automatic: self.options.config.mesh.quarantine,
             },
             &mut out,
         );
@@ -81,6 +83,8 @@ impl Agent {
                 }
                 Output::Decide(decision) => self.decided(&decision),
                 Output::Release(decision) => self.released(&decision),
+                Output::Quarantine(decision) => self.quarantined(&decision),
+                Output::Readmit(decision) => self.readmitted(&decision),
                 Output::Vetoed {
                     decision,
                     subject,
@@ -338,25 +342,29 @@ impl Agent {
     }
 
     fn decided(&mut self, decision: &Decision) {
+        let Some(subject) = decision.action.subject.prefix() else {
+            return;
+        };
         let entry = Entry {
-            reason: self.network_reason(&decision.action.subject),
-            ..self.entry_of(decision)
+            reason: self.network_reason(&subject),
+            ..self.entry_about(decision, subject)
         };
         info!(subject = %entry.subject, class = %entry.class, decision = %entry.id, "the mesh has decided: blocked");
-        let (id, subject) = (entry.id.clone(), entry.subject);
+        let id = entry.id.clone();
         if self.enforce(entry, Some(&decision.warrant)).is_ok() {
             self.await_outcome(id, subject, self.clock.unix_us());
         }
     }
 
-    pub(super) fn entry_of(&mut self, decision: &Decision) -> Entry {
+    /// The book's entry for what a decision means for `subject`.
+    pub(super) fn entry_about(&mut self, decision: &Decision, subject: Prefix) -> Entry {
         let votes = decision
             .verdict
             .as_ref()
             .map_or_else(Vec::new, |verdict| self.votes_of(verdict));
         Entry {
             id: decision.id.to_string(),
-            subject: decision.action.subject,
+            subject,
             class: decision.action.class,
             scope: DecisionScope::Mesh,
             origin: Origin::Quorum,
@@ -399,11 +407,13 @@ impl Agent {
     /// A release: every mesh-wide block of the subject ends here, and this node's own ones too, for
     /// they rest on the same sightings.
     fn released(&mut self, decision: &Decision) {
-        let subject = decision.action.subject;
+        let Some(subject) = decision.action.subject.prefix() else {
+            return;
+        };
         info!(%subject, decision = %decision.id, "the mesh has decided: released");
         let entry = Entry {
             state: DecisionState::Released,
-            ..self.entry_of(decision)
+            ..self.entry_about(decision, subject)
         };
         self.record_decision(&entry, Some(&decision.warrant));
         // What an operator of this node asked for is not the mesh's to end.
@@ -423,7 +433,12 @@ impl Agent {
             self.escalation.released(subject, now.unix_us);
         }
         let mut claims = self.blocks.claims(subject);
-        claims.retain(|(_, claim)| operators_too || claim.origin != Origin::Operator);
+        claims.retain(|(_, claim)| match claim.origin {
+            Origin::Operator => operators_too,
+            // Ends with the readmission of the node, and with nothing else.
+            Origin::Quarantine => false,
+            Origin::Quorum | Origin::Unilateral => true,
+        });
         let count = claims.len();
         for (id, _) in claims {
             let hits = self.hits_of(subject);
@@ -484,7 +499,7 @@ impl Agent {
             let entry = Entry {
                 state: DecisionState::Vetoed,
                 reason: Some(reason.to_owned()),
-                ..self.entry_of(&decision)
+                ..self.entry_about(&decision, *subject)
             };
             self.record_decision(&entry, Some(&decision.warrant));
             self.book.put(entry);

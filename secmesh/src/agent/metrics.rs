@@ -184,6 +184,7 @@ impl Agent {
             (Origin::Quorum, "quorum"),
             (Origin::Unilateral, "unilateral"),
             (Origin::Operator, "operator"),
+            (Origin::Quarantine, "quarantine"),
         ] {
             let n = active.get(&origin).copied().unwrap_or(0);
             text.sample(&[("origin", name)], count(n));
@@ -213,6 +214,13 @@ impl Agent {
         .sample(&[("kind", "t_lo")], quorum.t_lo)
         .sample(&[("kind", "t_hi")], quorum.t_hi)
         .sample(&[("kind", "needed")], quorum.needed)
+        .sample(&[("kind", "quarantined")], quorum.quarantined_weight)
+        .family(
+            "secmesh_quarantined_nodes",
+            Kind::Gauge,
+            "Nodes that are cut off.",
+        )
+        .sample(&[], count(self.engine.quarantined().count()))
         .family(
             "secmesh_peers",
             Kind::Gauge,

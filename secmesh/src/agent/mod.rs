@@ -21,6 +21,7 @@ mod mode;
 mod notary;
 mod outbox;
 mod protect;
+mod quarantine;
 mod reconcile;
 mod recover;
 mod requests;

@@ -10,6 +10,7 @@ use secmesh_common::block::origin;
 use tracing::{info, warn};
 
 use super::core::{Agent, MAX_ALERTS};
+use super::quarantine::Remembered;
 use crate::{
     api::types::{DecisionScope, DecisionState, Origin},
     detect::Alert,
@@ -35,6 +36,8 @@ pub(super) struct Memory {
     released_here: BTreeMap<String, (Entry, Option<Vec<u8>>)>,
     /// How decisions ended here, of which some are recorded again behind their end.
     ends: BTreeMap<String, EffectKind>,
+    /// Who was cut off, and taken back.
+    quarantines: Remembered,
     /// Releases, which the engine must know again.
     releases: Vec<(Vec<u8>, u64)>,
 }
@@ -115,6 +118,12 @@ impl Memory {
             Record::LedgerFork { proof, .. } => {
                 self.forks.extend(BASE64_STANDARD.decode(proof).ok());
             }
+            Record::Quarantine {
+                warrant,
+                certified_unix_us,
+                addresses,
+                ..
+            } => self.quarantines.take(&warrant, certified_unix_us, &addresses),
             Record::Carried { what, .. } => self.carried(*what, now_unix_us),
             _ => {}
         }
@@ -194,6 +203,8 @@ impl Agent {
                 skipped("a release", &error);
             }
         }
+        // Before the decisions: whose votes count in those depends on it.
+        self.recover_quarantines(memory.quarantines);
         self.alerts = memory.alerts;
         let mut restored = 0usize;
         let all = memory
@@ -216,6 +227,10 @@ impl Agent {
                         continue;
                     }
                 }
+            }
+            // Written anew already, for those who still are.
+            if entry.origin == Origin::Quarantine {
+                continue;
             }
             if entry.state == DecisionState::Active
                 && !self.forbids(&entry.subject, &entry.overridden)
@@ -266,6 +281,8 @@ impl Agent {
             let origin = match kernel.flags & 0xff {
                 origin::MESH => Origin::Quorum,
                 origin::NODE => Origin::Unilateral,
+                // Of a node that is not cut off any more: reconciling removes it.
+                origin::QUARANTINE => continue,
                 _ => Origin::Operator,
             };
             let rule = self.book.next_rule();

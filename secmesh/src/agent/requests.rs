@@ -22,7 +22,7 @@ use crate::{
     ledger::{LedgerState, Record},
     mesh::{
         admission::SignedGrant, decision::SignedRelease, engine::Input, ids::to_hex,
-        vote::is_network,
+        vote::{Action, is_network},
     },
     respond::{Entry, Source},
 };
@@ -57,6 +57,15 @@ impl Agent {
             Request::Peers {} => to_value(&self.peers()),
             Request::Epoch {} => to_value(&self.epoch_view()),
             Request::RemoveNode { signed } => self.remove_node(&signed).await,
+            Request::Quarantine {
+                node,
+                reason,
+                signed,
+            } => self.quarantine(&node, reason, signed).await,
+            Request::Readmit { node, signed } => self.readmit(&node, signed).await,
+            Request::OrderTerms { node, readmit } => self
+                .order_terms(&node, readmit)
+                .and_then(|terms| to_value(&terms)),
             Request::Alerts { limit } => {
                 to_value(&self.alerts.iter().rev().take(limit).collect::<Vec<_>>())
             }
@@ -88,9 +97,11 @@ impl Agent {
                 .and_then(|terms| to_value(&terms)),
             Request::Trust { node } => self.trust_view(node.as_deref()),
             Request::ReleaseTerms { subject } => {
-                let draft =
-                    self.engine
-                        .draft_release(subject, self.clock.unix_us(), RELEASE_VALID_S);
+                let draft = self.engine.draft_order(
+                    Action::release(subject),
+                    self.clock.unix_us(),
+                    RELEASE_VALID_S,
+                );
                 to_value(&ReleaseTerms {
                     release: BASE64_STANDARD.encode(draft.to_bytes()),
                 })
@@ -144,6 +155,7 @@ impl Agent {
             flows: self.flows_view(),
             no_processes: self.watch.no_processes.clone(),
             quorum: serde_json::to_value(self.engine.quorum()).unwrap_or_default(),
+            quarantined: self.quarantine_views(),
             blocks: BlockTotals {
                 desired,
                 enforced,
@@ -283,6 +295,7 @@ impl Agent {
                 weight: roster.get(&record.node).map_or(0, |m| u64::from(m.weight)),
                 trust: trust(&record.node),
                 equivocated: liars.contains(&record.node),
+                quarantined: self.engine.is_quarantined(&record.node),
                 this_node: record.node == me,
             })
             .collect()
@@ -343,10 +356,10 @@ impl Agent {
                 release
                     .verify(self.engine.genesis())
                     .map_err(|e| format!("the signed release is refused: {e}"))?;
-                if release.release.subject != subject {
+                if release.release.subject() != subject {
                     return Err(format!(
                         "the signed release is about {}, not {subject}",
-                        release.release.subject
+                        release.release.subject()
                     ));
                 }
                 Some(Box::new(release))

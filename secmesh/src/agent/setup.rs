@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::notary::{Notary, Parts};
 use super::outbox::Outbox;
+use super::quarantine::CutOff;
 use super::{
     AgentError, Options,
     capture::Captures,
@@ -225,6 +226,8 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         allowed,
         store,
         trust,
+        cut_off: CutOff::default(),
+        chosen_peers: BTreeMap::new(),
         started_ns,
         _lock: lock,
     };

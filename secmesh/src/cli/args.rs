@@ -89,6 +89,40 @@ Examples:
   secmesh invite --expires 10m --operator-key /media/usb/operator.key
   secmesh join \"$(ssh n1 secmesh invite)\" --name n2      on the new node")]
     Invite(InviteArgs),
+    /// Have a node of the mesh cut off
+    #[command(after_help = "\
+Nobody talks to a node that is cut off, its votes count for nothing, and the kernel of every other node \
+drops what comes from it, until `secmesh readmit`. Without the key this is one vote: it takes the same on \
+nodes with more than a third of the weight, and then two thirds agree. With the key it is done at once.
+
+Examples:
+  secmesh quarantine n4 --reason \"sends spam\"
+  secmesh quarantine n4 --operator-key /media/usb/operator.key")]
+    Quarantine {
+        /// Its name or id
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Sign with this operator key: no votes are needed then
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        operator_key: Option<PathBuf>,
+    },
+    /// Take a node back that was cut off
+    #[command(after_help = "\
+Without the key it takes two thirds of the weight, and nodes that have proof against it say no.
+
+Examples:
+  secmesh readmit n4 --operator-key /media/usb/operator.key")]
+    Readmit {
+        /// Its name or id
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Sign with this operator key: no votes are needed then
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        operator_key: Option<PathBuf>,
+    },
     /// Join a mesh with a ticket from `secmesh invite`
     #[command(after_help = "\
 Asks the member that made the ticket; if it says no, or does not answer, nothing is left behind.

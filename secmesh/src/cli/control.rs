@@ -15,6 +15,7 @@ use crate::api::types::{Done, ReleaseTerms, Request};
 use crate::config::Mode;
 use crate::mesh::crypto::Signer;
 use crate::mesh::decision::OperatorRelease;
+use crate::mesh::vote::Action;
 use crate::mesh::evidence::{OperatorVerdict, Ruling};
 use crate::sense::netinfo::{self, LiveSystem};
 
@@ -161,16 +162,16 @@ fn signed_release(
     // The key first: who cannot read it need not ask.
     let operator = node::operator_key(key)?;
     let terms: ReleaseTerms = context.ask(&Request::ReleaseTerms { subject })?;
-    sign(&terms, subject, &operator, now_us)
+    sign(&terms, Action::release(subject), &operator, now_us)
 }
 
 /// Longest difference between the agent's time and ours when it asks for a signature, µs.
 const MAX_DIFFERENCE_US: u64 = 300 * 1_000_000;
 
 /// Signs what the agent asks for, if it is what the operator asked for.
-fn sign(
+pub(super) fn sign(
     terms: &ReleaseTerms,
-    subject: Prefix,
+    action: Action,
     operator: &Signer,
     now_us: u64,
 ) -> Result<String, CliError> {
@@ -183,10 +184,13 @@ fn sign(
         .decode(&terms.release)
         .map_err(|_| refuse("it is not base64"))?;
     let release = OperatorRelease::from_bytes(&bytes).map_err(|e| refuse(&e.to_string()))?;
-    if release.subject != subject {
+    if release.action != action {
         return Err(refuse(&format!(
-            "it is for {}, not for {subject}",
-            release.subject
+            "it is to {} {}, not to {} {}",
+            release.action.kind,
+            release.subject(),
+            action.kind,
+            action.subject
         )));
     }
     if release.issued_at_us.abs_diff(now_us) > MAX_DIFFERENCE_US {
@@ -201,7 +205,7 @@ fn sign(
         valid_for_s,
         ..
     } = release;
-    if release != OperatorRelease::new(mesh, epoch_hash, subject, issued_at_us, valid_for_s) {
+    if release != OperatorRelease::new(mesh, epoch_hash, action, issued_at_us, valid_for_s) {
         return Err(refuse("it contradicts itself"));
     }
     Ok(STANDARD.encode(release.sign(operator).to_bytes()))
@@ -225,7 +229,13 @@ mod tests {
         };
         let subject = subject.parse().unwrap();
         (
-            OperatorRelease::new(genesis.mesh_id(), Hash([2; 32]), subject, NOW, 600),
+            OperatorRelease::new(
+                genesis.mesh_id(),
+                Hash([2; 32]),
+                Action::release(subject),
+                NOW,
+                600,
+            ),
             genesis,
         )
     }
@@ -236,7 +246,7 @@ mod tests {
         };
         sign(
             &terms,
-            "192.0.2.1".parse().unwrap(),
+            Action::release("192.0.2.1".parse().unwrap()),
             &Signer::from_secret(&[1; 32]),
             now_us,
         )
@@ -258,7 +268,7 @@ mod tests {
         forged.incident = IncidentId([9; 32]);
         let (good, _) = release("192.0.2.1");
         for (result, why) in [
-            (signed(&other, NOW), "not for 192.0.2.1"),
+            (signed(&other, NOW), "not to release 192.0.2.1"),
             (signed(&forged, NOW), "contradicts itself"),
             (signed(&good, NOW + 301_000_000), "another time"),
         ] {
@@ -271,7 +281,7 @@ mod tests {
         assert!(
             sign(
                 &nonsense,
-                "192.0.2.1".parse().unwrap(),
+                Action::release("192.0.2.1".parse().unwrap()),
                 &Signer::from_secret(&[1; 32]),
                 NOW
             )

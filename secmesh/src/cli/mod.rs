@@ -23,6 +23,7 @@ mod lists;
 mod node;
 mod output;
 mod progress;
+mod quarantine;
 mod replay;
 mod run;
 mod show;
@@ -113,6 +114,14 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         }
         Command::Decisions(DecisionsCommand::Delete(args)) | Command::Unblock(args) => {
             control::unblock(context, &args, out)
+        }
+        Command::Quarantine {
+            node,
+            reason,
+            operator_key,
+        } => quarantine::quarantine(context, &node, reason, operator_key.as_deref(), out),
+        Command::Readmit { node, operator_key } => {
+            quarantine::readmit(context, &node, operator_key.as_deref(), out)
         }
         Command::Allow(AllowCommand::Add { prefix, reason }) => {
             control::done(context, &Request::AllowAdd { prefix, reason }, out)

@@ -77,6 +77,9 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
         );
     }
     line("quorum", quorum(&status.quorum, paint));
+    for node in &status.quarantined {
+        line("cut off", super::quarantine::line(node, paint));
+    }
     line("blocks", blocks(status, paint));
     if status.lists.lists > 0 {
         line("lists", lists(status, paint));
@@ -384,7 +387,9 @@ pub fn peers(peers: &[Peer], paint: Paint) -> String {
     let headings = ["NAME", "ID", "ZONE", "ADDRESS", "WEIGHT", "TRUST", "STATE"];
     let mut table = Table::new(&headings).right(&[4, 5]);
     for peer in peers {
-        let state = if peer.equivocated {
+        let state = if peer.quarantined {
+            styled("quarantined", Style::Bad)
+        } else if peer.equivocated {
             styled("proved to lie, counts nothing", Style::Bad)
         } else if peer.this_node {
             styled("this node", Style::Dim)

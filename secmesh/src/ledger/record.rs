@@ -176,6 +176,39 @@ pub enum Record {
         /// The signed removal.
         removal: String,
     },
+    /// A node was cut off, or taken back.
+    Quarantine {
+        /// Id of the node.
+        node: String,
+        /// Its name.
+        name: String,
+        /// `quarantined` or `readmitted`.
+        what: String,
+        /// Why: `misconduct`, `hostile_node`, `mesh_abuse` or `manual`.
+        class: String,
+        /// Id of the decision.
+        decision: String,
+        /// When this node learned of it.
+        certified_unix_us: u64,
+        /// Where the node was met.
+        addresses: Vec<String>,
+        /// The votes, or the operator's order.
+        warrant: String,
+    },
+    /// An operator asked for something about a node.
+    Asked {
+        /// `quarantine` or `readmit`.
+        what: String,
+        /// Id of the node.
+        subject: String,
+        /// Who asked.
+        by: String,
+        /// Whether with the operator key.
+        signed: bool,
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Messages were refused.
     Refused {
         /// Whose: an address or a node id.
@@ -232,6 +265,8 @@ impl Record {
             Self::Epoch { .. } => 22,
             Self::Removal { .. } => 23,
             Self::EpochSeal { .. } => 24,
+            Self::Quarantine { .. } => 25,
+            Self::Asked { .. } => 26,
         }
     }
 }

@@ -65,6 +65,14 @@ pub enum CertError {
         /// Weight of the whole roster.
         total: u64,
     },
+    /// Those who saw it themselves might all be liars.
+    #[error("nodes with {weight} weight saw it themselves; to cut a node off it takes {needed}")]
+    WitnessesTooLight {
+        /// Their weight.
+        weight: u64,
+        /// Weight that one honest node has to be among.
+        needed: u64,
+    },
     /// Not enough nodes saw it themselves.
     #[error(
         "{confirms} nodes in {zones} zones saw it themselves; it takes {confirms_needed} in \
@@ -150,6 +158,10 @@ pub struct CertVerdict {
     pub confirms: usize,
     /// Nodes that have to have.
     pub confirms_needed: usize,
+    /// Weight of those nodes.
+    pub confirm_weight: u64,
+    /// Weight that they have to have: `T_lo` where a node is to be cut off, so that one of them is honest.
+    pub confirm_weight_needed: u64,
     /// Zones of those nodes.
     pub zones: usize,
     /// Zones they have to be in.
@@ -172,6 +184,7 @@ impl CertVerdict {
     ) -> Self {
         let mut weight = 0_u64;
         let mut confirms = 0;
+        let mut confirm_weight = 0_u64;
         let mut zones: BTreeSet<&Zone> = BTreeSet::new();
         let mut counted = Vec::new();
         for (voter, verdict, issued_at_us) in votes {
@@ -200,6 +213,7 @@ impl CertVerdict {
             weight = weight.saturating_add(own);
             if let (Verdict::Confirm, Some(member)) = (verdict, member) {
                 confirms += 1;
+                confirm_weight = confirm_weight.saturating_add(own);
                 zones.insert(&member.record.zone);
             }
         }
@@ -212,7 +226,9 @@ impl CertVerdict {
                     .zone_count()
                     .clamp(1, if planted(Bug::ZonesIgnored) { 1 } else { 2 }),
             ),
-            ActionKind::Release => (0, 0),
+            // Never on one node's word, in however small a mesh.
+            ActionKind::Quarantine => (2, roster.zone_count().clamp(1, 2)),
+            ActionKind::Release | ActionKind::Readmit => (0, 0),
         };
         Self {
             weight,
@@ -220,6 +236,11 @@ impl CertVerdict {
             total: roster.total(),
             confirms,
             confirms_needed,
+            confirm_weight,
+            confirm_weight_needed: match action.kind {
+                ActionKind::Quarantine => roster.t_lo(),
+                _ => 0,
+            },
             zones: zones.len(),
             zones_needed,
             votes: counted,
@@ -244,12 +265,17 @@ impl CertVerdict {
             ActionKind::Block | ActionKind::Release => {
                 planted_total(roster, action, 1).unwrap_or_else(|| roster.needed())
             }
+            ActionKind::Quarantine | ActionKind::Readmit => {
+                planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
+            }
         }
     }
 
     /// Whether enough nodes saw it themselves.
     pub const fn witnessed(&self) -> bool {
-        self.confirms >= self.confirms_needed && self.zones >= self.zones_needed
+        self.confirms >= self.confirms_needed
+            && self.zones >= self.zones_needed
+            && self.confirm_weight >= self.confirm_weight_needed
     }
 
     /// Whether the action may be taken.
@@ -264,12 +290,18 @@ impl CertVerdict {
                 total: self.total,
             });
         }
-        if !self.witnessed() {
+        if self.confirms < self.confirms_needed || self.zones < self.zones_needed {
             return Err(CertError::TooFewWitnesses {
                 confirms: self.confirms,
                 confirms_needed: self.confirms_needed,
                 zones: self.zones,
                 zones_needed: self.zones_needed,
+            });
+        }
+        if self.confirm_weight < self.confirm_weight_needed {
+            return Err(CertError::WitnessesTooLight {
+                weight: self.confirm_weight,
+                needed: self.confirm_weight_needed,
             });
         }
         Ok(())
@@ -444,10 +476,10 @@ impl Certificate {
                     why: "only confirm and concur belong into a certificate",
                 }));
             }
-            if vote.round != 0 && self.action.kind == ActionKind::Block {
+            if vote.round != 0 && !self.action.kind.lifts() {
                 return Err(CertError::Malformed(WireError::Invalid {
                     field: "round",
-                    why: "a block has round 0",
+                    why: "a block or quarantine has round 0",
                 }));
             }
             vote.check_times(params)?;

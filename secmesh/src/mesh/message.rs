@@ -12,7 +12,7 @@ use super::ids::{DecisionId, IncidentId};
 use super::inventory::Inventory;
 use super::roster::Roster;
 use super::vote::{Ballot, SignedVote};
-use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
+use super::wire::{Decoder, Encoder, MAX_MESSAGE, UNKNOWN_CODE, WireError};
 use super::witness::LedgerMessage;
 
 const TAG: &str = "secmesh/msg/1";
@@ -274,7 +274,7 @@ impl Message {
             _ => {
                 return Err(WireError::Invalid {
                     field: "message kind",
-                    why: "unknown code",
+                    why: UNKNOWN_CODE,
                 });
             }
         })

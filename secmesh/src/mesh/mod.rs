@@ -19,6 +19,7 @@ pub mod pq;
 pub mod roster;
 pub mod simulation;
 pub mod store;
+pub mod subject;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;

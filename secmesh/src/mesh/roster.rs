@@ -17,8 +17,8 @@ use super::epoch::{EpochParams, EpochRecord};
 pub use super::genesis::{Genesis, Params, SignedGenesis};
 use super::ids::{Hash, TicketId, Zone};
 pub use super::ids::{MeshId, NodeId};
+use super::subject::Subject;
 use super::wire::Encoder;
-use crate::addr::Prefix;
 
 const EPOCH_TAG: &str = "secmesh/epoch/1";
 
@@ -379,10 +379,14 @@ impl Roster {
     }
 
     /// Whether `node` is what a decision on `subject` is about: its vote does not count then.
-    pub fn is_subject(&self, node: &NodeId, subject: &Prefix) -> bool {
-        self.get(node)
-            .and_then(|member| member.record.address)
-            .is_some_and(|address: SocketAddr| subject.contains_addr(address.ip()))
+    pub fn is_subject(&self, node: &NodeId, subject: &Subject) -> bool {
+        match subject {
+            Subject::Node(subject) => subject == node,
+            Subject::Net(prefix) => self
+                .get(node)
+                .and_then(|member| member.record.address)
+                .is_some_and(|address: SocketAddr| prefix.contains_addr(address.ip())),
+        }
     }
 }
 

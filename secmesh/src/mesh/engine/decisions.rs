@@ -2,13 +2,13 @@
 
 use super::io::{Output, RefusalReason};
 use super::{Call, Engine, IncidentKey, MAX_DECISIONS};
-use crate::addr::Prefix;
 use crate::mesh::cert::{CertError, CertVerdict, CertVote, Certificate, MAX_CERT_VOTES};
 use crate::mesh::decision::{Decision, ReleaseError, SignedRelease, Warrant};
 use crate::mesh::genesis::MAX_BLOCK_TTL_S;
 use crate::mesh::ids::{DecisionId, NodeId, Zone};
 use crate::mesh::message::{EquivocationProof, Message};
 use crate::mesh::simulation::{Bug, planted};
+use crate::mesh::subject::Subject;
 use crate::mesh::vote::{Action, ActionKind, BUCKET_US, MAX_ROUND, SignedVote, Verdict, bucket_of};
 
 fn reason_of(error: &CertError) -> RefusalReason {
@@ -22,7 +22,9 @@ fn reason_of(error: &CertError) -> RefusalReason {
         CertError::UnknownVoter(_) => RefusalReason::UnknownVoter,
         CertError::Signature { .. } => RefusalReason::BadSignature,
         CertError::TooLight { .. } => RefusalReason::TooLight,
-        CertError::TooFewWitnesses { .. } => RefusalReason::TooFewWitnesses,
+        CertError::TooFewWitnesses { .. } | CertError::WitnessesTooLight { .. } => {
+            RefusalReason::TooFewWitnesses
+        }
     }
 }
 
@@ -53,7 +55,7 @@ impl Engine {
             let Some(certificate) = self.assemble(key, now, latest_issue) else {
                 continue;
             };
-            if let Ok(verdict) = certificate.verify(&self.roster, &params, &self.zeroed) {
+            if let Ok(verdict) = certificate.verify(&self.roster, &params, &self.silent()) {
                 let me = self.config.node;
                 self.decide(call, me, Warrant::Votes(certificate), Some(verdict), true);
                 return;
@@ -64,11 +66,12 @@ impl Engine {
     /// As few votes as suffice: witnesses first, and of those first one per zone.
     fn assemble(&self, key: &IncidentKey, now: u64, latest_issue: u64) -> Option<Certificate> {
         let incident = self.incidents.get(key)?;
+        let silent = self.silent();
         let mut zones: std::collections::BTreeSet<&Zone> = std::collections::BTreeSet::new();
         let mut ordered: Vec<(u8, &SignedVote)> = Vec::new();
         for (voter, signed) in &incident.votes {
             let vote = &signed.vote;
-            let counts = !self.zeroed.contains(voter)
+            let counts = !silent.contains(voter)
                 && (!self.roster.is_subject(voter, &incident.action.subject)
                     || planted(Bug::SubjectVotes))
                 && vote.valid_until_us() >= now
@@ -112,7 +115,7 @@ impl Engine {
             if !CertVerdict::could_suffice(&self.roster, &certificate.action, votes) {
                 continue;
             }
-            let so_far = certificate.count(&self.roster, &self.zeroed);
+            let so_far = certificate.count(&self.roster, &silent);
             if so_far.check().is_ok() {
                 certificate.votes.sort_by_key(|v| v.voter);
                 return Some(certificate);
@@ -153,9 +156,7 @@ impl Engine {
         if earliest > call.now.saturating_add(self.skew_us()) {
             return self.refuse(call, from, RefusalReason::FromFuture);
         }
-        if certificate.action.kind == ActionKind::Block
-            && self.is_released(&certificate.action.subject, certificate.bucket)
-        {
+        if self.is_undone(&certificate.action, certificate.bucket) {
             return self.refuse(call, from, RefusalReason::Released);
         }
         let verdict = match self.check(&certificate) {
@@ -176,7 +177,7 @@ impl Engine {
         }
         // By today's rules too: see `Certificate::count`.
         if certificate
-            .count(&self.roster, &self.zeroed)
+            .count(&self.roster, &self.silent_at(certificate.bucket))
             .check()
             .is_err()
         {
@@ -194,7 +195,11 @@ impl Engine {
     /// Checks a certificate by the rules of its own epoch.
     pub(super) fn check(&self, certificate: &Certificate) -> Result<CertVerdict, CertError> {
         match self.roster_of(&certificate.epoch_hash) {
-            Some(roster) => certificate.verify(&roster, &self.config.genesis.params, &self.zeroed),
+            Some(roster) => certificate.verify(
+                &roster,
+                &self.config.genesis.params,
+                &self.silent_at(certificate.bucket),
+            ),
             None => Err(CertError::WrongEpoch {
                 epoch: certificate.epoch,
                 hash: certificate.epoch_hash,
@@ -208,7 +213,7 @@ impl Engine {
         let action = warrant.action();
         let end = action.expires_unix_us(warrant.bucket());
         match action.kind {
-            ActionKind::Block => end,
+            ActionKind::Block | ActionKind::Quarantine | ActionKind::Readmit => end,
             ActionKind::Release => end
                 .saturating_add(u64::from(MAX_BLOCK_TTL_S) * 1_000_000)
                 .saturating_add(self.skew_us()),
@@ -230,21 +235,21 @@ impl Engine {
                 .decide(&(certificate.incident(), certificate.round));
         }
         if self.decisions.contains_key(&id)
-            || (action.kind == ActionKind::Block
-                && self.is_released(&action.subject, warrant.bucket()))
+            || self.is_undone(&action, warrant.bucket())
         {
             return;
         }
         if self.decisions.len() >= MAX_DECISIONS {
             return self.refuse(call, from, RefusalReason::Full);
         }
-        let vetoed = match action.kind {
-            ActionKind::Block if !planted(Bug::VetoIgnored) => call.policy.vetoes(&action.subject),
-            ActionKind::Block | ActionKind::Release => None,
-        };
-        let release = match &warrant {
-            Warrant::Operator(signed) if broadcast => Some(Message::Release(Box::new(*signed))),
-            Warrant::Operator(_) | Warrant::Votes(_) => None,
+        let vetoed = action
+            .subject
+            .prefix()
+            .filter(|_| action.kind == ActionKind::Block && !planted(Bug::VetoIgnored))
+            .and_then(|prefix| call.policy.vetoes(&prefix));
+        let message = match &warrant {
+            Warrant::Votes(certificate) => Message::Certificate(Box::new(certificate.clone())),
+            Warrant::Operator(signed) => Message::Release(Box::new(*signed)),
         };
         let decision = Decision {
             id,
@@ -258,28 +263,48 @@ impl Engine {
             vetoed,
         };
         self.remember(decision.clone());
-        call.out.push(match (&decision.vetoed, action.kind) {
-            (Some(reason), _) => Output::Vetoed {
-                decision: id,
-                subject: action.subject,
-                reason: reason.clone(),
-            },
-            (None, ActionKind::Block) => Output::Decide(Box::new(decision.clone())),
-            (None, ActionKind::Release) => Output::Release(Box::new(decision.clone())),
-        });
-        match release {
-            Some(release) => call.out.push(Output::Broadcast(release.to_bytes())),
-            None => self.announce(call, &decision, broadcast),
+        if action.kind == ActionKind::Quarantine
+            && let Some(node) = action.subject.node()
+        {
+            // Before it is cut off: it may know why.
+            call.out.push(Output::Send {
+                to: node,
+                bytes: message.to_bytes(),
+            });
+        }
+        let (told, by_operator) = (
+            decision.clone(),
+            matches!(decision.warrant, Warrant::Operator(_)),
+        );
+        call.out
+            .push(match (&decision.vetoed, action.kind, action.subject) {
+                (Some(reason), _, Subject::Net(subject)) => Output::Vetoed {
+                    decision: id,
+                    subject,
+                    reason: reason.clone(),
+                },
+                (_, ActionKind::Block, _) => Output::Decide(Box::new(decision)),
+                (_, ActionKind::Release, _) => Output::Release(Box::new(decision)),
+                (_, ActionKind::Quarantine, _) => Output::Quarantine(Box::new(decision)),
+                (_, ActionKind::Readmit, _) => Output::Readmit(Box::new(decision)),
+            });
+        if !by_operator {
+            self.announce(call, &told, broadcast);
+        } else if broadcast {
+            call.out.push(Output::Broadcast(message.to_bytes()));
         }
     }
 
     /// Stores a decision; a release ends the blocks of its subject up to its own bucket.
     pub(super) fn remember(&mut self, decision: Decision) {
         let subject = decision.action.subject;
+        self.spend(&decision);
         if decision.action.kind == ActionKind::Block && decision.action.is_class_2() {
             self.networks.insert(decision.id);
         }
-        if decision.action.kind == ActionKind::Release {
+        if let Subject::Net(prefix) = subject
+            && decision.action.kind == ActionKind::Release
+        {
             let ended: Vec<DecisionId> = self
                 .decisions_about(&subject)
                 .filter(|d| d.action.kind == ActionKind::Block && d.bucket <= decision.bucket)
@@ -288,14 +313,20 @@ impl Engine {
             for id in ended {
                 self.forget(&id);
             }
-            self.watched.remove(&subject);
-            self.evidence.retain(|(s, _), _| *s != subject);
+            self.watched.remove(&prefix);
+            self.evidence.retain(|(s, _), _| *s != prefix);
+        }
+        if let Subject::Node(node) = subject {
+            self.settle(node, &decision);
         }
         self.by_subject
             .entry(subject)
             .or_default()
             .insert(decision.id);
         self.decisions.insert(decision.id, decision);
+        if let Subject::Node(node) = subject {
+            self.know_quarantine(node);
+        }
     }
 
     pub(super) fn forget(&mut self, id: &DecisionId) {
@@ -310,29 +341,36 @@ impl Engine {
                 self.by_subject.remove(&subject);
             }
         }
+        if let Subject::Node(node) = subject {
+            self.know_quarantine(node);
+        }
     }
 
-    /// Whether a release covers blocks of this subject and bucket.
-    pub(super) fn is_released(&self, subject: &Prefix, bucket: u64) -> bool {
+    /// Whether a release covers blocks of this subject and bucket; for a node, whether it was readmitted.
+    pub(super) fn is_released(&self, subject: impl Into<Subject>, bucket: u64) -> bool {
         self.decisions_about(subject).any(|d| {
-            d.action.kind == ActionKind::Release
-                && d.bucket >= bucket
-                && !planted(Bug::ReleaseForgotten)
+            d.action.kind.lifts() && d.bucket >= bucket && !planted(Bug::ReleaseForgotten)
         })
     }
 
-    pub(super) fn propose_release(&mut self, call: &mut Call<'_>, subject: Prefix) {
+    /// Whether a later decision has made this one void. Of readmissions only the latest matters.
+    pub(super) fn is_undone(&self, action: &Action, bucket: u64) -> bool {
+        match action.kind {
+            ActionKind::Block | ActionKind::Quarantine => self.is_released(action.subject, bucket),
+            ActionKind::Readmit => self.is_released(action.subject, bucket.saturating_add(1)),
+            ActionKind::Release => false,
+        }
+    }
+
+    /// `action`: a release, or a readmission.
+    pub(super) fn propose_release(&mut self, call: &mut Call<'_>, action: Action) {
         let me = self.config.node;
-        if Action::release(subject)
-            .check(&self.config.genesis.params)
-            .is_err()
-        {
+        if action.check(&self.config.genesis.params).is_err() {
             return self.refuse(call, me, RefusalReason::WrongAction);
         }
         if !self.is_member() {
             return self.refuse(call, me, RefusalReason::NotAMember);
         }
-        let action = Action::release(subject);
         let bucket = bucket_of(call.now);
         let epoch_hash = self.roster.epoch_hash();
         let incident = action.incident(self.mesh, epoch_hash, bucket);

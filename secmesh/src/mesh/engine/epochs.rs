@@ -672,7 +672,9 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::EpochLie(proof.clone()).to_bytes(),
         ));
+        self.proved(voter, &proof.to_bytes());
         call.out.push(Output::EpochLie(proof));
+        self.act_on_node(call, voter);
     }
 
     pub(super) fn restore_epoch_proof(&mut self, proof: EpochProof) -> Result<(), RestoreError> {
@@ -683,6 +685,7 @@ impl Engine {
         proof.verify(&key)?;
         self.zeroed.insert(voter);
         self.epoch_proofs.insert(voter, proof);
+        self.proved(voter, &proof.to_bytes());
         Ok(())
     }
 

@@ -53,7 +53,10 @@ impl Engine {
         let proof = Box::new(proof);
         let message = Message::Ledger(LedgerMessage::Fork(proof.clone()));
         call.out.push(Output::Broadcast(message.to_bytes()));
+        let node = proof.node();
+        self.proved(node, &proof.to_bytes());
         call.out.push(Output::LedgerFork(proof));
+        self.act_on_node(call, node);
     }
 
     /// The proofs that nodes signed two ledgers, one per node.
@@ -70,6 +73,7 @@ impl Engine {
         proof
             .verify(&self.roster)
             .map_err(|_| RestoreError::Signature(CryptoError::BadSignature))?;
+        self.proved(proof.node(), bytes);
         self.forks.insert(proof.node(), proof);
         Ok(())
     }

@@ -36,7 +36,7 @@ impl Engine {
         match &decision.warrant {
             Warrant::Operator(_) => true,
             Warrant::Votes(certificate) => certificate
-                .count(&self.roster, &self.zeroed)
+                .count(&self.roster, &self.silent_at(certificate.bucket))
                 .check()
                 .is_ok(),
         }
@@ -73,6 +73,9 @@ impl Engine {
             || (self.connected.len() >= MAX_NODES && !self.connected.contains(&peer))
         {
             return;
+        }
+        if self.is_quarantined(&peer) {
+            return self.refuse(call, peer, RefusalReason::Quarantined);
         }
         self.connected.insert(peer);
         // Own votes on what is still open, so that a mesh that was split can decide after all.

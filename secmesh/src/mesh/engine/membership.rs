@@ -89,6 +89,7 @@ impl Engine {
         for (subject, class) in subjects {
             self.act_on(call, subject, Some(class));
         }
+        self.act_on_nodes(call);
         self.look_again(call);
     }
 
@@ -195,7 +196,9 @@ impl Engine {
             Message::Equivocation(proof.clone()).to_bytes(),
         ));
         call.out.push(Output::Equivocation(proof.clone()));
+        self.proved(voter, &proof.to_bytes());
         self.catch(call, Misconduct::Equivocation(proof));
+        self.act_on_node(call, voter);
     }
 
     pub(super) fn report_state(&mut self, call: &mut Call<'_>) {

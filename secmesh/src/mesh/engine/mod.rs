@@ -7,6 +7,7 @@
 //! - `decisions`: certificates and releases, from votes or from peers
 //! - `membership`: admissions, tickets
 //! - `epochs`: who is in with which weight, and the agreement on what comes next
+//! - `quarantine`: what this node has against others, and who is cut off
 //! - `inventory`: what a peer is told when it connects
 //! - `spread`: who has which certificate, and asking for it
 //! - `forks`: proofs that a node signed two ledgers
@@ -22,6 +23,7 @@ mod incidents;
 mod inventory;
 mod io;
 mod membership;
+mod quarantine;
 mod questions;
 mod spread;
 mod statements;
@@ -35,7 +37,9 @@ use std::sync::Arc;
 
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
-pub use self::io::{Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+pub use self::io::{Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+use self::quarantine::Conduct;
+pub use self::quarantine::{MAX_NETWORKS_PER_HOUR, Suspicion};
 use self::spread::Spread;
 use self::statements::Statements;
 pub use self::view::{IncidentView, RestoreError};
@@ -51,8 +55,9 @@ use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
 use super::roster::{Registry, Roster};
 use super::simulation::{self, Bug, planted};
-use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
-use super::wire::MAX_MESSAGE;
+use super::subject::Subject;
+use super::vote::{Action, AttackClass, BUCKET_US, Ballot, bucket_of};
+use super::wire::{MAX_MESSAGE, UNKNOWN_CODE, WireError};
 use crate::addr::Prefix;
 use crate::ledger::fork::LedgerForkProof;
 
@@ -151,9 +156,12 @@ pub struct Engine {
     zeroed: BTreeSet<NodeId>,
     decisions: BTreeMap<DecisionId, Decision>,
     /// Blocks and releases in `decisions`, by subject.
-    by_subject: BTreeMap<Prefix, BTreeSet<DecisionId>>,
+    by_subject: BTreeMap<Subject, BTreeSet<DecisionId>>,
     /// Those of them that block a network.
     networks: BTreeSet<DecisionId>,
+    /// Who is cut off, since the bucket of its first quarantine in force.
+    quarantined: BTreeMap<NodeId, u64>,
+    conduct: Conduct,
     watched: BTreeMap<Prefix, u64>,
     /// Certificates that others have.
     spread: Spread,
@@ -220,6 +228,8 @@ impl Engine {
             decisions: BTreeMap::new(),
             by_subject: BTreeMap::new(),
             networks: BTreeSet::new(),
+            quarantined: BTreeMap::new(),
+            conduct: Conduct::default(),
             watched: BTreeMap::new(),
             spread: Spread::default(),
             pending: VecDeque::new(),
@@ -271,8 +281,17 @@ impl Engine {
             Input::OperatorBlock { subject } => self.operator_block(call, subject),
             Input::OperatorRelease { subject, signed } => match signed {
                 Some(signed) => self.signed_release(call, self.config.node, *signed, true),
-                None => self.propose_release(call, subject),
+                None => self.propose_release(call, Action::release(subject)),
             },
+            Input::NodeAttacks {
+                node,
+                evidence_root,
+                detector_hash,
+            } => self.node_attacks(call, node, evidence_root, detector_hash),
+            Input::Garbage(node) => self.refuse(call, node, RefusalReason::Malformed),
+            Input::OperatorQuarantine { node } => self.operator_quarantine(call, node),
+            Input::OperatorReadmit { node } => self.propose_release(call, Action::readmit(node)),
+            Input::Order(signed) => self.signed_release(call, self.config.node, *signed, true),
             Input::Message { from, bytes } => self.message(call, from, bytes),
             Input::PeerUp(peer) => {
                 self.peer_up(call, peer);
@@ -328,9 +347,13 @@ impl Engine {
     fn refuse(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
         *self.refusals.entry(reason).or_default() += 1;
         call.out.push(Output::Refused { from, reason });
+        self.note_refusal(call, from, reason);
     }
 
     fn message(&mut self, call: &mut Call<'_>, from: NodeId, bytes: &[u8]) {
+        if self.is_quarantined(&from) {
+            return self.refuse(call, from, RefusalReason::Quarantined);
+        }
         if bytes.len() > MAX_MESSAGE {
             return self.refuse(call, from, RefusalReason::Oversized);
         }
@@ -341,12 +364,13 @@ impl Engine {
                         Ok(message) if !message.is_batch() => {
                             self.one_message(call, from, message);
                         }
-                        _ => self.refuse(call, from, RefusalReason::Malformed),
+                        Err(error) => self.refuse(call, from, unread(&error)),
+                        Ok(_) => self.refuse(call, from, RefusalReason::Malformed),
                     }
                 }
             }
             Ok(message) => self.one_message(call, from, message),
-            Err(_) => self.refuse(call, from, RefusalReason::Malformed),
+            Err(error) => self.refuse(call, from, unread(&error)),
         }
     }
 
@@ -425,9 +449,18 @@ impl Engine {
         }
         self.agree_to_releases(call);
         self.ask_for_decisions(call);
+        self.tick_quarantine(call);
         self.tick_epochs(call);
         self.send_backlog(call);
         self.tick_statements(call);
+    }
+}
+
+/// What a later version says is no garbage: nodes are upgraded one at a time.
+fn unread(error: &WireError) -> RefusalReason {
+    match error {
+        WireError::Invalid { why, .. } if *why == UNKNOWN_CODE => RefusalReason::UnknownKind,
+        _ => RefusalReason::Malformed,
     }
 }
 

@@ -17,6 +17,7 @@ use crate::mesh::ids::{DecisionId, IncidentId, NodeId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::{Roster, Tolerance};
 use crate::mesh::simulation::{Bug, planted};
+use crate::mesh::subject::Subject;
 use crate::mesh::vote::{Action, ActionKind, Ballot};
 use crate::mesh::wire::WireError;
 
@@ -136,7 +137,7 @@ impl Engine {
     pub fn incidents(&self, subject: Option<&Prefix>) -> Vec<IncidentView> {
         self.incidents
             .iter()
-            .filter(|(_, i)| subject.is_none_or(|s| *s == i.action.subject))
+            .filter(|(_, i)| subject.is_none_or(|s| i.action.subject == *s))
             .map(|((incident, round), i)| IncidentView {
                 incident: *incident,
                 round: *round,
@@ -165,9 +166,12 @@ impl Engine {
     }
 
     /// Decisions on exactly this subject.
-    pub fn decisions_about(&self, subject: &Prefix) -> impl Iterator<Item = &Decision> {
+    pub fn decisions_about(
+        &self,
+        subject: impl Into<Subject>,
+    ) -> impl Iterator<Item = &Decision> {
         self.by_subject
-            .get(subject)
+            .get(&subject.into())
             .into_iter()
             .flatten()
             .filter_map(|id| self.decisions.get(id))
@@ -180,18 +184,18 @@ impl Engine {
             .max_by_key(|d| d.expires_unix_us)
     }
 
-    /// A release of `subject` for the operator to sign; it may be handed in for `valid_for_s`
-    /// seconds (1 to 3,600).
-    pub fn draft_release(
+    /// An order (a release, a quarantine, a readmission) for the operator to sign; it may be handed in for
+    /// `valid_for_s` seconds (1 to 3,600).
+    pub fn draft_order(
         &self,
-        subject: Prefix,
+        action: Action,
         now_unix_us: u64,
         valid_for_s: u32,
     ) -> OperatorRelease {
         OperatorRelease::new(
             self.mesh,
             self.roster.epoch_hash(),
-            subject,
+            action,
             now_unix_us,
             valid_for_s,
         )
@@ -203,7 +207,7 @@ impl Engine {
         let reachable_weight: u64 = roster
             .members()
             .filter(|(node, _)| **node == self.config.node || self.connected.contains(node))
-            .filter(|(node, _)| !self.zeroed.contains(node))
+            .filter(|(node, _)| !self.zeroed.contains(node) && !self.is_quarantined(node))
             .map(|(_, m)| u64::from(m.weight))
             .sum();
         let tolerance = roster.tolerance();
@@ -220,9 +224,11 @@ impl Engine {
                 Tolerance::Tolerant => QuorumLevel::Full,
             }
         };
+        let quarantined_weight = self.weight_of(self.quarantined.keys());
         QuorumState {
             state,
             reachable_weight,
+            quarantined_weight,
             total_weight: roster.total(),
             t_lo: roster.t_lo(),
             t_hi: roster.t_hi(),
@@ -295,8 +301,7 @@ impl Engine {
         let expires_unix_us = self.remembered_until(&warrant);
         let action = warrant.action();
         if expires_unix_us <= now_unix_us
-            || (action.kind == ActionKind::Block
-                && self.is_released(&action.subject, warrant.bucket()))
+            || self.is_undone(&action, warrant.bucket())
         {
             return Ok(None);
         }
@@ -331,6 +336,7 @@ impl Engine {
             Ok(()) => {
                 self.zeroed.insert(proof.voter());
                 self.proofs.insert(proof.voter(), proof);
+                self.proved(proof.voter(), &proof.to_bytes());
                 Ok(())
             }
             Err(Some(error)) => Err(RestoreError::Signature(error)),

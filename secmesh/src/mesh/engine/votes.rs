@@ -17,6 +17,7 @@ use crate::mesh::crypto;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::{EquivocationProof, Message};
 use crate::mesh::simulation::{Bug, planted};
+use crate::mesh::subject::Subject;
 use crate::mesh::vote::{
     Action, ActionKind, AttackClass, BUCKET_US, Ballot, SignedVote, Verdict, Vote, bucket_of,
 };
@@ -49,7 +50,7 @@ impl Engine {
         if action.check(&self.config.genesis.params).is_err() {
             return self.refuse(call, me, RefusalReason::WrongAction);
         }
-        if self.is_over_budget(&action) && self.active_block(&subject).is_none() {
+        if self.is_over_budget(call.now, &action) && self.active_block(&subject).is_none() {
             return self.refuse(call, me, RefusalReason::OverBudget);
         }
         if call.policy.vetoes(&subject).is_some() {
@@ -73,8 +74,9 @@ impl Engine {
 
     /// Whether one more network would be too many. A certificate that the others make all the same is
     /// taken: `T_hi` of them had room.
-    fn is_over_budget(&self, action: &Action) -> bool {
-        action.is_class_2() && self.networks.len() >= MAX_NETWORKS
+    fn is_over_budget(&self, now: u64, action: &Action) -> bool {
+        action.is_class_2()
+            && (self.networks.len() >= MAX_NETWORKS || self.is_budget_spent(now, action.kind))
     }
 
     /// Live own evidence on a subject, of this class if there is some.
@@ -103,7 +105,7 @@ impl Engine {
             return self.refuse(call, self.config.node, RefusalReason::NotAMember);
         }
         let mut same_class_open = false;
-        for key in self.incidents.about(&subject) {
+        for key in self.incidents.about(&subject.into()) {
             let Some(incident) = self.incidents.get(&key) else {
                 continue;
             };
@@ -259,7 +261,7 @@ impl Engine {
         let weight = self
             .roster
             .get(&vote.voter)
-            .filter(|_| !self.zeroed.contains(&vote.voter))
+            .filter(|_| !self.zeroed.contains(&vote.voter) && !self.is_quarantined(&vote.voter))
             .map_or(0, |m| u64::from(m.weight));
         VoteSummary {
             incident: vote.incident,
@@ -285,7 +287,7 @@ impl Engine {
         if ballot.action.check(params).is_err() {
             return Some(RefusalReason::WrongAction);
         }
-        if ballot.action.kind == ActionKind::Block && vote.round != 0 {
+        if !ballot.action.kind.lifts() && vote.round != 0 {
             return Some(RefusalReason::WrongAction);
         }
         if vote.check_times(params).is_err() {
@@ -300,6 +302,9 @@ impl Engine {
         };
         if self.zeroed.contains(&vote.voter) {
             return Some(RefusalReason::EquivocatingVoter);
+        }
+        if self.is_quarantined(&vote.voter) {
+            return Some(RefusalReason::Quarantined);
         }
         if vote.issued_at_us > now.saturating_add(self.skew_us()) && !planted(Bug::FutureVotes) {
             return Some(RefusalReason::FromFuture);
@@ -368,7 +373,10 @@ impl Engine {
         ));
         match ballot.action.kind {
             ActionKind::Block => self.react_to_block(call, &key, ballot),
-            ActionKind::Release => self.react_to_release(call, &key, ballot),
+            ActionKind::Quarantine => self.react_to_quarantine(call, &key, ballot),
+            ActionKind::Release | ActionKind::Readmit => {
+                self.react_to_release(call, &key, &ballot.action);
+            }
         }
     }
 
@@ -376,7 +384,7 @@ impl Engine {
     pub(super) fn tally(&self, incident: &Incident) -> CertVerdict {
         CertVerdict::count(
             &self.roster,
-            &self.zeroed,
+            &self.silent(),
             &incident.action,
             incident
                 .votes
@@ -386,8 +394,10 @@ impl Engine {
     }
 
     fn react_to_block(&mut self, call: &mut Call<'_>, key: &IncidentKey, ballot: &Ballot) {
-        let subject = ballot.action.subject;
-        if self.is_over_budget(&ballot.action) && self.active_block(&subject).is_none() {
+        let Some(subject) = ballot.action.subject.prefix() else {
+            return;
+        };
+        if self.is_over_budget(call.now, &ballot.action) && self.active_block(&subject).is_none() {
             self.refuse(call, ballot.signed.vote.voter, RefusalReason::OverBudget);
             return self.try_certify(call, key);
         }
@@ -421,17 +431,30 @@ impl Engine {
         }
     }
 
-    fn react_to_release(&mut self, call: &mut Call<'_>, key: &IncidentKey, ballot: &Ballot) {
-        let subject = ballot.action.subject;
-        // Who knows of no block has no opinion on ending it.
-        if self.active_block(&subject).is_some() {
-            if !call.policy.is_quiet(&subject) {
-                self.cast(call, key, Verdict::Reject, None);
-            } else if self.considered.len() < MAX_OPEN {
+    fn react_to_release(&mut self, call: &mut Call<'_>, key: &IncidentKey, action: &Action) {
+        match self.quiet_since(call, action) {
+            // Who knows of nothing to end has no opinion on it, and says that.
+            None => self.cast(call, key, Verdict::Abstain, None),
+            Some(false) => self.cast(call, key, Verdict::Reject, None),
+            Some(true) if self.considered.len() < MAX_OPEN => {
                 self.considered.entry(*key).or_insert(call.now);
             }
+            Some(true) => {}
         }
         self.try_certify(call, key);
+    }
+
+    /// Whether there is nothing left against the subject of a release, on this node; none if there is nothing
+    /// to release.
+    fn quiet_since(&self, call: &Call<'_>, action: &Action) -> Option<bool> {
+        match action.subject {
+            Subject::Net(prefix) => self
+                .active_block(&prefix)
+                .map(|_| call.policy.is_quiet(&prefix)),
+            Subject::Node(node) => self
+                .is_quarantined(&node)
+                .then(|| !self.has_evidence_on(call.now, node)),
+        }
     }
 
     /// Agrees to releases that were asked for a while ago, if the subject is still quiet here and nobody
@@ -448,17 +471,14 @@ impl Engine {
             let Some(incident) = self.incidents.get(&key) else {
                 continue;
             };
-            let subject = incident.action.subject;
+            let action = incident.action;
             let contradicted = incident.votes.iter().any(|(voter, signed)| {
                 signed.vote.verdict == Verdict::Reject && !self.zeroed.contains(voter)
             });
-            if contradicted || self.active_block(&subject).is_none() {
-                continue;
-            }
-            let verdict = if call.policy.is_quiet(&subject) {
-                Verdict::Concur
-            } else {
-                Verdict::Reject
+            let verdict = match self.quiet_since(call, &action) {
+                Some(true) if !contradicted => Verdict::Concur,
+                Some(false) if !contradicted => Verdict::Reject,
+                _ => continue,
             };
             self.cast(call, &key, verdict, None);
             self.try_certify(call, &key);

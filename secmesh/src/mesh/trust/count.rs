@@ -78,7 +78,7 @@ fn reference(statement: &Statement) -> Reference {
     let (subject, decision): (Option<Prefix>, Option<DecisionId>) = match &statement.body {
         Body::Outcome(outcome) => {
             let votes = outcome.dossier.votes();
-            (Some(votes.action.subject), Some(votes.decision()))
+            (votes.action.subject.prefix(), Some(votes.decision()))
         }
         Body::Verdict(signed, dossier) => (
             Some(signed.verdict.subject),
