@@ -14,6 +14,7 @@ mod evidence;
 mod explain;
 mod interfaces;
 mod limits;
+mod liveness;
 mod lists;
 mod membership;
 mod metrics;

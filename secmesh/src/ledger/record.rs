@@ -176,6 +176,22 @@ pub enum Record {
         /// The signed removal.
         removal: String,
     },
+    /// The failure detector found a node in another state than before; at most one per node, state and minute.
+    Liveness {
+        /// Id of the node.
+        node: String,
+        /// `alive`, `suspect` or `down`.
+        state: String,
+    },
+    /// What the reachable nodes can decide has changed.
+    Quorum {
+        /// `FULL`, `DEGRADED`, `ISOLATED`, `SINGLE` or `NOT-BFT`.
+        state: String,
+        /// Weight in reach.
+        reachable: u64,
+        /// Weight of all.
+        total: u64,
+    },
     /// Messages were refused.
     Refused {
         /// Whose: an address or a node id.
@@ -232,6 +248,8 @@ impl Record {
             Self::Epoch { .. } => 22,
             Self::Removal { .. } => 23,
             Self::EpochSeal { .. } => 24,
+            Self::Liveness { .. } => 32,
+            Self::Quorum { .. } => 33,
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod message;
 pub mod pq;
 pub mod roster;
 pub mod store;
+pub mod swim;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;

@@ -13,6 +13,7 @@ use crate::mesh::evidence::{OutcomeKind, ProofKind, SignedVerdict};
 use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::Tolerance;
+use crate::mesh::swim::{Liveness, SwimMessage};
 use crate::mesh::vote::{ActionKind, AttackClass, Verdict};
 use crate::mesh::witness::LedgerMessage;
 
@@ -53,6 +54,13 @@ pub enum Input<'a> {
     PeerUp(NodeId),
     /// The last connection to a peer is gone.
     PeerDown(NodeId),
+    /// The failure detector beside the engine ([`crate::mesh::swim`]) has another opinion of a node.
+    Liveness {
+        /// The node.
+        node: NodeId,
+        /// Whether it is there.
+        now: Liveness,
+    },
     /// Time passes; at least once a second.
     Tick,
     /// This node let somebody join (or starts with this record).
@@ -177,6 +185,13 @@ pub enum Output {
         from: NodeId,
         /// What it sent; never a fork.
         message: Box<LedgerMessage>,
+    },
+    /// A peer sent something for the failure detector.
+    Swim {
+        /// The peer.
+        from: NodeId,
+        /// What it sent.
+        message: Box<SwimMessage>,
     },
     /// A node was admitted, and is in the roster from the next epoch on; keep the record on the disk.
     Admitted(Box<AdmittedRecord>),
@@ -359,7 +374,8 @@ pub enum QuorumLevel {
 pub struct QuorumState {
     /// In one word.
     pub state: QuorumLevel,
-    /// Weight of this node and its connected peers, without proved liars.
+    /// Weight of this node and of the nodes that are there: connected ones, unless they stopped answering,
+    /// and those that answer through others; without proved liars.
     pub reachable_weight: u64,
     /// W.
     pub total_weight: u64,
