@@ -128,6 +128,15 @@ impl Agent {
         }
     }
 
+    /// How many members are in each state.
+    pub(super) fn liveness_counts(&self) -> [(&'static str, u64); 3] {
+        Liveness::ALL.map(|state| {
+            let members = self.engine.roster().members();
+            let there = members.filter(|(node, _)| self.shown_liveness(node) == Some(state));
+            (state.name(), there.count().try_into().unwrap_or(u64::MAX))
+        })
+    }
+
     /// What is shown of a peer's being there.
     pub(super) fn shown_liveness(&self, node: &NodeId) -> Option<Liveness> {
         self.watchman.swim.liveness(node)

@@ -6,6 +6,7 @@ mod epochs;
 mod evidence;
 mod inventory;
 mod join;
+mod liveness;
 mod networks;
 mod refusals;
 mod rules;
