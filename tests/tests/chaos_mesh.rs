@@ -100,8 +100,8 @@ impl SlowLink {
         };
         for (namespace, device) in &link.ends {
             sh::output(sh::command("tc").args([
-                "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst",
-                "4k", "latency", "2s",
+                "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate,
+                "burst", "4k", "latency", "2s",
             ]))?;
         }
         Ok(link)
@@ -112,9 +112,9 @@ impl Drop for SlowLink {
     fn drop(&mut self) {
         for (namespace, device) in &self.ends {
             // With the namespace it goes anyway.
-            let _gone = sh::output(sh::command("tc").args([
-                "-n", namespace, "qdisc", "del", "dev", device, "root",
-            ]));
+            let _gone = sh::output(
+                sh::command("tc").args(["-n", namespace, "qdisc", "del", "dev", device, "root"]),
+            );
         }
     }
 }
@@ -254,10 +254,7 @@ fn a_node_whose_disk_is_full_signs_nothing_still_blocks_and_says_so() -> Result<
         Ok((counter(&lab, 4, "votes_not_sent")? > 0).then_some(status))
     })?
     .context("it does not say that it signs nothing any more")?;
-    ensure!(
-        told.contains("No space left"),
-        "why is not told: {told}"
-    );
+    ensure!(told.contains("No space left"), "why is not told: {told}");
     // It says nothing any more, and so it is not counted on.
     for node in OTHERS {
         sees(&lab, node, 4, "down", NOTICED)?;

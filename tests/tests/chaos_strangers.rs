@@ -100,7 +100,10 @@ fn a_flood_of_strangers_at_the_mesh_port_keeps_no_member_out() -> Result<()> {
     let mut lab = lab(4)?;
     let mesh = SocketAddr::new(net::node_address(Family::V4, 1), MESH_PORT);
     let before = transport_refusals(&lab, 1)?;
-    let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop, made) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
     let mut threads = Vec::new();
     // From both: should the one be blocked for what it does, the other goes on.
     for role in [ATTACKER_PORT, "client"] {
@@ -160,7 +163,10 @@ fn garble(node: &Node, seconds: u64) -> Result<u64> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        runtime.block_on(garbage(&StateDir::open(&state)?, Duration::from_secs(seconds)))
+        runtime.block_on(garbage(
+            &StateDir::open(&state)?,
+            Duration::from_secs(seconds),
+        ))
     })
 }
 

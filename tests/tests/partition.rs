@@ -207,7 +207,8 @@ fn after_healing_only_what_was_missed_travels() -> Result<()> {
     for n in 0..HISTORY {
         confirm(&lab, &[1, 2], source(n))?;
     }
-    let full = |wanted: u64| move |digest: &str| number(digest, "decisions").is_ok_and(|n| n >= wanted);
+    let full =
+        |wanted: u64| move |digest: &str| number(digest, "decisions").is_ok_and(|n| n >= wanted);
     let before = same(&lab, &ALL, NOTICED, full(HISTORY.into()))?;
     let cut = Partition::cut(&lab, &[&[1, 2, 3], &[4]])?;
     sees(&lab, 1, 4, "down", NOTICED)?;
@@ -216,7 +217,11 @@ fn after_healing_only_what_was_missed_travels() -> Result<()> {
     }
     same(&lab, &[1, 2, 3], NOTICED, full((HISTORY + MISSED).into()))?;
     let sent = |name: &str| -> Result<u64> { ALL.iter().map(|n| counter(&lab, *n, name)).sum() };
-    let names = ["sync_entries_sent", "sync_statements_sent", "sync_bytes_sent"];
+    let names = [
+        "sync_entries_sent",
+        "sync_statements_sent",
+        "sync_bytes_sent",
+    ];
     let at_first = names.map(sent);
     let since = cut.heal()?;
     let healed = same(&lab, &ALL, HEALED, full((HISTORY + MISSED).into()))?;
@@ -240,7 +245,13 @@ fn after_healing_only_what_was_missed_travels() -> Result<()> {
     ensure!(entries >= missed, "it came in another way: {moved:?}");
     // Three peers meet the one that was away at the same moment, and each gives it what it lacks then.
     ensure!(entries <= 3 * missed + 3, "a full resend? {moved:?}");
-    ensure!(statements <= 3 * new + 3, "a full resend? {moved:?}, {new} were new");
-    ensure!(bytes < 3 * (missed * 1_000 + new * 4_000) + 4_000, "{moved:?}");
+    ensure!(
+        statements <= 3 * new + 3,
+        "a full resend? {moved:?}, {new} were new"
+    );
+    ensure!(
+        bytes < 3 * (missed * 1_000 + new * 4_000) + 4_000,
+        "{moved:?}"
+    );
     Ok(())
 }

@@ -63,7 +63,11 @@ const NOBODY: Life = Life {
 impl Codec<Life> for Form {
     type Error = FormError;
 
-    fn encode_header(&mut self, header: &Header<Life>, mut buf: impl BufMut) -> Result<(), FormError> {
+    fn encode_header(
+        &mut self,
+        header: &Header<Life>,
+        mut buf: impl BufMut,
+    ) -> Result<(), FormError> {
         if buf.remaining_mut() < HEADER {
             return Err(FormError("no room"));
         }
@@ -146,7 +150,11 @@ impl Codec<Life> for Form {
         })
     }
 
-    fn encode_member(&mut self, member: &Member<Life>, mut buf: impl BufMut) -> Result<(), FormError> {
+    fn encode_member(
+        &mut self,
+        member: &Member<Life>,
+        mut buf: impl BufMut,
+    ) -> Result<(), FormError> {
         if buf.remaining_mut() < MEMBER {
             return Err(FormError("no room"));
         }

@@ -492,8 +492,10 @@ impl Swim {
                 Some(State::Down) | None => Liveness::Down,
             };
             let waits = now == Liveness::Suspect && !self.connected.contains(node);
-            peer.given_up_us =
-                waits.then(|| peer.given_up_us.unwrap_or(now_us.saturating_add(SUSPECT_US)));
+            peer.given_up_us = waits.then(|| {
+                peer.given_up_us
+                    .unwrap_or(now_us.saturating_add(SUSPECT_US))
+            });
             if now == peer.shown {
                 continue;
             }

@@ -14,7 +14,9 @@ impl Swim {
     /// are named nowhere: nobody asks another one about itself.
     pub(super) fn names_members(&self, src: Life, what: &What) -> bool {
         match what {
-            What::Ping { .. } | What::Ack { .. } | What::Announce | What::Feed | What::Gossip => true,
+            What::Ping { .. } | What::Ack { .. } | What::Announce | What::Feed | What::Gossip => {
+                true
+            }
             What::Request { target: named, .. }
             | What::Indirect { origin: named, .. }
             | What::IndirectAck { target: named, .. }
@@ -70,12 +72,7 @@ impl Swim {
         })
     }
 
-    fn news_of(
-        &mut self,
-        now_us: u64,
-        update: &Update,
-        out: &mut Vec<Output>,
-    ) -> Option<Update> {
+    fn news_of(&mut self, now_us: u64, update: &Update, out: &mut Vec<Output>) -> Option<Update> {
         let node = update.life.node;
         let known = self.known(&node);
         if self.connected.contains(&node) {

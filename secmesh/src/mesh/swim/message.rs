@@ -266,29 +266,30 @@ pub(super) mod tests {
 
     /// Any message.
     pub fn any_message() -> impl Strategy<Value = SwimMessage> {
-        let what = (1..10_u8, any::<u8>(), any_life()).prop_map(|(kind, number, life)| match kind {
-            1 => What::Ping { number },
-            2 => What::Ack { number },
-            3 => What::Request {
-                target: life,
-                number,
-            },
-            4 => What::Indirect {
-                origin: life,
-                number,
-            },
-            5 => What::IndirectAck {
-                target: life,
-                number,
-            },
-            6 => What::Forwarded {
-                origin: life,
-                number,
-            },
-            7 => What::Announce,
-            8 => What::Feed,
-            _ => What::Gossip,
-        });
+        let what =
+            (1..10_u8, any::<u8>(), any_life()).prop_map(|(kind, number, life)| match kind {
+                1 => What::Ping { number },
+                2 => What::Ack { number },
+                3 => What::Request {
+                    target: life,
+                    number,
+                },
+                4 => What::Indirect {
+                    origin: life,
+                    number,
+                },
+                5 => What::IndirectAck {
+                    target: life,
+                    number,
+                },
+                6 => What::Forwarded {
+                    origin: life,
+                    number,
+                },
+                7 => What::Announce,
+                8 => What::Feed,
+                _ => What::Gossip,
+            });
         let standing = prop_oneof![
             Just(Standing::Alive),
             Just(Standing::Suspect),

@@ -243,8 +243,16 @@ fn who_is_cut_off_from_one_stays_alive_through_others_and_is_down_when_cut_off_f
         assert_eq!(net.sees(3, 2), Liveness::Alive);
         net.run(40);
         for other in [1, 4, 5] {
-            assert_eq!(net.sees(other, 2), Liveness::Alive, "seed {seed}: by {other}");
-            assert_eq!(net.sees(2, other), Liveness::Alive, "seed {seed}: of {other}");
+            assert_eq!(
+                net.sees(other, 2),
+                Liveness::Alive,
+                "seed {seed}: by {other}"
+            );
+            assert_eq!(
+                net.sees(2, other),
+                Liveness::Alive,
+                "seed {seed}: of {other}"
+            );
         }
     }
 }
