@@ -15,6 +15,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+use super::liveness::Watchman;
 use super::notary::Notary;
 use super::outbox::Outbox;
 use super::quarantine::CutOff;
@@ -138,6 +139,7 @@ pub(super) struct Agent {
     pub book: Book,
     pub ledger: LedgerHandle,
     pub notary: Notary,
+    pub watchman: Watchman,
     /// When the ledger was last shown to witnesses, on the monotonic clock.
     pub checkpointed_ns: u64,
     pub transport: TransportHandle,
@@ -418,14 +420,17 @@ impl Agent {
                 info!(peer = %self.name_of(&node), "connected");
                 self.notary.up(node);
                 self.drive(Input::PeerUp(node)).await;
+                self.swim_up(node).await;
             }
             TransportEvent::PeerDown { node } => {
                 warn!(peer = %self.name_of(&node), "disconnected");
                 self.notary.down(node);
                 self.drive(Input::PeerDown(node)).await;
+                self.swim_down(node).await;
             }
             TransportEvent::Garbage { from } => self.drive(Input::Garbage(from)).await,
             TransportEvent::Message { from, bytes } => {
+                self.swim_heard(from).await;
                 self.drive(Input::Message {
                     from,
                     bytes: &bytes,
@@ -481,6 +486,7 @@ impl Agent {
         }
         self.refresh_cookies(false);
         self.checkpoint(now);
+        self.swim_tick().await;
         self.drive(Input::Tick).await;
     }
 

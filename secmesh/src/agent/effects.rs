@@ -50,6 +50,7 @@ impl Agent {
         // this input's outputs are carried out.
         let mut rechecks = Vec::new();
         let mut seals = Vec::new();
+        let mut swim = Vec::new();
         for output in out {
             match output {
                 Output::Persist(vote) => {
@@ -95,6 +96,7 @@ impl Agent {
                 Output::Ledger { from, message } => {
                     self.notary.message(self.engine.roster(), from, *message);
                 }
+                Output::Swim { from, message } => swim.push((from, message)),
                 Output::Admitted(record) => self.admitted(&record),
                 Output::TicketBurned(record) => {
                     warn!(name = %record.record.name, node = %record.record.node, "a second node came with a used ticket: neither is a member any more; invite the honest one anew");
@@ -118,19 +120,14 @@ impl Agent {
                 }
                 Output::VoteSeen(vote) => self.vote_seen(&vote),
                 Output::Refused { from, reason } => self.refused(&from, reason),
-                Output::QuorumState(state) => {
-                    info!(
-                        reachable = state.reachable_weight,
-                        total = state.total_weight,
-                        nodes = state.nodes,
-                        "quorum is {}",
-                        state.state
-                    );
-                }
+                Output::QuorumState(state) => self.quorum_changed(&state),
             }
         }
         for seal in seals {
             Box::pin(self.drive(Input::Sealed(Box::new(seal)))).await;
+        }
+        for (from, message) in swim {
+            Box::pin(self.swim_message(from, *message)).await;
         }
         if !rechecks.is_empty() {
             self.recheck(rechecks).await;

@@ -224,14 +224,17 @@ impl Agent {
         .family(
             "secmesh_peers",
             Kind::Gauge,
-            "Other nodes of the mesh: those that are members, and those that are connected.",
+            "Other nodes of the mesh: members, connected ones, and members by whether they are there (alive, suspect, down).",
         )
         .sample(
             &[("state", "member")],
             count(self.engine.roster().len().saturating_sub(1)),
         )
-        .sample(&[("state", "connected")], count(self.engine.connected().len()))
-        .family(
+        .sample(&[("state", "connected")], count(self.engine.connected().len()));
+        for (state, n) in self.liveness_counts() {
+            text.sample(&[("state", state)], n);
+        }
+        text.family(
             "secmesh_epoch",
             Kind::Gauge,
             "Number of the roster's epoch.",

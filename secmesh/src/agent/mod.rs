@@ -15,6 +15,7 @@ mod explain;
 mod interfaces;
 mod limits;
 mod lists;
+mod liveness;
 mod membership;
 mod metrics;
 mod mode;

@@ -17,7 +17,7 @@ use crate::{
     addr::Prefix,
     api::types::{
         BlockTotals, DecisionScope, DecisionState, DecisionView, Done, InviteTerms, LedgerView,
-        MetricsText, NodeView, Peer, ReconcileTotals, ReleaseTerms, Request, Status,
+        MetricsText, NodeView, ReconcileTotals, ReleaseTerms, Request, Status,
     },
     ledger::{LedgerState, Record},
     mesh::{
@@ -55,6 +55,10 @@ impl Agent {
                 text: self.metrics(),
             }),
             Request::Peers {} => to_value(&self.peers()),
+            Request::MeshDigest {} => {
+                let now = self.clock.unix_us();
+                to_value(&self.engine.whole_digest(now))
+            }
             Request::Epoch {} => to_value(&self.epoch_view()),
             Request::RemoveNode { signed } => self.remove_node(&signed).await,
             Request::Quarantine {
@@ -253,6 +257,8 @@ impl Agent {
         ]
         .map(|(name, n)| (name, n.load(Ordering::Relaxed)));
         let transport = self.transport.counters();
+        let swim = self.watchman.swim.counters().snapshot();
+        let sync = self.engine.sync_counters().snapshot();
         let refusals = self.engine.refusals();
         own.into_iter()
             .chain(scrapes)
@@ -268,36 +274,13 @@ impl Agent {
                     .into_iter()
                     .map(|(k, v)| (format!("transport_{k}"), v)),
             )
+            .chain(swim.into_iter().map(|(k, v)| (format!("swim_{k}"), v)))
+            .chain(sync.into_iter().map(|(k, v)| (format!("sync_{k}"), v)))
             .chain(
                 refusals
                     .into_iter()
                     .map(|(k, v)| (format!("refused_{}", k.name()), v)),
             )
-            .collect()
-    }
-
-    fn peers(&mut self) -> Vec<Peer> {
-        let trust = self.trust_weights();
-        let me = self.engine.node();
-        let connected = self.engine.connected();
-        let liars = self.engine.liars();
-        let roster = self.engine.roster();
-        // Those who wait for the next epoch are there too, with the weight they have: none.
-        self.engine
-            .reachable_records()
-            .into_iter()
-            .map(|record| Peer {
-                id: record.node.to_string(),
-                name: record.name.to_string(),
-                zone: record.zone.to_string(),
-                address: record.address.map(|a| a.to_string()),
-                connected: record.node == me || connected.contains(&record.node),
-                weight: roster.get(&record.node).map_or(0, |m| u64::from(m.weight)),
-                trust: trust(&record.node),
-                equivocated: liars.contains(&record.node),
-                quarantined: self.engine.is_quarantined(&record.node),
-                this_node: record.node == me,
-            })
             .collect()
     }
 

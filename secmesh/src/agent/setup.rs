@@ -11,6 +11,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::liveness::Watchman;
 use super::notary::{Notary, Parts};
 use super::outbox::Outbox;
 use super::quarantine::CutOff;
@@ -44,6 +45,7 @@ use crate::{
         engine::{Engine, EngineConfig, Input},
         identity::Identity,
         store::MeshStore,
+        swim::{Life, Swim},
         transport::{AllowedPeers, RateLimitedLog, Transport, TransportConfig, TransportEvent},
     },
     metrics,
@@ -178,6 +180,12 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         transport: transport.clone(),
         clock: Arc::clone(&clock),
     });
+    let mut swim_seed = [0; 32];
+    entropy::fill(&mut swim_seed)?;
+    let me = Life {
+        node: identity.node_id(),
+        incarnation: identity.incarnation(),
+    };
     let (started_unix_us, started_ns) = (clock.unix_us(), clock.mono_ns());
     let mut agent = Agent {
         detectors: Detectors::new(&options.config.detect),
@@ -221,6 +229,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         engine,
         ledger,
         notary,
+        watchman: Watchman::new(Swim::new(me, swim_seed)),
         checkpointed_ns: started_ns,
         transport,
         allowed,

@@ -9,7 +9,7 @@ use crate::{
     api::lists::{ListCover, ListTotals},
     dataplane::{AttachedInterface, CookieMode, FlowInterface, Mode},
     detect::Alert,
-    mesh::vote::AttackClass,
+    mesh::{swim::Liveness, vote::AttackClass},
     respond::lists::ListName,
 };
 
@@ -27,6 +27,8 @@ pub enum Request {
     Peers {},
     /// [`EpochView`].
     Epoch {},
+    /// [`crate::mesh::engine::Digest`].
+    MeshDigest {},
     /// [`Done`]. Removes a node from the mesh.
     RemoveNode {
         /// The removal with the operator's signature, base64.
@@ -478,6 +480,12 @@ pub struct Peer {
     pub address: Option<String>,
     /// Whether we are connected to it.
     pub connected: bool,
+    /// Whether it answers; absent for this node, and for those that wait for the next epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Liveness>,
+    /// Whether its weight counts as reachable: it is there, or answers through others.
+    #[serde(default)]
+    pub reachable: bool,
     /// Its weight in this epoch.
     pub weight: u64,
     /// The weight that follows from the evidence; see `secmesh trust`.

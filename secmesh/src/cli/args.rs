@@ -155,6 +155,9 @@ Examples:
     /// Show the epoch: who counts how much, who signed it, what it withstands
     #[command(after_help = "Examples:\n  secmesh epoch\n  secmesh epoch --json | jq .members")]
     Epoch,
+    /// Compare what the nodes of the mesh have
+    #[command(subcommand)]
+    Mesh(MeshCommand),
     /// Show how far each node is trusted, and why
     #[command(after_help = "\
 The weight follows from signed evidence that all nodes gather: outcomes of blocks, the operator's \
@@ -519,6 +522,19 @@ pub struct UnblockArgs {
     /// at once on every node; without, as far as more than a third of the mesh says the same
     #[arg(long)]
     pub false_positive: bool,
+}
+
+/// `secmesh mesh …`
+#[derive(Debug, Subcommand)]
+pub enum MeshCommand {
+    /// Print hashes of roster, epoch, decisions, evidence and trust
+    #[command(after_help = "\
+Nodes that have the same print the same, byte for byte; where they differ, the line says in what.
+
+Examples:
+  secmesh mesh digest
+  for n in n1 n2 n3 n4; do ssh $n secmesh mesh digest | sha256sum; done")]
+    Digest,
 }
 
 /// `secmesh peers …`

@@ -230,6 +230,8 @@ mod tests {
             zone: "z".to_owned(),
             address: None,
             connected: true,
+            liveness: None,
+            reachable: true,
             weight: 100,
             trust: 100,
             equivocated: false,

@@ -46,7 +46,7 @@ use crate::api::client;
 use crate::api::types::Request;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
-use args::{AllowCommand, DecisionsCommand, LedgerCommand, PeersCommand};
+use args::{AllowCommand, DecisionsCommand, LedgerCommand, MeshCommand, PeersCommand};
 use output::{Out, Paint};
 
 const DEFAULT_CONFIG: &str = "/etc/secmesh/secmesh.toml";
@@ -94,6 +94,7 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
             command: Some(PeersCommand::Remove { node, operator_key }),
         } => epoch::remove(context, &node, &operator_key, out),
         Command::Epoch => epoch::epoch(context, out),
+        Command::Mesh(MeshCommand::Digest) => show::digest(context, out),
         Command::Trust { node } => trust::trust(context, node, out),
         Command::Alerts { limit } => show::alerts(context, limit, out),
         Command::Flows { limit, follow } => watch::flows(context, limit, follow, out),

@@ -209,6 +209,22 @@ pub enum Record {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// The failure detector found a node in another state than before; at most one per node, state and minute.
+    Liveness {
+        /// Id of the node.
+        node: String,
+        /// `alive`, `suspect` or `down`.
+        state: String,
+    },
+    /// What the reachable nodes can decide has changed.
+    Quorum {
+        /// `FULL`, `DEGRADED`, `ISOLATED`, `SINGLE` or `NOT-BFT`.
+        state: String,
+        /// Weight in reach.
+        reachable: u64,
+        /// Weight of all.
+        total: u64,
+    },
     /// Messages were refused.
     Refused {
         /// Whose: an address or a node id.
@@ -267,6 +283,8 @@ impl Record {
             Self::EpochSeal { .. } => 24,
             Self::Quarantine { .. } => 25,
             Self::Asked { .. } => 26,
+            Self::Liveness { .. } => 32,
+            Self::Quorum { .. } => 33,
         }
     }
 }

@@ -11,6 +11,7 @@ use super::evidence::EvidenceMessage;
 use super::ids::{DecisionId, IncidentId};
 use super::inventory::Inventory;
 use super::roster::Roster;
+use super::swim::SwimMessage;
 use super::vote::{Ballot, SignedVote};
 use super::wire::{Decoder, Encoder, MAX_MESSAGE, UNKNOWN_CODE, WireError};
 use super::witness::LedgerMessage;
@@ -161,6 +162,8 @@ pub enum Message {
     Evidence(Box<EvidenceMessage>),
     /// Kinds 30 and 31: what the sender has of everything else.
     Inventory(Box<Inventory>),
+    /// Kind 32: who is still there.
+    Swim(Box<SwimMessage>),
 }
 
 impl Message {
@@ -205,6 +208,11 @@ impl Message {
             }
             Self::Evidence(message) => {
                 e.u8(message.kind());
+                message.write(&mut e);
+                &mut e
+            }
+            Self::Swim(message) => {
+                e.u8(SwimMessage::KIND);
                 message.write(&mut e);
                 &mut e
             }
@@ -270,6 +278,7 @@ impl Message {
                 Self::Batch(parts)
             }
             30..=31 => Self::Inventory(Box::new(Inventory::from_body(kind, body)?)),
+            SwimMessage::KIND => Self::Swim(Box::new(SwimMessage::from_body(body)?)),
             24..=29 => Self::Evidence(Box::new(EvidenceMessage::from_body(kind, body)?)),
             _ => {
                 return Err(WireError::Invalid {

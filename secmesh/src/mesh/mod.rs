@@ -20,6 +20,7 @@ pub mod roster;
 pub mod simulation;
 pub mod store;
 pub mod subject;
+pub mod swim;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;

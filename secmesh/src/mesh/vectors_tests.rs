@@ -13,6 +13,7 @@ use super::epoch::{
 use super::ids::to_hex;
 use super::message::{Announcement, EquivocationProof, Message};
 use super::roster::Roster;
+use super::swim::message::{Life, Standing, SwimMessage, Update, What};
 use super::testing::*;
 use super::vote::{Action, AttackClass, Verdict};
 use crate::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
@@ -108,9 +109,31 @@ fn computed() -> BTreeMap<&'static str, String> {
             to_hex(&release.sign(&operator()).to_bytes()),
         ),
     ]);
+    all.insert("swim_message", to_hex(&swim().to_bytes()));
     all.extend(evidence);
     all.extend(computed_epochs(&roster));
     all
+}
+
+fn swim() -> Message {
+    let life = |n| Life {
+        node: node_id(n),
+        incarnation: 1,
+    };
+    Message::Swim(Box::new(SwimMessage {
+        incarnation: 1,
+        refutations: 2,
+        to: 1,
+        what: What::Request {
+            target: life(3),
+            number: 7,
+        },
+        updates: vec![Update {
+            life: life(3),
+            refutations: 0,
+            standing: Standing::Suspect,
+        }],
+    }))
 }
 
 fn computed_epochs(roster: &Roster) -> BTreeMap<&'static str, String> {

@@ -132,6 +132,7 @@ impl Engine {
                     buckets.binary_search(&bucket_of(id)).is_ok() && ids.binary_search(&id).is_err()
                 };
                 let parts: Vec<Vec<u8>> = self.lacking(call.now, &lacks).collect();
+                self.statements.sync.counters.entries(&parts);
                 let batches = pack(parts);
                 let waiting = self.backlog.entry(from).or_default();
                 if waiting.len() + batches.len() > MAX_BACKLOG {

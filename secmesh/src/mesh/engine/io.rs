@@ -14,6 +14,7 @@ use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::Tolerance;
 use crate::mesh::subject::Subject;
+use crate::mesh::swim::{Liveness, SwimMessage};
 use crate::mesh::vote::{ActionKind, AttackClass, Verdict};
 use crate::mesh::witness::LedgerMessage;
 
@@ -78,6 +79,13 @@ pub enum Input<'a> {
     PeerUp(NodeId),
     /// The last connection to a peer is gone.
     PeerDown(NodeId),
+    /// The failure detector beside the engine ([`crate::mesh::swim`]) has another opinion of a node.
+    Liveness {
+        /// The node.
+        node: NodeId,
+        /// Whether it is there.
+        now: Liveness,
+    },
     /// Time passes; at least once a second.
     Tick,
     /// This node let somebody join (or starts with this record).
@@ -207,6 +215,13 @@ pub enum Output {
         from: NodeId,
         /// What it sent; never a fork.
         message: Box<LedgerMessage>,
+    },
+    /// A peer sent something for the failure detector.
+    Swim {
+        /// The peer.
+        from: NodeId,
+        /// What it sent.
+        message: Box<SwimMessage>,
     },
     /// A node was admitted, and is in the roster from the next epoch on; keep the record on the disk.
     Admitted(Box<AdmittedRecord>),
@@ -424,7 +439,8 @@ pub enum QuorumLevel {
 pub struct QuorumState {
     /// In one word.
     pub state: QuorumLevel,
-    /// Weight of this node and its connected peers, without proved liars and those who are cut off.
+    /// Weight of this node and of the nodes that are there: connected ones, unless they stopped answering,
+    /// and those that answer through others; without proved liars and those who are cut off.
     pub reachable_weight: u64,
     /// Weight of those who are cut off; it counts in `total_weight`.
     pub quarantined_weight: u64,

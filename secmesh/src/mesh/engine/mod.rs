@@ -6,6 +6,7 @@
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
 //! - `membership`: admissions, tickets
+//! - `digest`: what this node has, in hashes
 //! - `epochs`: who is in with which weight, and the agreement on what comes next
 //! - `quarantine`: what this node has against others, and who is cut off
 //! - `inventory`: what a peer is told when it connects
@@ -17,6 +18,7 @@
 //! - `sync`: how the statements of all nodes reach all nodes
 
 mod decisions;
+mod digest;
 mod epochs;
 mod forks;
 mod incidents;
@@ -35,6 +37,7 @@ mod window;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+pub use self::digest::Digest;
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 pub use self::io::{Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
@@ -42,6 +45,7 @@ use self::quarantine::Conduct;
 pub use self::quarantine::{MAX_NETWORKS_PER_HOUR, Suspicion};
 use self::spread::Spread;
 use self::statements::Statements;
+pub use self::sync::SyncCounters;
 pub use self::view::{IncidentView, RestoreError};
 use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
@@ -56,6 +60,7 @@ use super::message::{EquivocationProof, Message};
 use super::roster::{Registry, Roster};
 use super::simulation::{self, Bug, planted};
 use super::subject::Subject;
+use super::swim::Liveness;
 use super::vote::{Action, AttackClass, BUCKET_US, Ballot, bucket_of};
 use super::wire::{MAX_MESSAGE, UNKNOWN_CODE, WireError};
 use crate::addr::Prefix;
@@ -139,6 +144,8 @@ pub struct Engine {
     known: VecDeque<Roster>,
     grants: BTreeMap<TicketId, SignedGrant>,
     connected: BTreeSet<NodeId>,
+    /// What the failure detector says of members; of others, only the connection counts.
+    liveness: BTreeMap<NodeId, Liveness>,
     /// What is still to be sent to a peer that came up.
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
@@ -214,6 +221,7 @@ impl Engine {
             known: VecDeque::new(),
             grants: BTreeMap::new(),
             connected: BTreeSet::new(),
+            liveness: BTreeMap::new(),
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
@@ -293,7 +301,10 @@ impl Engine {
             Input::OperatorReadmit { node } => self.propose_release(call, Action::readmit(node)),
             Input::Order(signed) => self.signed_release(call, self.config.node, *signed, true),
             Input::Message { from, bytes } => self.message(call, from, bytes),
+            Input::Liveness { node, now } => self.is_there(node, now),
             Input::PeerUp(peer) => {
+                // At once, until somebody knows better.
+                self.liveness.remove(&peer);
                 self.peer_up(call, peer);
                 self.compare_with(call, peer);
             }
@@ -394,6 +405,7 @@ impl Engine {
             Message::EpochLie(proof) => self.peer_epoch_lie(call, from, &proof),
             Message::EpochSeal(seal) => self.seal(call, from, *seal),
             Message::Removal(removal) => self.remove(call, from, *removal, false),
+            Message::Swim(message) => call.out.push(Output::Swim { from, message }),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
         }

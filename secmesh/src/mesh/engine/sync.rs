@@ -33,6 +33,38 @@ struct Wants {
     asked_us: u64,
 }
 
+/// What was sent because peers lacked it, since the start. What is new is told once, to all, and is not in here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SyncCounters {
+    /// Statements.
+    pub statements_sent: u64,
+    /// Decisions, admissions, tickets and proofs.
+    pub entries_sent: u64,
+    /// Bytes of all of them.
+    pub bytes_sent: u64,
+    /// Statements of others that were new here, however they came.
+    pub statements_new: u64,
+}
+
+impl SyncCounters {
+    /// All counters with their names.
+    pub fn snapshot(&self) -> [(&'static str, u64); 4] {
+        [
+            ("statements_sent", self.statements_sent),
+            ("entries_sent", self.entries_sent),
+            ("bytes_sent", self.bytes_sent),
+            ("statements_new", self.statements_new),
+        ]
+    }
+
+    /// Counts entries that are on their way.
+    pub(super) fn entries(&mut self, parts: &[Vec<u8>]) {
+        let bytes: usize = parts.iter().map(Vec::len).sum();
+        self.entries_sent += parts.len() as u64;
+        self.bytes_sent += bytes as u64;
+    }
+}
+
 /// Who is asked for what.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sync {
@@ -42,6 +74,7 @@ pub(super) struct Sync {
     last_peer: Option<NodeId>,
     next_us: u64,
     turns: u64,
+    pub(super) counters: SyncCounters,
 }
 
 impl Sync {
@@ -52,6 +85,11 @@ impl Sync {
 }
 
 impl Engine {
+    /// What was sent because peers lacked it.
+    pub const fn sync_counters(&self) -> &SyncCounters {
+        &self.statements.sync.counters
+    }
+
     /// Compares with a peer: says the hash of everything, and nothing more if it has the same.
     pub(super) fn compare_with(&mut self, call: &mut Call<'_>, peer: NodeId) {
         if !self.connected.contains(&peer) {
@@ -214,6 +252,12 @@ impl Engine {
         let messages = pack(&statements, room);
         let count = messages.len();
         for message in messages {
+            if let EvidenceMessage::Statements(statements) = &message {
+                let counters = &mut self.statements.sync.counters;
+                let bytes: usize = statements.iter().map(|s| s.to_bytes().len()).sum();
+                counters.statements_sent += statements.len() as u64;
+                counters.bytes_sent += bytes as u64;
+            }
             tell(call, from, message);
         }
         if self.connected.contains(&from) {
@@ -269,6 +313,7 @@ impl Engine {
         let kept = statement.clone();
         match self.statements.set.insert(statement, bytes) {
             Inserted::New => {
+                self.statements.sync.counters.statements_new += 1;
                 self.noted(&kept);
                 call.out.push(Output::KeepEvidence {
                     bytes: kept.to_bytes(),

@@ -7,6 +7,7 @@ mod evidence;
 mod inventory;
 mod join;
 mod late;
+mod liveness;
 mod networks;
 mod refusals;
 mod rules;

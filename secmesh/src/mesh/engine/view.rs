@@ -18,6 +18,7 @@ use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::{Roster, Tolerance};
 use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::subject::Subject;
+use crate::mesh::swim::Liveness;
 use crate::mesh::vote::{Action, ActionKind, Ballot};
 use crate::mesh::wire::WireError;
 
@@ -201,12 +202,36 @@ impl Engine {
         )
     }
 
+    /// Takes over what the failure detector says of a node.
+    pub(super) fn is_there(&mut self, node: NodeId, now: Liveness) {
+        self.liveness
+            .retain(|node, _| self.roster.get(node).is_some());
+        // Bounded by the roster.
+        if self.roster.get(&node).is_some() {
+            self.liveness.insert(node, now);
+        }
+    }
+
+    /// Whether a node's word can get here: it is this one, is connected and has not stopped answering, or
+    /// answers through others.
+    pub fn is_reachable(&self, node: &NodeId) -> bool {
+        if *node == self.config.node {
+            return true;
+        }
+        let connected = self.connected.contains(node);
+        match self.liveness.get(node) {
+            Some(Liveness::Alive) => true,
+            Some(Liveness::Suspect) | None => connected,
+            Some(Liveness::Down) => false,
+        }
+    }
+
     /// The state of the quorum.
     pub fn quorum(&self) -> QuorumState {
         let roster = &self.roster;
         let reachable_weight: u64 = roster
             .members()
-            .filter(|(node, _)| **node == self.config.node || self.connected.contains(node))
+            .filter(|(node, _)| self.is_reachable(node))
             .filter(|(node, _)| !self.zeroed.contains(node) && !self.is_quarantined(node))
             .map(|(_, m)| u64::from(m.weight))
             .sum();
