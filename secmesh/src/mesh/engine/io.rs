@@ -311,6 +311,8 @@ reasons!(
     BadEpoch = "bad_epoch",
     /// Another epoch of the number that is in force here: more than a third of the weight lied.
     ForkedEpoch = "forked_epoch",
+    /// One peer asked for the same more often than it is answered in a second.
+    TooOften = "too_often",
     /// A limit of this node is reached.
     Full = "full",
     /// As many networks are blocked as may be.

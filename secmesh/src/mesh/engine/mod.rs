@@ -3,6 +3,7 @@
 //! No socket, no clock, no random source: the same inputs give the same outputs, which is what
 //! the simulation in the tests relies on. The runtime around it carries out [`Output`]s in order.
 //!
+//! - `answers`: how much one peer may have in one second
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
 //! - `membership`: admissions, tickets
@@ -14,6 +15,7 @@
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
 
+mod answers;
 mod decisions;
 mod epochs;
 mod forks;
@@ -31,6 +33,7 @@ mod window;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use self::answers::Answers;
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 pub use self::io::{Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
@@ -129,6 +132,7 @@ pub struct Engine {
     known: VecDeque<Roster>,
     grants: BTreeMap<TicketId, SignedGrant>,
     connected: BTreeSet<NodeId>,
+    answers: Answers,
     /// What is still to be sent to a peer that came up.
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
@@ -195,6 +199,7 @@ impl Engine {
             known: VecDeque::new(),
             grants: BTreeMap::new(),
             connected: BTreeSet::new(),
+            answers: Answers::default(),
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
@@ -263,6 +268,7 @@ impl Engine {
             }
             Input::PeerDown(peer) => {
                 self.connected.remove(&peer);
+                self.answers.forget(&peer);
                 self.backlog.remove(&peer);
                 self.statements.peer_down(&peer);
             }

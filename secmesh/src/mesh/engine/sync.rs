@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::answers::Answer;
 use super::io::{Output, RefusalReason};
 use super::statements::tell;
 use super::{Call, Engine};
@@ -73,6 +74,9 @@ impl Engine {
                 if hash == self.statements.set.frontier_hash() {
                     return self.agrees(from);
                 }
+                if !self.may_answer(call, from, Answer::Digest) {
+                    return;
+                }
                 let frontier = self.statements.set.frontier();
                 let answer = false;
                 tell(call, from, EvidenceMessage::Digest { answer, frontier });
@@ -123,7 +127,7 @@ impl Engine {
         if theirs.size(&me) <= set.head(&me).size {
             self.agrees(from);
         }
-        if !answer && they_lack {
+        if !answer && they_lack && self.may_answer(call, from, Answer::DigestBack) {
             let frontier = self.statements.set.frontier();
             let answer = true;
             tell(call, from, EvidenceMessage::Digest { answer, frontier });

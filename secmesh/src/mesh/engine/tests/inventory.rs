@@ -115,6 +115,7 @@ fn exactly_what_is_missing_of_a_bucket_is_told() {
     for i in 0..20 {
         decide(&mut net, i);
     }
+    net.now += S;
     // A peer that has nothing is named everything.
     let named = told(&mut net, Inventory::Sums(Box::new([0; BUCKETS])));
     let [Message::Inventory(named)] = named.as_slice() else {
@@ -133,6 +134,8 @@ fn exactly_what_is_missing_of_a_bucket_is_told() {
             .map(|(_, id)| *id)
             .collect();
         let buckets = buckets.clone();
+        // It is told of a bucket once a second.
+        net.now += S;
         let sent = told(&mut net, Inventory::Ids { buckets, ids });
         let parts = match sent.as_slice() {
             [] => 0,
