@@ -391,6 +391,7 @@ impl Engine {
         if !self.chain.push(epoch.clone()) {
             return false;
         }
+        self.registry.keep(&epoch.record);
         self.shorten_chain();
         let before = std::mem::replace(&mut self.roster, roster);
         self.known.push_front(before);
@@ -827,6 +828,7 @@ impl Engine {
             let before = std::mem::replace(&mut self.roster, roster);
             self.known.push_front(before);
             self.known.truncate(KNOWN_EPOCHS);
+            self.registry.keep(&epoch.record);
             self.chain.push(epoch);
         }
         self.epoch_since_us = stored.since_unix_us;
