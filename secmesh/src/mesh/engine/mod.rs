@@ -137,6 +137,11 @@ pub struct Engine {
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
     own_votes: BTreeMap<VoteSlot, Ballot>,
+    /// Latest bucket of an own vote that is not remembered any more. In it and before it nothing can be said
+    /// without perhaps contradicting that, whatever the clock says.
+    forgotten: Option<u64>,
+    /// Sequence number and bucket of the first vote that the disk still had.
+    first_restored: Option<(u64, u64)>,
     incidents: Incidents,
     /// Releases that peers asked for and this node would agree to, since when.
     considered: BTreeMap<IncidentKey, u64>,
@@ -203,6 +208,8 @@ impl Engine {
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
+            forgotten: None,
+            first_restored: None,
             incidents: Incidents::default(),
             considered: BTreeMap::new(),
             evidence: BTreeMap::new(),
@@ -369,10 +376,17 @@ impl Engine {
         self.incidents
             .prune(now, self.valid_us(), self.roster.epoch_hash());
         // A vote can name a bucket only until the next one ends; after that the slot is safe to
-        // forget. Clocks may step back by as much as they may differ.
+        // forget. Clocks may step back by as much as they may differ, and by more: that a bucket was
+        // forgotten is remembered.
         let oldest = bucket_of(now.saturating_sub(self.skew_us())).saturating_sub(3);
-        self.own_votes
-            .retain(|_, ballot| ballot.signed.vote.bucket >= oldest);
+        let forgotten = &mut self.forgotten;
+        self.own_votes.retain(|_, ballot| {
+            let bucket = ballot.signed.vote.bucket;
+            if bucket < oldest {
+                *forgotten = (*forgotten).max(Some(bucket));
+            }
+            bucket >= oldest
+        });
         let ended: Vec<DecisionId> = self
             .decisions
             .values()

@@ -258,9 +258,12 @@ impl Engine {
                 .min_by_key(|(_, ballot)| ballot.signed.vote.bucket)
                 .map(|(slot, _)| *slot);
             if let Some(oldest) = oldest {
-                self.own_votes.remove(&oldest);
+                let gone = self.own_votes.remove(&oldest);
+                self.forgotten = self.forgotten.max(gone.map(|b| b.signed.vote.bucket));
             }
         }
+        let this = (vote.sequence, vote.bucket);
+        self.first_restored = Some(self.first_restored.map_or(this, |first| first.min(this)));
         self.own_votes.entry(slot).or_insert(ballot);
         Ok(())
     }

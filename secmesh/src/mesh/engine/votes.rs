@@ -210,6 +210,9 @@ impl Engine {
         {
             return;
         }
+        if self.is_forgotten(incident.bucket) {
+            return self.refuse(call, self.config.node, RefusalReason::ClockSetBack);
+        }
         if self.own_votes.len() >= MAX_OWN_VOTES {
             return self.refuse(call, self.config.node, RefusalReason::Full);
         }
@@ -244,6 +247,18 @@ impl Engine {
         ));
         call.out
             .push(Output::VoteSeen(self.summary(&action, &ballot.signed)));
+    }
+
+    /// Whether this node may have voted in this bucket and not know any more how: the clock was set back
+    /// since, or the disk no longer holds all votes from before the start.
+    fn is_forgotten(&self, bucket: u64) -> bool {
+        // Votes are numbered from 1. What is missing before the first that is there was in its bucket or
+        // in one before; and a vote names a bucket at most one beyond the clock's.
+        let lost = self
+            .first_restored
+            .filter(|(sequence, _)| *sequence > 1)
+            .map(|(_, bucket)| bucket.saturating_add(1));
+        Some(bucket) <= self.forgotten.max(lost)
     }
 
     pub(super) fn summary(&self, action: &Action, signed: &SignedVote) -> VoteSummary {
