@@ -27,6 +27,7 @@ mod requests;
 mod setup;
 mod trust;
 mod watch;
+mod witnessed;
 
 use std::{net::SocketAddr, path::PathBuf};
 
