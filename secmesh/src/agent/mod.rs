@@ -26,6 +26,7 @@ mod recover;
 mod requests;
 mod setup;
 mod trust;
+mod unblock;
 mod watch;
 mod witnessed;
 

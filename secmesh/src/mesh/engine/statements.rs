@@ -180,8 +180,8 @@ impl Engine {
         Ok(())
     }
 
-    /// All that was on the disk is back. `whole`: the file was there, so this node has stated nothing that
-    /// is not in it; otherwise it hears its peers first.
+    /// All that was on the disk is back. `whole`: it is certain that this node has stated nothing that is not
+    /// in it; otherwise it hears its peers first. A file alone makes nothing certain, it may be an older copy.
     pub const fn evidence_restored(&mut self, whole: bool) {
         self.statements.sure |= whole;
     }

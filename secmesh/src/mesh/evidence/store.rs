@@ -52,7 +52,7 @@ pub enum EvidenceFileError {
         path: PathBuf,
     },
     /// It was changed.
-    #[error("{} is damaged at byte {at}: {why}; restore it from a backup of this node, or move it away, and this node learns the statements again from its peers", path.display())]
+    #[error("{} is damaged at byte {at}: {why}; move it away, and this node learns the statements again from its peers. Do not put an older copy in its place: this node would say other things under numbers that it has used, which counts as a lie", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
