@@ -68,8 +68,14 @@ impl Agent {
                 | Output::EpochLie(_) => {
                     seals.extend(self.epoch_output(output));
                 }
-                Output::Broadcast(bytes) => self.outbox.broadcast(Bytes::from(bytes)),
-                Output::Send { to, bytes } => self.outbox.send(to, Bytes::from(bytes)),
+                Output::Broadcast(bytes) => {
+                    let left = self.outbox.broadcast(Bytes::from(bytes)).await;
+                    self.left(left);
+                }
+                Output::Send { to, bytes } => {
+                    let left = self.outbox.send(to, Bytes::from(bytes)).await;
+                    self.left(left);
+                }
                 Output::Watch {
                     subject,
                     until_unix_us,
@@ -136,14 +142,7 @@ impl Agent {
     /// Puts a vote on its way to the disk; what leaves after it waits for that.
     async fn persist(&mut self, record: &Record) {
         let queued = match self.ledger.append_pending(record) {
-            Ok(answer) => {
-                self.outbox.gate(answer);
-                if self.outbox.is_full() {
-                    self.outbox.drain().await
-                } else {
-                    Ok(())
-                }
-            }
+            Ok(answer) => self.outbox.gate(answer).await,
             // No place in the queue: then the loop waits for one, and for what is ahead of it.
             Err(LedgerError::QueueFull) => match self.outbox.drain().await {
                 Ok(()) => self.ledger.append_durable(record).await.map(|_| ()),
@@ -151,7 +150,11 @@ impl Agent {
             },
             Err(error) => Err(error),
         };
-        if let Err(error) = queued {
+        self.left(queued);
+    }
+
+    fn left(&mut self, outcome: Result<(), LedgerError>) {
+        if let Err(error) = outcome {
             self.not_persisted(&error);
         }
     }
