@@ -145,3 +145,18 @@ fn exactly_what_is_missing_of_a_bucket_is_told() {
         assert_eq!(parts, usize::from(lost.is_some()));
     }
 }
+
+#[test]
+fn a_removal_that_was_lost_on_the_way_is_told_again_without_a_reconnect() {
+    // Both that stay are needed, and one has not heard of it.
+    let mut net = Net::new(&["a", "b", "c"]);
+    net.input(2, Input::Remove(Box::new(epochs::removal(3, net.now))));
+    net.queue.clear();
+    for _ in 0..240 {
+        net.tick(S);
+        net.run();
+    }
+    for i in [1, 2] {
+        assert_eq!(net.engines[&i].roster().len(), 2, "node {i}");
+    }
+}
