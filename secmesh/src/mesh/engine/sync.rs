@@ -257,8 +257,10 @@ impl Engine {
             return false;
         }
         let known = self.statements.set.head(&head.author);
+        // Nothing of it is verified yet.
+        let after = head.sequence.saturating_add(1);
         if head.sequence > known.size {
-            return self.fill_gap(call, from, head.author, head.sequence + 1);
+            return self.fill_gap(call, from, head.author, after);
         }
         // A lie is worth knowing whatever its author has used up.
         if head.sequence == known.size && head.sequence >= count {
@@ -281,7 +283,7 @@ impl Engine {
                 return true;
             }
             Inserted::Known => {}
-            Inserted::Gap(_) => return self.fill_gap(call, from, head.author, head.sequence + 1),
+            Inserted::Gap(_) => return self.fill_gap(call, from, head.author, after),
             Inserted::Conflict(heads) => {
                 self.refuse(call, from, RefusalReason::ForkedEvidence);
                 if let Some(misconduct) = Misconduct::fork(heads.0, heads.1) {
