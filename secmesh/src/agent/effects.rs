@@ -68,14 +68,8 @@ impl Agent {
                 | Output::EpochLie(_) => {
                     seals.extend(self.epoch_output(output));
                 }
-                Output::Broadcast(bytes) => {
-                    let left = self.outbox.broadcast(Bytes::from(bytes)).await;
-                    self.left(left);
-                }
-                Output::Send { to, bytes } => {
-                    let left = self.outbox.send(to, Bytes::from(bytes)).await;
-                    self.left(left);
-                }
+                Output::Broadcast(bytes) => self.leave(None, bytes).await,
+                Output::Send { to, bytes } => self.leave(Some(to), bytes).await,
                 Output::Watch {
                     subject,
                     until_unix_us,
@@ -150,11 +144,19 @@ impl Agent {
             },
             Err(error) => Err(error),
         };
-        self.left(queued);
+        if let Err(error) = queued {
+            self.not_persisted(&error);
+        }
     }
 
-    fn left(&mut self, outcome: Result<(), LedgerError>) {
-        if let Err(error) = outcome {
+    /// Sends to one peer or to all, behind the votes that are on their way to the disk.
+    async fn leave(&mut self, to: Option<NodeId>, bytes: Vec<u8>) {
+        let bytes = Bytes::from(bytes);
+        let left = match to {
+            Some(to) => self.outbox.send(to, bytes).await,
+            None => self.outbox.broadcast(bytes).await,
+        };
+        if let Err(error) = left {
             self.not_persisted(&error);
         }
     }
@@ -162,7 +164,7 @@ impl Agent {
     /// A vote is not on the disk. The engine may still hold it, so nothing of this node leaves any more
     /// until it is started again on a disk that works.
     pub(super) fn not_persisted(&mut self, error: &LedgerError) {
-        error!(%error, "a vote is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+        error!(%error, "a vote is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
         self.tally.votes_not_sent += 1;
         self.outbox.silence();
     }

@@ -102,7 +102,7 @@ impl Agent {
         if let Err(error) = self.trust.file.append(bytes, own) {
             self.trust.not_kept += 1;
             if own {
-                error!(%error, "an own statement is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+                error!(%error, "an own statement is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
                 self.outbox.silence();
             } else {
                 warn!(%error, "a peer's statement is not on the disk; it comes again after the next start");

@@ -181,7 +181,7 @@ pub(super) fn covered(signed: Option<&SignedCheckpoint>, witnesses: &[(NodeId, S
     let seen = match (names.is_empty(), others) {
         (false, _) => format!("cosigned by {}", names.join(", ")),
         (true, 0) => "no witness has cosigned it".to_owned(),
-        (true, n) => format!("{n} cosignatures of witnesses that are not known here"),
+        (true, n) => format!("{n} more signature lines, which cannot be checked here"),
     };
     format!("{} entries; {seen}", grouped(signed.checkpoint.size))
 }

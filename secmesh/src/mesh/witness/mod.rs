@@ -4,7 +4,7 @@
 //! one it cosigned last ([`Witness`]) remembers it on the disk and only then cosigns. Whoever gets
 //! cosignatures of honest witnesses has therefore shown one ledger to all of them. Two checkpoints that
 //! contradict each other are a [`LedgerForkProof`]; witnesses tell each other what they saw, so that
-//! one who shows each its own ledger is found.
+//! one who shows each its own ledger is found, if the sizes are the same or the times contradict the sizes.
 //!
 //! Nothing here does input or output; what is to be written before an answer leaves is returned with
 //! it.
