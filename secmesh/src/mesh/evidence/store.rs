@@ -229,7 +229,7 @@ impl EvidenceFile {
         if self.failed {
             return Err(EvidenceFileError::Io {
                 path: self.path.clone(),
-                source: std::io::Error::other(
+                source: io::Error::other(
                     "an unfinished statement could not be taken back; the agent's next start cuts it off",
                 ),
             });
