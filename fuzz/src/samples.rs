@@ -242,20 +242,7 @@ fn ballot(roster: &Roster, number: u8, action: Action) -> Ballot {
 fn certificate(roster: &Roster, action: Action, ballots: &[Ballot]) -> Certificate {
     let mut votes: Vec<CertVote> = ballots
         .iter()
-        .map(|ballot| {
-            let vote = ballot.signed.vote;
-            CertVote {
-                voter: vote.voter,
-                incarnation: vote.incarnation,
-                verdict: vote.verdict,
-                evidence_root: vote.evidence_root,
-                detector_hash: vote.detector_hash,
-                sequence: vote.sequence,
-                issued_at_us: vote.issued_at_us,
-                valid_for_s: vote.valid_for_s,
-                signature: ballot.signed.signature,
-            }
-        })
+        .map(|ballot| CertVote::from(&ballot.signed))
         .collect();
     votes.sort_by_key(|vote| vote.voter);
     Certificate {

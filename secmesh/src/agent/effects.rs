@@ -71,8 +71,8 @@ impl Agent {
                 | Output::EpochLie(_) => {
                     seals.extend(self.epoch_output(output));
                 }
-                Output::Broadcast(bytes) => self.outbox.broadcast(Bytes::from(bytes)),
-                Output::Send { to, bytes } => self.outbox.send(to, Bytes::from(bytes)),
+                Output::Broadcast(bytes) => self.leave(None, bytes).await,
+                Output::Send { to, bytes } => self.leave(Some(to), bytes).await,
                 Output::Watch {
                     subject,
                     until_unix_us,
@@ -137,14 +137,7 @@ impl Agent {
     /// Puts a vote on its way to the disk; what leaves after it waits for that.
     async fn persist(&mut self, record: &Record) {
         let queued = match self.ledger.append_pending(record) {
-            Ok(answer) => {
-                self.outbox.gate(answer);
-                if self.outbox.is_full() {
-                    self.outbox.drain().await
-                } else {
-                    Ok(())
-                }
-            }
+            Ok(answer) => self.outbox.gate(answer).await,
             // No place in the queue: then the loop waits for one, and for what is ahead of it.
             Err(LedgerError::QueueFull) => match self.outbox.drain().await {
                 Ok(()) => self.ledger.append_durable(record).await.map(|_| ()),
@@ -157,10 +150,22 @@ impl Agent {
         }
     }
 
+    /// Sends to one peer or to all, behind the votes that are on their way to the disk.
+    pub(super) async fn leave(&mut self, to: Option<NodeId>, bytes: Vec<u8>) {
+        let bytes = Bytes::from(bytes);
+        let left = match to {
+            Some(to) => self.outbox.send(to, bytes).await,
+            None => self.outbox.broadcast(bytes).await,
+        };
+        if let Err(error) = left {
+            self.not_persisted(&error);
+        }
+    }
+
     /// A vote is not on the disk. The engine may still hold it, so nothing of this node leaves any more
     /// until it is started again on a disk that works.
     pub(super) fn not_persisted(&mut self, error: &LedgerError) {
-        error!(%error, "a vote is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+        error!(%error, "a vote is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
         self.tally.votes_not_sent += 1;
         self.outbox.silence();
     }

@@ -86,7 +86,7 @@ impl Agent {
     /// The node says nothing more if the disk does not take what it has signed.
     fn persist_epoch_lock(&mut self, bytes: &[u8]) {
         if let Err(error) = self.state.write(LOCK_FILE, bytes) {
-            error!(%error, "a vote on the next epoch is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+            error!(%error, "a vote on the next epoch is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
             self.tally.votes_not_sent += 1;
             self.outbox.silence();
         }
@@ -142,7 +142,7 @@ impl Agent {
     fn save_epochs(&mut self) {
         let bytes = self.engine.stored_epochs().to_bytes();
         if let Err(error) = self.state.write(EPOCHS_FILE, &bytes) {
-            error!(%error, "the epoch is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+            error!(%error, "the epoch is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
             self.tally.votes_not_sent += 1;
             self.outbox.silence();
         }

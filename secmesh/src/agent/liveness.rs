@@ -1,6 +1,5 @@
 //! The failure detector beside the engine: its time, its messages, and what it finds.
 
-use bytes::Bytes;
 use tracing::{info, warn};
 
 use super::core::Agent;
@@ -43,7 +42,7 @@ impl Agent {
             match output {
                 // Behind the votes, as everything: a node that can sign nothing any more has no weight, and
                 // its silence shows it.
-                Output::Send { to, bytes } => self.outbox.send(to, Bytes::from(bytes)),
+                Output::Send { to, bytes } => self.leave(Some(to), bytes).await,
                 Output::Liveness { node, now } => {
                     self.noted(node, now);
                     Box::pin(self.drive(Input::Liveness { node, now })).await;

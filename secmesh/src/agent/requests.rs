@@ -16,14 +16,11 @@ use super::{
 use crate::{
     addr::Prefix,
     api::types::{
-        BlockTotals, DecisionScope, DecisionState, DecisionView, Done, InviteTerms, LedgerView,
-        MetricsText, NodeView, ReconcileTotals, ReleaseTerms, Request, Status,
+        BlockTotals, DecisionState, DecisionView, Done, InviteTerms, LedgerView, MetricsText,
+        NodeView, ReconcileTotals, ReleaseTerms, Request, Status,
     },
     ledger::{LedgerState, Record},
-    mesh::{
-        admission::SignedGrant, decision::SignedRelease, engine::Input, ids::to_hex,
-        vote::{Action, is_network},
-    },
+    mesh::{admission::SignedGrant, engine::Input, ids::to_hex, vote::Action},
     respond::{Entry, Source},
 };
 
@@ -92,10 +89,7 @@ impl Agent {
                 signed,
                 false_positive,
                 verdict,
-            } => match self.judge(subject, false_positive, verdict).await {
-                Ok(()) => self.unblock(subject, signed).await,
-                Err(error) => Err(error),
-            },
+            } => self.unblock(subject, signed, false_positive, verdict).await,
             Request::VerdictTerms { subject } => self
                 .verdict_terms(subject)
                 .and_then(|terms| to_value(&terms)),
@@ -326,55 +320,6 @@ impl Agent {
             votes: entry.votes.clone(),
             certificate: entry.certificate.clone(),
         }
-    }
-
-    async fn unblock(&mut self, subject: Prefix, signed: Option<String>) -> Answer {
-        let signed = match signed {
-            Some(text) => {
-                let bytes = BASE64_STANDARD
-                    .decode(text)
-                    .map_err(|e| format!("the signed release is not base64: {e}"))?;
-                let release = SignedRelease::from_bytes(&bytes)
-                    .map_err(|e| format!("the signed release is not understood: {e}"))?;
-                release
-                    .verify(self.engine.genesis())
-                    .map_err(|e| format!("the signed release is refused: {e}"))?;
-                if release.release.subject() != subject {
-                    return Err(format!(
-                        "the signed release is about {}, not {subject}",
-                        release.release.subject()
-                    ));
-                }
-                Some(Box::new(release))
-            }
-            None => None,
-        };
-        let by_key = signed.is_some();
-        let in_mesh = self
-            .book
-            .active_on(&subject)
-            .any(|e| e.scope == DecisionScope::Mesh);
-        let here = self.release_here(&subject, "operator of this node", true);
-        if subject.is_single() || is_network(&subject) {
-            self.drive(Input::OperatorRelease { subject, signed }).await;
-        }
-        if here == 0 && !in_mesh && !by_key {
-            return Err(format!(
-                "{subject} is not blocked on this node; peers were asked to release it all the same"
-            ));
-        }
-        let rest = match (by_key, in_mesh) {
-            (true, _) => "; released on every node by the operator's signature",
-            (false, true) => "; the other nodes vote on releasing it too",
-            (false, false) => "",
-        };
-        done(
-            format!(
-                "{subject} is free on this node ({here} block{} ended){rest}",
-                if here == 1 { "" } else { "s" }
-            ),
-            None,
-        )
     }
 
     fn allow_add(&mut self, prefix: Prefix, reason: Option<String>) -> Answer {

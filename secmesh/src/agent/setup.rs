@@ -128,7 +128,7 @@ fn open_ledger(
             "the ledger ended in an unfinished write (a crash); it was cut off and that is recorded"
         );
     }
-    let memory = recover::read(&state.ledger(), now);
+    let memory = recover::read(&state.ledger(), now)?;
     Ok((LedgerHandle::start(ledger, Arc::clone(clock))?, memory))
 }
 
@@ -155,10 +155,11 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     let lock = state.lock()?;
     let identity = Identity::load(&state)?;
     let store = MeshStore::load(&state)?;
-    let (ledger, memory) =
+    let (ledger, mut memory) =
         open_ledger(&state, &identity, options.config.ledger.retention(), &clock)?;
     let mut engine = engine(&options, &identity, &store);
     epochs::restore(&state, &mut engine)?;
+    memory.restore_votes(&state.ledger(), &mut engine)?;
     let trust = TrustWork::open(&state, &mut engine, clock.unix_us())?;
     let kernel = load_kernel(&options)?;
     let (watch, watch_streams) = kernel.watch;

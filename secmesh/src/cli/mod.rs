@@ -6,6 +6,7 @@
 
 mod alerts;
 mod args;
+mod asked;
 mod capture;
 mod control;
 mod decisions;

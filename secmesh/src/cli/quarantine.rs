@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::asked::{self, Asked};
 use super::output::{Out, Paint, Style, clean};
 use super::{CliError, Context, control, node};
 use crate::api::types::{Peer, QuarantineView, ReleaseTerms, Request};
@@ -78,7 +79,13 @@ fn order(
         node: given.to_owned(),
         readmit,
     })?;
-    control::sign(&terms, action, &operator, now_us)
+    Asked {
+        mesh: asked::mesh(context)?,
+        subject: id.into(),
+        operator: &operator,
+        now_us,
+    }
+    .order(&terms, action)
 }
 
 /// What `status` says of a node that is cut off.

@@ -113,6 +113,23 @@ pub struct CertVote {
     pub signature: SignatureBytes,
 }
 
+impl From<&SignedVote> for CertVote {
+    fn from(signed: &SignedVote) -> Self {
+        let vote = &signed.vote;
+        Self {
+            voter: vote.voter,
+            incarnation: vote.incarnation,
+            verdict: vote.verdict,
+            evidence_root: vote.evidence_root,
+            detector_hash: vote.detector_hash,
+            sequence: vote.sequence,
+            issued_at_us: vote.issued_at_us,
+            valid_for_s: vote.valid_for_s,
+            signature: signed.signature,
+        }
+    }
+}
+
 /// Enough votes for one action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {

@@ -3,7 +3,7 @@
 //! The [`Registry`] is the grow-only set of admitted records: who may be a member. The [`Roster`] is who
 //! is one, with which weight, in one certified epoch ([`super::epoch`]); the epoch's hash is in every vote.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -24,6 +24,10 @@ const EPOCH_TAG: &str = "secmesh/epoch/1";
 
 /// Most nodes in one mesh.
 pub const MAX_NODES: usize = 1_024;
+/// Most records that a [`Registry`] keeps: of a burned ticket two, and those that an epoch holds.
+pub const MAX_RECORDS: usize = 3 * MAX_NODES;
+/// Most further records of one burned ticket that are kept at hand, the latest ones.
+const MAX_SPARE: usize = 4;
 /// Weight of a node that nothing is known against or for.
 pub const NODE_WEIGHT: u32 = 100;
 
@@ -54,6 +58,11 @@ pub struct Registry {
     by_operator: Arc<BTreeMap<Hash, AdmittedRecord>>,
     /// All of them by the hash of the node record, burned tickets' too.
     all: Arc<BTreeMap<Hash, AdmittedRecord>>,
+    /// Further records of burned tickets. They count for nothing, but other nodes may have seen another one
+    /// first, and a certified epoch may hold it.
+    spare: BTreeMap<TicketId, VecDeque<AdmittedRecord>>,
+    /// Those of them that a certified epoch holds, by hash; they are in `all` too.
+    certified: BTreeSet<Hash>,
 }
 
 /// What is known of a ticket.
@@ -74,11 +83,37 @@ impl Registry {
     /// Takes a record that [`AdmittedRecord::verify`] has accepted.
     pub fn offer(&mut self, admitted: AdmittedRecord) -> Offered {
         let (hash, copy) = (admitted.record.hash(), admitted.clone());
+        let ticket = admitted.ticket();
         let offered = self.sort_in(admitted);
         if matches!(offered, Offered::Changed | Offered::Burned) {
             Arc::make_mut(&mut self.all).entry(hash).or_insert(copy);
+        } else if let (Offered::Unchanged, Some(ticket)) = (offered, ticket)
+            && !self.all.contains_key(&hash)
+        {
+            let spare = self.spare.entry(ticket).or_default();
+            spare.retain(|kept| kept.record.hash() != hash);
+            if spare.len() >= MAX_SPARE {
+                spare.pop_front();
+            }
+            spare.push_back(copy);
         }
         offered
+    }
+
+    /// An epoch was certified: its members' records are kept from now on, whatever became of their tickets.
+    pub fn keep(&mut self, epoch: &EpochRecord) {
+        for member in &epoch.members {
+            if self.all.contains_key(&member.record) {
+                continue;
+            }
+            if let Some(admitted) = self.by_hash(&member.record).cloned() {
+                if self.certified.len() >= MAX_NODES {
+                    return;
+                }
+                Arc::make_mut(&mut self.all).insert(member.record, admitted);
+                self.certified.insert(member.record);
+            }
+        }
     }
 
     fn sort_in(&mut self, admitted: AdmittedRecord) -> Offered {
@@ -118,14 +153,15 @@ impl Registry {
         self.by_ticket.contains_key(ticket)
     }
 
-    /// All records: those of the roster, those that lost to another one of the same node id, and both
-    /// records of each burned ticket, which prove that it is.
+    /// All records: those of the roster, those that lost to another one of the same node id, both
+    /// records of each burned ticket, which prove that it is, and further ones of it that an epoch holds.
     pub fn records(&self) -> impl Iterator<Item = &AdmittedRecord> {
         let by_ticket = self.by_ticket.values().flat_map(|used| match used {
             TicketUse::Once(record) => std::slice::from_ref(&**record),
             TicketUse::Burned(proof) => proof.as_slice(),
         });
-        self.by_operator.values().chain(by_ticket)
+        let certified = self.certified.iter().filter_map(|hash| self.all.get(hash));
+        self.by_operator.values().chain(by_ticket).chain(certified)
     }
 
     /// The records that count.
@@ -148,7 +184,9 @@ impl Registry {
 
     /// The admission of the node record with this hash.
     pub fn by_hash(&self, record: &Hash) -> Option<&AdmittedRecord> {
-        self.all.get(record)
+        let spare = || self.spare.values().flatten();
+        let hash = |admitted: &&AdmittedRecord| admitted.record.hash() == *record;
+        self.all.get(record).or_else(|| spare().find(hash))
     }
 
     /// The first epoch: the nodes that the operator admitted in person.

@@ -99,18 +99,7 @@ impl Engine {
             votes: Vec::new(),
         };
         for (_, signed) in ordered.into_iter().take(MAX_CERT_VOTES) {
-            let vote = &signed.vote;
-            certificate.votes.push(CertVote {
-                voter: vote.voter,
-                incarnation: vote.incarnation,
-                verdict: vote.verdict,
-                evidence_root: vote.evidence_root,
-                detector_hash: vote.detector_hash,
-                sequence: vote.sequence,
-                issued_at_us: vote.issued_at_us,
-                valid_for_s: vote.valid_for_s,
-                signature: signed.signature,
-            });
+            certificate.votes.push(CertVote::from(signed));
             let votes = certificate.votes.len();
             if !CertVerdict::could_suffice(&self.roster, &certificate.action, votes) {
                 continue;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::answers::Answer;
 use super::io::{Output, RefusalReason};
 use super::view::RestoreError;
 use super::{Call, Engine, KNOWN_EPOCHS};
@@ -396,6 +397,7 @@ impl Engine {
         if !self.chain.push(epoch.clone()) {
             return false;
         }
+        self.registry.keep(&epoch.record);
         self.shorten_chain();
         let before = std::mem::replace(&mut self.roster, roster);
         self.known.push_front(before);
@@ -501,7 +503,7 @@ impl Engine {
             self.send_epochs(call, from, number.saturating_sub(1));
         } else {
             self.put_aside(call, from, &message());
-            self.ask_epochs(call, from);
+            self.ask_for_epochs(call, from);
         }
         false
     }
@@ -514,21 +516,30 @@ impl Engine {
         });
     }
 
+    /// The same because of what the peer has sent.
+    fn ask_for_epochs(&mut self, call: &mut Call<'_>, peer: NodeId) {
+        if self.may_answer(call, peer, Answer::AskEpochs) {
+            self.ask_epochs(call, peer);
+        }
+    }
+
     /// A peer has told how far it is.
     pub(super) fn peer_epoch_want(&mut self, call: &mut Call<'_>, from: NodeId, number: u64) {
         if number > self.roster.epoch() {
-            self.ask_epochs(call, from);
+            self.ask_for_epochs(call, from);
         } else {
             self.send_epochs(call, from, number);
         }
     }
 
-    fn send_epochs(&self, call: &mut Call<'_>, to: NodeId, after: u64) {
+    fn send_epochs(&mut self, call: &mut Call<'_>, to: NodeId, after: u64) {
+        if self.chain.after(after).is_empty() || !self.may_answer(call, to, Answer::Epochs) {
+            return;
+        }
         let epochs = self.chain.after(after);
         let mut parts: Vec<Vec<u8>> = self
             .removals
             .values()
-            .filter(|_| !epochs.is_empty())
             .map(|removal| Message::Removal(Box::new(*removal)).to_bytes())
             .collect();
         for epoch in epochs.iter().take(SENT_AT_ONCE) {
@@ -570,7 +581,7 @@ impl Engine {
             Err(EpochError::NotNext { .. } | EpochError::TooLight { .. })
                 if number > self.roster.epoch().saturating_add(1) =>
             {
-                self.ask_epochs(call, from);
+                self.ask_for_epochs(call, from);
             }
             Err(_) => self.refuse(call, from, RefusalReason::BadEpoch),
         }
@@ -835,6 +846,7 @@ impl Engine {
             let before = std::mem::replace(&mut self.roster, roster);
             self.known.push_front(before);
             self.known.truncate(KNOWN_EPOCHS);
+            self.registry.keep(&epoch.record);
             self.chain.push(epoch);
         }
         self.epoch_since_us = stored.since_unix_us;

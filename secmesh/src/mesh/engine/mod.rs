@@ -3,6 +3,7 @@
 //! No socket, no clock, no random source: the same inputs give the same outputs, which is what
 //! the simulation in the tests relies on. The runtime around it carries out [`Output`]s in order.
 //!
+//! - `answers`: how much one peer may have in one second
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
 //! - `membership`: admissions, tickets
@@ -17,6 +18,7 @@
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
 
+mod answers;
 mod decisions;
 mod digest;
 mod epochs;
@@ -37,6 +39,7 @@ mod window;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use self::answers::Answers;
 pub use self::digest::Digest;
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
@@ -146,12 +149,16 @@ pub struct Engine {
     connected: BTreeSet<NodeId>,
     /// What the failure detector says of members; of others, only the connection counts.
     liveness: BTreeMap<NodeId, Liveness>,
+    answers: Answers,
     /// What is still to be sent to a peer that came up.
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
     own_votes: BTreeMap<VoteSlot, Ballot>,
-    /// Latest bucket of which own votes were forgotten: nothing is signed about it or earlier ones again.
-    forgotten_bucket: Option<u64>,
+    /// Latest bucket of an own vote that is not remembered any more. In it and before it nothing can be said
+    /// without perhaps contradicting that, whatever the clock says.
+    forgotten: Option<u64>,
+    /// Sequence number and bucket of the first vote that the disk still had.
+    first_restored: Option<(u64, u64)>,
     incidents: Incidents,
     /// Releases that peers asked for and this node would agree to, since when.
     considered: BTreeMap<IncidentKey, u64>,
@@ -222,10 +229,12 @@ impl Engine {
             grants: BTreeMap::new(),
             connected: BTreeSet::new(),
             liveness: BTreeMap::new(),
+            answers: Answers::default(),
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
-            forgotten_bucket: None,
+            forgotten: None,
+            first_restored: None,
             incidents: Incidents::default(),
             considered: BTreeMap::new(),
             evidence: BTreeMap::new(),
@@ -310,6 +319,7 @@ impl Engine {
             }
             Input::PeerDown(peer) => {
                 self.connected.remove(&peer);
+                self.answers.forget(&peer);
                 self.backlog.remove(&peer);
                 self.statements.peer_down(&peer);
             }
@@ -438,18 +448,17 @@ impl Engine {
         self.incidents
             .prune(now, self.valid_us(), self.roster.epoch_hash());
         // A vote can name a bucket only until the next one ends; after that the slot is safe to
-        // forget. Clocks may step back by as much as they may differ; after a larger step this node
-        // stays silent on what it no longer knows its word about.
+        // forget. Clocks may step back by as much as they may differ, and by more: that a bucket was
+        // forgotten is remembered.
         let oldest = bucket_of(now.saturating_sub(self.skew_us())).saturating_sub(3);
-        let mut forgotten = self.forgotten_bucket;
+        let forgotten = &mut self.forgotten;
         self.own_votes.retain(|_, ballot| {
             let bucket = ballot.signed.vote.bucket;
             if bucket < oldest {
-                forgotten = forgotten.max(Some(bucket));
+                *forgotten = (*forgotten).max(Some(bucket));
             }
             bucket >= oldest
         });
-        self.forgotten_bucket = forgotten;
         let ended: Vec<DecisionId> = self
             .decisions
             .values()

@@ -58,7 +58,7 @@ struct Tally {
 }
 
 /// All that this node has against others.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Conduct {
     evidence: BTreeMap<(NodeId, AttackClass), Evidence>,
     tallies: BTreeMap<NodeId, Tally>,

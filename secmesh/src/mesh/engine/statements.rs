@@ -21,7 +21,7 @@ use crate::mesh::ids::{DecisionId, Hash, MeshId, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::MAX_NODES;
 use crate::mesh::trust::{EPOCH_US, LocalTrust, Member, Members, Params, Rules, TrustReport, fold};
-use crate::mesh::vote::{ActionKind, SignedVote, Verdict};
+use crate::mesh::vote::{ActionKind, Verdict};
 
 /// Bytes of all statements together; each node may use its part of it.
 pub const MAX_EVIDENCE_BYTES: usize = 256 << 20;
@@ -93,21 +93,6 @@ impl Statements {
     pub(super) fn peer_down(&mut self, peer: &NodeId) {
         self.up_since.remove(peer);
         self.sync.forget(peer);
-    }
-}
-
-fn cert_vote(signed: &SignedVote) -> CertVote {
-    let vote = &signed.vote;
-    CertVote {
-        voter: vote.voter,
-        incarnation: vote.incarnation,
-        verdict: vote.verdict,
-        evidence_root: vote.evidence_root,
-        detector_hash: vote.detector_hash,
-        sequence: vote.sequence,
-        issued_at_us: vote.issued_at_us,
-        valid_for_s: vote.valid_for_s,
-        signature: signed.signature,
     }
 }
 
@@ -195,8 +180,8 @@ impl Engine {
         Ok(())
     }
 
-    /// All that was on the disk is back. `whole`: the file was there, so this node has stated nothing that
-    /// is not in it; otherwise it hears its peers first.
+    /// All that was on the disk is back. `whole`: it is certain that this node has stated nothing that is not
+    /// in it; otherwise it hears its peers first. A file alone makes nothing certain, it may be an older copy.
     pub const fn evidence_restored(&mut self, whole: bool) {
         self.statements.sure |= whole;
     }
@@ -298,7 +283,9 @@ impl Engine {
             .filter(|incident| incident.epoch_hash == certificate.epoch_hash)
         {
             for (voter, signed) in &incident.votes {
-                votes.entry(*voter).or_insert_with(|| cert_vote(signed));
+                votes
+                    .entry(*voter)
+                    .or_insert_with(|| CertVote::from(signed));
             }
         }
         votes.retain(|voter, vote| *voter != me && vote.verdict == Verdict::Confirm);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::answers::Answer;
 use super::io::{Output, RefusalReason};
 use super::statements::tell;
 use super::{Call, Engine};
@@ -111,6 +112,9 @@ impl Engine {
                 if hash == self.statements.set.frontier_hash() {
                     return self.agrees(from);
                 }
+                if !self.may_answer(call, from, Answer::Digest) {
+                    return;
+                }
                 let frontier = self.statements.set.frontier();
                 let answer = false;
                 tell(call, from, EvidenceMessage::Digest { answer, frontier });
@@ -161,7 +165,7 @@ impl Engine {
         if theirs.size(&me) <= set.head(&me).size {
             self.agrees(from);
         }
-        if !answer && they_lack {
+        if !answer && they_lack && self.may_answer(call, from, Answer::DigestBack) {
             let frontier = self.statements.set.frontier();
             let answer = true;
             tell(call, from, EvidenceMessage::Digest { answer, frontier });
@@ -297,8 +301,10 @@ impl Engine {
             return false;
         }
         let known = self.statements.set.head(&head.author);
+        // Nothing of it is verified yet.
+        let after = head.sequence.saturating_add(1);
         if head.sequence > known.size {
-            return self.fill_gap(call, from, head.author, head.sequence + 1);
+            return self.fill_gap(call, from, head.author, after);
         }
         // A lie is worth knowing whatever its author has used up.
         if head.sequence == known.size && head.sequence >= count {
@@ -322,7 +328,7 @@ impl Engine {
                 return true;
             }
             Inserted::Known => {}
-            Inserted::Gap(_) => return self.fill_gap(call, from, head.author, head.sequence + 1),
+            Inserted::Gap(_) => return self.fill_gap(call, from, head.author, after),
             Inserted::Conflict(heads) => {
                 self.refuse(call, from, RefusalReason::ForkedEvidence);
                 if let Some(misconduct) = Misconduct::fork(heads.0, heads.1) {

@@ -1,5 +1,6 @@
 //! Several engines in one process, joined by a network that a test (or a random schedule) runs.
 
+mod answers;
 mod bounds;
 mod epoch_schedules;
 mod epochs;

@@ -291,11 +291,13 @@ impl Engine {
                 .iter()
                 .min_by_key(|(_, ballot)| ballot.signed.vote.bucket)
                 .map(|(slot, _)| *slot);
-            if let Some(forgotten) = oldest.and_then(|slot| self.own_votes.remove(&slot)) {
-                let bucket = Some(forgotten.signed.vote.bucket);
-                self.forgotten_bucket = self.forgotten_bucket.max(bucket);
+            if let Some(oldest) = oldest {
+                let gone = self.own_votes.remove(&oldest);
+                self.forgotten = self.forgotten.max(gone.map(|b| b.signed.vote.bucket));
             }
         }
+        let this = (vote.sequence, vote.bucket);
+        self.first_restored = Some(self.first_restored.map_or(this, |first| first.min(this)));
         if !planted(Bug::VotesForgotten) {
             self.own_votes.entry(slot).or_insert(ballot);
         }

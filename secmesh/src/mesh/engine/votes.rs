@@ -118,7 +118,7 @@ impl Engine {
             }
             // One that this node may not vote on any more needs a successor, in the next minute.
             same_class_open |= Some(incident.action.class) == class
-                && Some(incident.bucket) > self.forgotten_bucket;
+                && !self.is_forgotten(incident.bucket);
             if let Some(evidence) = self.evidence_on(call.now, subject, incident.action.class) {
                 self.cast(call, &key, Verdict::Confirm, Some(evidence));
                 self.try_certify(call, &key);
@@ -212,9 +212,11 @@ impl Engine {
             || incident.epoch_hash != self.roster.epoch_hash()
             || !incident.is_open(call.now)
             || !self.is_member()
-            || (Some(incident.bucket) <= self.forgotten_bucket && !planted(Bug::ForgottenSlots))
         {
             return;
+        }
+        if self.is_forgotten(incident.bucket) && !planted(Bug::ForgottenSlots) {
+            return self.refuse(call, self.config.node, RefusalReason::ClockSetBack);
         }
         if self.own_votes.len() >= MAX_OWN_VOTES {
             return self.refuse(call, self.config.node, RefusalReason::Full);
@@ -254,6 +256,18 @@ impl Engine {
         }
         call.out
             .push(Output::VoteSeen(self.summary(&action, &ballot.signed)));
+    }
+
+    /// Whether this node may have voted in this bucket and not know any more how: the clock was set back
+    /// since, or the disk no longer holds all votes from before the start.
+    fn is_forgotten(&self, bucket: u64) -> bool {
+        // Votes are numbered from 1. What is missing before the first that is there was in its bucket or
+        // in one before; and a vote names a bucket at most one beyond the clock's.
+        let lost = self
+            .first_restored
+            .filter(|(sequence, _)| *sequence > 1)
+            .map(|(_, bucket)| bucket.saturating_add(1));
+        Some(bucket) <= self.forgotten.max(lost)
     }
 
     pub(super) fn summary(&self, action: &Action, signed: &SignedVote) -> VoteSummary {

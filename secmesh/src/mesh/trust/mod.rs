@@ -2,7 +2,7 @@
 //!
 //! The same statements up to the same frontiers give the same bits on every node, in whatever order they
 //! came. [`fold`] is the whole of it; [`Fold`] takes one epoch at a time, so that a proposer can try one.
-//! Until epochs are certified, [`by_time`] cuts the logs at the times that their authors state.
+//! Until certified epochs take them, [`by_time`] cuts the logs at the times that their authors state.
 //!
 //! Who may believe what: a report counts only as far as reporters of more than a third of the weight make
 //! the same claim about a node ([`vouched`]), the node itself left out. `docs/trust.md` has the reasons.

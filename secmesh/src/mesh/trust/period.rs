@@ -1,4 +1,4 @@
-//! Epochs by the clock: for what is shown as long as no epochs are certified.
+//! Epochs by the clock: for what is shown as long as certified epochs do not take the weights.
 
 use std::collections::BTreeMap;
 

@@ -440,3 +440,16 @@ fn what_several_peers_have_is_asked_of_one() {
         .sum::<usize>();
     assert_eq!(received, 3, "each statement once");
 }
+
+#[test]
+fn a_number_that_no_log_reaches_is_refused_before_it_is_counted_on() {
+    let mut net = Net::four();
+    let mut statement = next(&net, 3, bodies()[0].clone());
+    statement.signed.head.sequence = u64::MAX;
+    statements(&mut net, 4, 1, vec![statement.clone()]);
+    statement.signed.head.sequence = u64::MAX - 1;
+    statements(&mut net, 4, 1, vec![statement]);
+    settle(&mut net, 20);
+    assert_eq!(head(&net, 1).size, 0);
+    assert!(converged(&net));
+}

@@ -416,3 +416,50 @@ fn a_release_that_arrives_late_does_not_end_a_later_block() {
     assert_eq!(net.engines[&4].decisions().count(), 2);
     assert!(net.blocks(4, subject()));
 }
+
+#[test]
+fn a_clock_that_is_set_back_does_not_make_a_node_say_another_thing() {
+    let mut net = Net::four();
+    net.sees(1, subject());
+    net.run();
+    // Long after, the vote is forgotten; then the clock is as it was.
+    net.tick(600 * S);
+    net.run();
+    assert_eq!(net.own_verdicts(1).len(), 1);
+    net.now = T0 + 5 * S;
+    net.sees(1, subject());
+    net.run();
+    net.nobody_contradicts_itself();
+    assert_eq!(net.own_verdicts(1).len(), 1);
+    assert!(net.refused(1, RefusalReason::ClockSetBack) > 0);
+    // Two minutes later it votes again.
+    net.tick(120 * S);
+    net.sees(1, subject());
+    net.sees(2, subject());
+    net.run();
+    assert!((1..=4).all(|i| net.blocks(i, subject())));
+}
+
+#[test]
+fn a_node_whose_disk_has_lost_its_older_votes_says_nothing_in_their_time() {
+    let mut net = Net::four();
+    for i in 0..3 {
+        net.sees(1, format!("198.51.100.{i}").parse().unwrap());
+        net.run();
+    }
+    let all = net.disks[&1].clone();
+    for kept in [0, 2] {
+        // With all of them it votes in that minute; with the last one only, it does not.
+        net.disks.insert(1, all[kept..].to_vec());
+        net.crash(1);
+        let before = net.disks[&1].len();
+        net.sees(1, format!("198.51.100.{}", 100 + kept).parse().unwrap());
+        let cast = net.disks[&1].len() > before;
+        assert_eq!(cast, kept == 0);
+    }
+    net.tick(180 * S);
+    net.sees(1, subject());
+    net.sees(2, subject());
+    net.run();
+    assert!((1..=4).all(|i| net.blocks(i, subject())));
+}
