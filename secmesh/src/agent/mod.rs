@@ -22,6 +22,7 @@ mod notary;
 mod outbox;
 mod protect;
 mod quarantine;
+mod ratify;
 mod reconcile;
 mod recover;
 mod requests;

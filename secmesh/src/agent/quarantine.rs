@@ -195,9 +195,7 @@ impl Agent {
                 origin: Origin::Quarantine,
                 scope: DecisionScope::Mesh,
                 state: DecisionState::Active,
-                reason: Some(format!(
-                    "node {name} is quarantined until it is readmitted"
-                )),
+                reason: Some(format!("node {name} is quarantined until it is readmitted")),
                 expires_unix_us: now_unix_us.saturating_add(LEASE_US),
                 ..self.entry_about(&decision, subject)
             };

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::notary::{Notary, Parts};
 use super::outbox::Outbox;
 use super::quarantine::CutOff;
+use super::ratify::Ratification;
 use super::{
     AgentError, Options,
     capture::Captures,
@@ -227,6 +228,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         store,
         trust,
         cut_off: CutOff::default(),
+        ratification: Ratification::default(),
         chosen_peers: BTreeMap::new(),
         started_ns,
         _lock: lock,

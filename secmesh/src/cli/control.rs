@@ -15,8 +15,8 @@ use crate::api::types::{Done, ReleaseTerms, Request};
 use crate::config::Mode;
 use crate::mesh::crypto::Signer;
 use crate::mesh::decision::OperatorRelease;
-use crate::mesh::vote::Action;
 use crate::mesh::evidence::{OperatorVerdict, Ruling};
+use crate::mesh::vote::Action;
 use crate::sense::netinfo::{self, LiveSystem};
 
 /// Asks for something to be done and prints what was.

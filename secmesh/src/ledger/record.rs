@@ -195,6 +195,15 @@ pub enum Record {
         /// The votes, or the operator's order.
         warrant: String,
     },
+    /// What became of a block that this node made alone while the mesh could not decide.
+    Ratification {
+        /// Id of the decision.
+        decision: String,
+        /// The address.
+        subject: String,
+        /// `proposed`, `ratified` or `expired`.
+        what: String,
+    },
     /// An operator asked for something about a node.
     Asked {
         /// `quarantine` or `readmit`.
@@ -267,6 +276,7 @@ impl Record {
             Self::EpochSeal { .. } => 24,
             Self::Quarantine { .. } => 25,
             Self::Asked { .. } => 26,
+            Self::Ratification { .. } => 27,
         }
     }
 }

@@ -35,7 +35,9 @@ use std::sync::Arc;
 
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
-pub use self::io::{Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+pub use self::io::{
+    Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary,
+};
 use self::quarantine::Conduct;
 pub use self::quarantine::{MAX_NETWORKS_PER_HOUR, Suspicion};
 use self::statements::Statements;
