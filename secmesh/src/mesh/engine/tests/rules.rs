@@ -356,6 +356,10 @@ fn a_restarted_node_keeps_its_decisions_and_refuses_foreign_votes() {
 #[test]
 fn a_liar_is_found_out_everywhere_and_weighs_nothing() {
     let mut net = Net::four();
+    // What it is worth without being cut off for it.
+    for policy in net.policies.values() {
+        *policy.automatic.borrow_mut() = Automatic::Off;
+    }
     let confirm = vote_of(&net, 4, block(subject()), Verdict::Confirm, 1);
     let reject = vote_of(&net, 4, block(subject()), Verdict::Reject, 1);
     net.inject(4, 1, &confirm);
