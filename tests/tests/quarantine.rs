@@ -19,6 +19,9 @@ use xtask::sh;
 const POLL: Duration = Duration::from_millis(100);
 /// Longer than a pause between two attempts to connect.
 const SESSIONS: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
+/// What is decided about a node in the minute of its readmission is void; and some patience.
+const MINUTE: Duration = Duration::from_secs(70);
 const HONEST: [usize; 3] = [1, 2, 3];
 
 fn bad_address() -> IpAddr {
@@ -278,14 +281,20 @@ fn a_node_that_attacks_its_peers_is_cut_off_and_taken_back() -> Result<()> {
     // And cut off again by the operator's word alone.
     let key = lab.node(1)?.state_dir.join("operator.key");
     let key = key.to_string_lossy().into_owned();
-    lab.agent(3)?.must(&[
+    let order = [
         "quarantine",
         "n4",
         "--reason",
         "ticket 4711",
         "--operator-key",
         &key,
-    ])?;
+    ];
+    // Of one minute the readmission counts.
+    let said = clock::wait_until(MINUTE, SECOND, || {
+        let said = lab.agent(3)?.output(&order)?;
+        Ok(said.status.success().then_some(()))
+    })?;
+    said.context("the operator's order is not taken in the next minute either")?;
     wait_until_cut_off(&lab)?;
     readmit(&lab)
 }
