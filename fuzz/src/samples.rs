@@ -91,8 +91,14 @@ fn make() -> Option<Mesh> {
         .collect();
     let certificate = certificate(&roster, block, &ballots);
     ballots.push(ballot(&roster, 1, Action::release(subject)));
-    let release = OperatorRelease::new(roster.mesh(), roster.epoch_hash(), subject, T0, 600)
-        .sign(&operator());
+    let release = OperatorRelease::new(
+        roster.mesh(),
+        roster.epoch_hash(),
+        Action::release(subject),
+        T0,
+        600,
+    )
+    .sign(&operator());
     let next = next_epoch(&roster, &genesis, &members);
     Some(Mesh {
         genesis: genesis.sign(&operator()),

@@ -19,6 +19,7 @@ use super::liveness::Watchman;
 use super::notary::Notary;
 use super::outbox::Outbox;
 use super::quarantine::CutOff;
+use super::ratify::Ratification;
 use super::{
     AgentError, Options,
     capture::Captures,
@@ -147,6 +148,7 @@ pub(super) struct Agent {
     pub store: MeshStore,
     pub trust: TrustWork,
     pub cut_off: CutOff,
+    pub ratification: Ratification,
     /// Peers that the operator of this node protects by their addresses, and why.
     pub chosen_peers: BTreeMap<NodeId, String>,
     pub tally: Tally,
@@ -476,6 +478,7 @@ impl Agent {
         }
         self.escalate().await;
         self.renew_quarantines();
+        self.ratify().await;
         self.gather_evidence(now).await;
         self.reconcile_a_little(now);
         self.update_sizes();

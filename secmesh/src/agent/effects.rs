@@ -120,7 +120,10 @@ impl Agent {
                 }
                 Output::VoteSeen(vote) => self.vote_seen(&vote),
                 Output::Refused { from, reason } => self.refused(&from, reason),
-                Output::QuorumState(state) => self.quorum_changed(&state),
+                Output::QuorumState(state) => {
+                    self.ratification.quorum(state.state);
+                    self.quorum_changed(&state);
+                }
             }
         }
         for seal in seals {
@@ -275,8 +278,11 @@ impl Agent {
             overridden: Vec::new(),
             final_hits: None,
         };
-        // The outcome is in the book and in the record.
-        drop(self.enforce(entry, None));
+        let id = entry.id.clone();
+        // A failure is in the book and in the record.
+        if self.enforce(entry, None).is_ok() {
+            self.ratification.blocked_alone(subject, &id);
+        }
     }
 
     /// Puts a decision into the kernel first, then into the book and the record.

@@ -23,6 +23,7 @@ mod notary;
 mod outbox;
 mod protect;
 mod quarantine;
+mod ratify;
 mod reconcile;
 mod recover;
 mod requests;

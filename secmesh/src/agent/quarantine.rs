@@ -195,9 +195,7 @@ impl Agent {
                 origin: Origin::Quarantine,
                 scope: DecisionScope::Mesh,
                 state: DecisionState::Active,
-                reason: Some(format!(
-                    "node {name} is quarantined until it is readmitted"
-                )),
+                reason: Some(format!("node {name} is quarantined until it is readmitted")),
                 expires_unix_us: now_unix_us.saturating_add(LEASE_US),
                 ..self.entry_about(&decision, subject)
             };
@@ -346,6 +344,16 @@ impl Agent {
         }
         if self.engine.is_quarantined(&id) {
             return Err(format!("{node} is quarantined already"));
+        }
+        // Of one minute the readmission counts, whichever came later.
+        let now = self.clock.unix_us();
+        if let Some(until) = self.engine.readmitted_until(&id)
+            && until > now
+        {
+            let seconds = (until - now).div_ceil(1_000_000);
+            return Err(format!(
+                "{node} was taken back within this minute; say it again in {seconds} s"
+            ));
         }
         let reason: Option<String> = reason.map(|r| r.chars().take(MAX_REASON).collect());
         let by_key = signed.is_some();

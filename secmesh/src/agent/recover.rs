@@ -157,7 +157,9 @@ impl Memory {
                 certified_unix_us,
                 addresses,
                 ..
-            } => self.quarantines.take(&warrant, certified_unix_us, &addresses),
+            } => self
+                .quarantines
+                .take(&warrant, certified_unix_us, &addresses),
             Record::Carried { what, .. } => self.carried(*what, now_unix_us),
             _ => {}
         }

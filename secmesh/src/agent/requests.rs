@@ -232,6 +232,10 @@ impl Agent {
             ("records_unknown", self.watch.unknown),
             ("evidence_not_kept", self.trust.not_kept),
             ("outcomes_dropped", self.trust.outcomes_dropped),
+            ("ratifications_proposed", self.ratification.proposed),
+            ("ratifications_ratified", self.ratification.ratified),
+            ("ratifications_expired", self.ratification.expired),
+            ("ratifications_dropped", self.ratification.dropped),
         ];
         let scrapes = self.scrapes.iter().flat_map(|scrapes| {
             [

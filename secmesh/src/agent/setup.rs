@@ -15,6 +15,7 @@ use super::liveness::Watchman;
 use super::notary::{Notary, Parts};
 use super::outbox::Outbox;
 use super::quarantine::CutOff;
+use super::ratify::Ratification;
 use super::{
     AgentError, Options,
     capture::Captures,
@@ -237,6 +238,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         store,
         trust,
         cut_off: CutOff::default(),
+        ratification: Ratification::default(),
         chosen_peers: BTreeMap::new(),
         started_ns,
         _lock: lock,

@@ -235,6 +235,7 @@ mod tests {
             weight: 100,
             trust: 100,
             equivocated: false,
+            quarantined: false,
             this_node: false,
         };
         let (a, b) = ("aa".repeat(16), "aabb".repeat(8));

@@ -126,9 +126,7 @@ mod tests {
 
     #[test]
     fn a_node_that_is_cut_off_is_told_with_why_and_by_whom() {
-        let vote = |name: &str, verdict: &str, weight: u64| {
-            json!({"node": "00", "name": name, "verdict": verdict, "weight": weight, "issued_unix_us": 1})
-        };
+        let vote = |name: &str, verdict: &str, weight: u64| json!({"node": "00", "name": name, "verdict": verdict, "weight": weight, "issued_unix_us": 1});
         let view: QuarantineView = serde_json::from_value(json!({
             "id": "ff", "name": "n4\u{1b}", "class": "misconduct", "decision": "aa", "by_operator": false,
             "since_unix_us": 1, "addresses": [["10.0.0.4", true]],

@@ -195,6 +195,15 @@ pub enum Record {
         /// The votes, or the operator's order.
         warrant: String,
     },
+    /// What became of a block that this node made alone while the mesh could not decide.
+    Ratification {
+        /// Id of the decision.
+        decision: String,
+        /// The address.
+        subject: String,
+        /// `proposed`, `ratified` or `expired`.
+        what: String,
+    },
     /// An operator asked for something about a node.
     Asked {
         /// `quarantine` or `readmit`.
@@ -285,6 +294,7 @@ impl Record {
             Self::Asked { .. } => 26,
             Self::Liveness { .. } => 32,
             Self::Quorum { .. } => 33,
+            Self::Ratification { .. } => 27,
         }
     }
 }

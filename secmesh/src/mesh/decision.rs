@@ -196,7 +196,8 @@ impl SignedRelease {
         );
         if *release != expected
             || !is_ordered(&release.action)
-            || !(1..=MAX_RELEASE_VALID_S).contains(&release.valid_for_s) {
+            || !(1..=MAX_RELEASE_VALID_S).contains(&release.valid_for_s)
+        {
             return Err(ReleaseError::Malformed);
         }
         Ok(crypto::verify(

@@ -12,7 +12,13 @@ fn all() -> Vec<Message> {
     let block = Action::block(subject(), AttackClass::SynFlood, &Params::default());
     let vote = ballot(&roster, 1, block, Verdict::Confirm, 1, T0);
     let lie = ballot(&roster, 1, block, Verdict::Reject, 2, T0);
-    let release = OperatorRelease::new(roster.mesh(), Hash([1; 32]), subject(), T0, 60);
+    let release = OperatorRelease::new(
+        roster.mesh(),
+        Hash([1; 32]),
+        Action::release(subject()),
+        T0,
+        60,
+    );
     let votes = [(1, Verdict::Confirm), (2, Verdict::Confirm)];
     vec![
         Message::Vote(Box::new(vote)),

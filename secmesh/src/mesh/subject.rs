@@ -1,12 +1,13 @@
 //! Whom an action concerns: an address or a network, or a node of the mesh itself.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
 use super::ids::NodeId;
 use super::wire::{Decoder, Encoder, WireError};
-use crate::addr::{PREFIX_BYTES, Prefix};
+use crate::addr::{PREFIX_BYTES, Prefix, PrefixError};
 
 /// First byte of a node among subjects, where a prefix has its family.
 const NODE: u8 = 0;
@@ -116,6 +117,15 @@ impl fmt::Display for Subject {
 impl fmt::Debug for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Subject {
+    type Err = PrefixError;
+
+    /// Reads an address or network; nodes are named otherwise.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self::Net)
     }
 }
 

@@ -28,7 +28,23 @@ fn computed() -> BTreeMap<&'static str, String> {
     let lie = ballot(&roster, 1, block, Verdict::Reject, 2, T0);
     let votes = [(1, Verdict::Confirm), (2, Verdict::Confirm)];
     let certificate: Certificate = certificate(&roster, block, &votes);
-    let release = OperatorRelease::new(roster.mesh(), roster.epoch_hash(), subject(), T0, 60);
+    let release = OperatorRelease::new(
+        roster.mesh(),
+        roster.epoch_hash(),
+        Action::release(subject()),
+        T0,
+        60,
+    );
+    let quarantine = Action::quarantine(node_id(4), AttackClass::Misconduct);
+    let against = [1, 2, 3].map(|i| (i, Verdict::Confirm));
+    let cut_off = super::testing::certificate(&roster, quarantine, &against);
+    let readmit = OperatorRelease::new(
+        roster.mesh(),
+        roster.epoch_hash(),
+        Action::readmit(node_id(4)),
+        T0,
+        60,
+    );
     let checkpoint = Checkpoint::of(&node_id(1).0, 3, [7; 32]);
     let signed = SignedCheckpoint {
         note: checkpoint
@@ -104,6 +120,14 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
         ("checkpoint_cosignature", to_hex(&cosignature.signature)),
         ("equivocation_proof", to_hex(&proof.to_bytes())),
+        ("quarantine_action", to_hex(&quarantine.to_bytes())),
+        ("quarantine_incident_id", cut_off.incident().to_string()),
+        ("quarantine_certificate", to_hex(&cut_off.to_bytes())),
+        ("readmit_action", to_hex(&readmit.action.to_bytes())),
+        (
+            "operator_readmit",
+            to_hex(&readmit.sign(&operator()).to_bytes()),
+        ),
         (
             "operator_release",
             to_hex(&release.sign(&operator()).to_bytes()),

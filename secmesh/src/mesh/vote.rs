@@ -360,12 +360,9 @@ impl Action {
     /// The incident this action answers, in one epoch and bucket.
     pub fn incident(&self, mesh: MeshId, epoch_hash: Hash, bucket: u64) -> IncidentId {
         let mut e = Encoder::tagged(INCIDENT_TAG);
-        e.fixed(mesh.as_bytes())
-            .fixed(epoch_hash.as_bytes());
+        e.fixed(mesh.as_bytes()).fixed(epoch_hash.as_bytes());
         self.subject.write(&mut e);
-        e.u8(self.class.code())
-            .u8(self.kind.code())
-            .u64(bucket);
+        e.u8(self.class.code()).u8(self.kind.code()).u64(bucket);
         IncidentId(crypto::sha256(&e.finish()))
     }
 

@@ -223,9 +223,7 @@ impl Engine {
             self.incidents
                 .decide(&(certificate.incident(), certificate.round));
         }
-        if self.decisions.contains_key(&id)
-            || self.is_undone(&action, warrant.bucket())
-        {
+        if self.decisions.contains_key(&id) || self.is_undone(&action, warrant.bucket()) {
             return;
         }
         if self.decisions.len() >= MAX_DECISIONS {

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::mesh::subject::Subject;
 use crate::mesh::ids::{Hash, IncidentId, NodeId};
+use crate::mesh::subject::Subject;
 use crate::mesh::vote::{Action, BUCKET_US, SignedVote, bucket_of};
 
 /// Most incidents that are open and undecided.

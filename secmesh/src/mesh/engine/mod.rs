@@ -43,7 +43,9 @@ use self::answers::Answers;
 pub use self::digest::Digest;
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
-pub use self::io::{Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+pub use self::io::{
+    Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary,
+};
 use self::quarantine::Conduct;
 pub use self::quarantine::{MAX_NETWORKS_PER_HOUR, Suspicion};
 use self::spread::Spread;

@@ -199,7 +199,12 @@ impl Engine {
     }
 
     /// Why this node does not vote for cutting `node` off, if it does not.
-    fn hindrance(&self, call: &Call<'_>, node: &NodeId, class: AttackClass) -> Option<RefusalReason> {
+    fn hindrance(
+        &self,
+        call: &Call<'_>,
+        node: &NodeId,
+        class: AttackClass,
+    ) -> Option<RefusalReason> {
         if *node == self.config.node || self.roster.get(node).is_none() {
             return Some(RefusalReason::WrongAction);
         }
@@ -293,7 +298,12 @@ impl Engine {
     }
 
     /// Counts what no honest node sends.
-    pub(super) fn note_refusal(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
+    pub(super) fn note_refusal(
+        &mut self,
+        call: &mut Call<'_>,
+        from: NodeId,
+        reason: RefusalReason,
+    ) {
         let garbage = match reason {
             RefusalReason::Malformed
             | RefusalReason::Oversized
@@ -388,7 +398,12 @@ impl Engine {
 
     /// As [`Engine::act_on_node`], for all.
     pub(super) fn act_on_nodes(&mut self, call: &mut Call<'_>) {
-        let nodes: BTreeSet<NodeId> = self.conduct.evidence.keys().map(|(node, _)| *node).collect();
+        let nodes: BTreeSet<NodeId> = self
+            .conduct
+            .evidence
+            .keys()
+            .map(|(node, _)| *node)
+            .collect();
         for node in nodes {
             self.act_on_node(call, node);
         }

@@ -10,6 +10,7 @@ mod join;
 mod late;
 mod liveness;
 mod networks;
+mod quarantine;
 mod refusals;
 mod rules;
 mod schedules;
@@ -30,6 +31,9 @@ use crate::mesh::vote::{Action, Verdict};
 struct TestPolicy {
     allowed: Rc<RefCell<BTreeSet<Prefix>>>,
     noisy: Rc<RefCell<bool>>,
+    automatic: Rc<RefCell<Automatic>>,
+    /// Nodes that its operator protects.
+    protected: Rc<RefCell<BTreeSet<NodeId>>>,
 }
 
 impl Policy for TestPolicy {
@@ -43,6 +47,15 @@ impl Policy for TestPolicy {
 
     fn is_quiet(&self, _: &Prefix) -> bool {
         !*self.noisy.borrow()
+    }
+
+    fn vetoes_node(&self, node: &NodeId) -> Option<String> {
+        let protected = self.protected.borrow();
+        protected.contains(node).then(|| "protected".to_owned())
+    }
+
+    fn quarantines(&self) -> Automatic {
+        *self.automatic.borrow()
     }
 }
 

@@ -167,10 +167,7 @@ impl Engine {
     }
 
     /// Decisions on exactly this subject.
-    pub fn decisions_about(
-        &self,
-        subject: impl Into<Subject>,
-    ) -> impl Iterator<Item = &Decision> {
+    pub fn decisions_about(&self, subject: impl Into<Subject>) -> impl Iterator<Item = &Decision> {
         self.by_subject
             .get(&subject.into())
             .into_iter()
@@ -327,9 +324,7 @@ impl Engine {
         };
         let expires_unix_us = self.remembered_until(&warrant);
         let action = warrant.action();
-        if expires_unix_us <= now_unix_us
-            || self.is_undone(&action, warrant.bucket())
-        {
+        if expires_unix_us <= now_unix_us || self.is_undone(&action, warrant.bucket()) {
             return Ok(None);
         }
         if self.decisions.len() >= MAX_DECISIONS {

@@ -260,7 +260,7 @@ fn the_operators_signature_releases_at_once_and_the_block_stays_gone() {
         .unwrap()
         .warrant
         .clone();
-    let draft = net.engines[&3].draft_release(subject(), net.now, 60);
+    let draft = net.engines[&3].draft_order(Action::release(subject()), net.now, 60);
     let forged = Box::new(draft.sign(&signer(3)));
     net.input(
         3,
@@ -356,6 +356,10 @@ fn a_restarted_node_keeps_its_decisions_and_refuses_foreign_votes() {
 #[test]
 fn a_liar_is_found_out_everywhere_and_weighs_nothing() {
     let mut net = Net::four();
+    // What it is worth without being cut off for it.
+    for policy in net.policies.values() {
+        *policy.automatic.borrow_mut() = Automatic::Off;
+    }
     let confirm = vote_of(&net, 4, block(subject()), Verdict::Confirm, 1);
     let reject = vote_of(&net, 4, block(subject()), Verdict::Reject, 1);
     net.inject(4, 1, &confirm);
@@ -406,7 +410,7 @@ fn a_lie_told_to_different_nodes_is_found_in_the_certificate() {
 #[test]
 fn a_release_that_arrives_late_does_not_end_a_later_block() {
     let mut net = Net::four();
-    let draft = net.engines[&3].draft_release(subject(), net.now, 60);
+    let draft = net.engines[&3].draft_order(Action::release(subject()), net.now, 60);
     net.now += 61 * S;
     net.sees(1, subject());
     net.sees(2, subject());
