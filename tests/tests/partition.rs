@@ -196,7 +196,7 @@ fn three_decide_and_the_one_that_is_cut_off_does_not_and_learns_it_when_it_is_ba
 }
 
 /// Blocks before the split, and while it lasts.
-const HISTORY: u8 = 200;
+const HISTORY: u8 = 60;
 const MISSED: u8 = 10;
 
 #[test]

@@ -107,7 +107,7 @@ fn config() -> Config {
         // Who is down by our word could not refute it.
         notify_down_members: false,
         periodic_announce: Some(PeriodicParams {
-            frequency: Duration::from_secs(30),
+            frequency: Duration::from_secs(10),
             num_members: NonZeroUsize::MIN,
         }),
         periodic_announce_to_down_members: None,
@@ -216,6 +216,19 @@ impl Swim {
             self.forget(now_us, life, out);
         }
         self.there(now_us, node, out);
+        // Who lacks a connection hears of the rest from whoever it has one to.
+        let complete = self
+            .members
+            .keys()
+            .all(|member| self.connected.contains(member));
+        if let Some(life) = self.life(&node)
+            && !complete
+        {
+            let mut wishes = Wishes::default();
+            let fine = self.foca.announce(life, &mut wishes).is_ok();
+            self.counters.errors += u64::from(!fine);
+            self.grant(now_us, wishes, out);
+        }
     }
 
     /// The connection to a peer is gone: it is suspected, and others are asked.
