@@ -74,6 +74,8 @@ pub(super) struct Sync {
     last_peer: Option<NodeId>,
     next_us: u64,
     turns: u64,
+    /// When a peer was told last what is here.
+    pub(super) told: BTreeMap<NodeId, u64>,
     pub(super) counters: SyncCounters,
 }
 
@@ -81,6 +83,7 @@ impl Sync {
     pub(super) fn forget(&mut self, peer: &NodeId) {
         self.wants.remove(peer);
         self.sent.remove(peer);
+        self.told.remove(peer);
     }
 }
 
