@@ -80,6 +80,8 @@ pub struct Swim {
     order: u64,
     /// For the choices that are not foca's.
     pub(super) chance: Chance,
+    /// Second, and nodes for whom others were asked in it.
+    pub(super) asked_for: (u64, usize),
     /// How often this node has refuted a suspicion.
     pub(super) refutations: u16,
     /// When it did last.
@@ -129,6 +131,7 @@ impl Swim {
             timers: BTreeMap::new(),
             order: 0,
             chance: Chance::new(sha256(&seed)),
+            asked_for: (0, 0),
             refutations: 0,
             refuted_us: None,
             counters: SwimCounters::default(),
