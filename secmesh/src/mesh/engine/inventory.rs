@@ -110,7 +110,13 @@ impl Engine {
     }
 
     /// What was refused as dated wrongly may be right by the clock as it is now: compares with everybody.
+    /// Twice, since a peer may have told this node what it has just before.
     pub(super) fn clock_set(&mut self, call: &mut Call<'_>) {
+        self.statements.sync.told_again_us = Some(call.now.saturating_add(TELL_AGAIN_US));
+        self.tell_everybody(call);
+    }
+
+    pub(super) fn tell_everybody(&mut self, call: &mut Call<'_>) {
         for peer in self.connected.clone() {
             self.tell_sums(call, peer);
         }

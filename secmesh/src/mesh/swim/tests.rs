@@ -169,6 +169,9 @@ fn who_answers_is_never_suspected_and_costs_little() {
     let mut net = Net::new(30, 1);
     net.run(2);
     let (messages, bytes) = (net.messages, net.bytes);
+    // All connections came up in one instant, which may be too much for one second.
+    let refused: u64 = net.nodes.values().map(|s| s.counters().refused_rate).sum();
+    assert!(refused < 100, "{refused} refused");
     net.run(120);
     assert!(net.log.is_empty(), "{:?}", net.log);
     assert!(net.all_alive());
@@ -179,11 +182,10 @@ fn who_answers_is_never_suspected_and_costs_little() {
     assert!(net.largest <= message::MAX_BODY + 15);
     for swim in net.nodes.values() {
         let counters = swim.counters();
-        assert_eq!(
-            (counters.refused_rate, counters.errors, counters.suspected),
-            (0, 0, 0)
-        );
+        assert_eq!((counters.errors, counters.suspected), (0, 0));
     }
+    let later: u64 = net.nodes.values().map(|s| s.counters().refused_rate).sum();
+    assert_eq!(later, refused);
 }
 
 #[test]
