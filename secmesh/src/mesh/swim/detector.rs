@@ -271,7 +271,7 @@ impl Swim {
         &mut self,
         now_us: u64,
         from: NodeId,
-        message: SwimMessage,
+        message: &SwimMessage,
         out: &mut Vec<Output>,
     ) {
         let Some(src) = self
@@ -302,7 +302,7 @@ impl Swim {
         let message = SwimMessage {
             what,
             updates: self.news(now_us, src, &message.updates, out),
-            ..message
+            ..*message
         };
         let mut wishes = Wishes::default();
         let taken = match to_foca(src, self.me, &message) {
