@@ -41,8 +41,8 @@ impl Partition {
                     Ok(all.join(", "))
                 };
                 let rules = format!(
-                    "table inet {TABLE} {{ chain input {{ type filter hook input priority -300; \
-                     ip saddr {{ {} }} drop; ip6 saddr {{ {} }} drop; }} }}",
+                    "table inet {TABLE} {{\nchain input {{\ntype filter hook input priority -300;\n\
+                     ip saddr {{ {} }} drop\nip6 saddr {{ {} }} drop\n}}\n}}",
                     addresses(Family::V4)?,
                     addresses(Family::V6)?
                 );

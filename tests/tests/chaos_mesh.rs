@@ -249,7 +249,12 @@ fn a_node_whose_disk_is_full_signs_nothing_still_blocks_and_says_so() -> Result<
     eprintln!("{}: {}", asked.status, words_of(&asked));
     decide(&lab, subject(2))?;
     wait_for_blocks(&lab.state().nodes[..3], subject(2), true)?;
-    let told = clock::wait_until(PATIENCE, Duration::from_millis(100), || {
+    // What is left of the last page of its ledger takes a few more.
+    let mut more = 100;
+    let told = clock::wait_until(NOTICED, Duration::from_millis(20), || {
+        let one_more = subject(more).to_string();
+        more = more.saturating_add(1);
+        lab.agent(4)?.output(&["block", &one_more, "--mesh"])?;
         let status = lab.agent(4)?.must(&["status", "--all"])?;
         Ok((counter(&lab, 4, "votes_not_sent")? > 0).then_some(status))
     })?

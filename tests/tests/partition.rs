@@ -157,6 +157,9 @@ fn three_decide_and_the_one_that_is_cut_off_does_not_and_learns_it_when_it_is_ba
         sees(&lab, node, 4, "down", NOTICED)?;
     }
     quorum(&lab, 4, "ISOLATED", 100, NOTICED)?;
+    for node in [1, 2, 3] {
+        sees(&lab, 4, node, "down", NOTICED)?;
+    }
     let told = lab.agent(4)?.must(&["status"])?;
     ensure!(told.contains("ISOLATED"), "not shown: {told}");
     let shown = lab.agent(4)?.must(&["metrics"])?;
@@ -196,7 +199,7 @@ fn three_decide_and_the_one_that_is_cut_off_does_not_and_learns_it_when_it_is_ba
 }
 
 /// Blocks before the split, and while it lasts.
-const HISTORY: u8 = 200;
+const HISTORY: u8 = 60;
 const MISSED: u8 = 10;
 
 #[test]

@@ -455,7 +455,11 @@ impl Agent {
         let now = self.now();
         self.check_trial();
         self.look_at_interfaces(now);
+        let steps = self.tally.clock_steps;
         self.notice_clock_step(now);
+        if self.tally.clock_steps != steps {
+            self.drive(Input::ClockSet).await;
+        }
         self.captures.tick(now.mono_ns);
         self.renew_unilateral(now).await;
         for over in self.blocks.tick(&mut self.table, now) {

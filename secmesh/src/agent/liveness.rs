@@ -4,8 +4,10 @@ use tracing::{info, warn};
 
 use super::core::Agent;
 use crate::api::types::Peer;
+use crate::entropy::{self, EntropyError};
 use crate::ledger::Record;
 use crate::mesh::engine::{Input, QuorumLevel, QuorumState};
+use crate::mesh::identity::Identity;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::swim::{Life, Liveness, Output, Swim, SwimMessage};
 
@@ -19,12 +21,19 @@ pub(super) struct Watchman {
 }
 
 impl Watchman {
-    pub const fn new(swim: Swim) -> Self {
-        Self {
-            swim,
+    /// A detector for this node; whom it asks is left to chance.
+    pub fn start(identity: &Identity) -> Result<Self, EntropyError> {
+        let mut seed = [0; 32];
+        entropy::fill(&mut seed)?;
+        let me = Life {
+            node: identity.node_id(),
+            incarnation: identity.incarnation(),
+        };
+        Ok(Self {
+            swim: Swim::new(me, seed),
             told: None,
             recorded: None,
-        }
+        })
     }
 }
 
@@ -68,7 +77,7 @@ impl Agent {
     }
 
     pub(super) async fn swim_message(&mut self, from: NodeId, message: SwimMessage) {
-        self.watchman(|swim, now, out| swim.message(now, from, message, out))
+        self.watchman(|swim, now, out| swim.message(now, from, &message, out))
             .await;
     }
 

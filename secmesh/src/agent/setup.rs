@@ -46,7 +46,6 @@ use crate::{
         engine::{Engine, EngineConfig, Input},
         identity::Identity,
         store::MeshStore,
-        swim::{Life, Swim},
         transport::{AllowedPeers, RateLimitedLog, Transport, TransportConfig, TransportEvent},
     },
     metrics,
@@ -182,14 +181,9 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         transport: transport.clone(),
         clock: Arc::clone(&clock),
     });
-    let mut swim_seed = [0; 32];
-    entropy::fill(&mut swim_seed)?;
-    let me = Life {
-        node: identity.node_id(),
-        incarnation: identity.incarnation(),
-    };
     let (started_unix_us, started_ns) = (clock.unix_us(), clock.mono_ns());
     let mut agent = Agent {
+        watchman: Watchman::start(&identity)?,
         detectors: Detectors::new(&options.config.detect),
         alerts: VecDeque::new(),
         watched: BTreeMap::new(),
@@ -231,7 +225,6 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         engine,
         ledger,
         notary,
-        watchman: Watchman::new(Swim::new(me, swim_seed)),
         checkpointed_ns: started_ns,
         transport,
         allowed,

@@ -468,6 +468,10 @@ pub struct LedgerView {
 }
 
 /// A node of the mesh.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an answer of its own, as JSON has it; no two exclude each other"
+)]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Peer {
     /// Its id.

@@ -79,7 +79,7 @@ impl Engine {
         }
         let set = &self.statements.set;
         let frontier = set.frontier();
-        let statements = frontier.logs().iter().map(|(_, head)| head.size);
+        let statements = frontier.logs().values().map(|head| head.size);
         let mut digest = Digest {
             epoch: self.roster.epoch(),
             epoch_hash: self.roster.epoch_hash().to_string(),

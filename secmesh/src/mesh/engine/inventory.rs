@@ -17,6 +17,8 @@ use crate::mesh::witness::LedgerMessage;
 /// Most batches of the backlog sent to one peer per call: 2 MiB, so that a peer that comes up
 /// does not keep this node from voting.
 const BACKLOG_STEP: usize = 32;
+/// A peer that has other things is told what is here, too, unless it was told so recently, microseconds.
+const TELL_AGAIN_US: u64 = 5 * 1_000_000;
 /// Most batches that wait for one peer.
 const MAX_BACKLOG: usize = 1_024;
 /// Bytes that a part takes in a batch beyond itself.
@@ -111,12 +113,28 @@ impl Engine {
     }
 
     /// Says what is here in 256 sums; the peer answers with what it has where its own differ.
-    pub(super) fn tell_sums(&self, call: &mut Call<'_>, peer: NodeId) {
+    pub(super) fn tell_sums(&mut self, call: &mut Call<'_>, peer: NodeId) {
+        if self.connected.contains(&peer) {
+            self.statements.sync.told.insert(peer, call.now);
+        }
         let message = Inventory::Sums(sums(self.inventory(call.now)));
         call.out.push(Output::Send {
             to: peer,
             bytes: Message::Inventory(Box::new(message)).to_bytes(),
         });
+    }
+
+    /// What was refused as dated wrongly may be right by the clock as it is now: compares with everybody.
+    /// Twice, since a peer may have told this node what it has just before.
+    pub(super) fn clock_set(&mut self, call: &mut Call<'_>) {
+        self.statements.sync.told_again_us = Some(call.now.saturating_add(TELL_AGAIN_US));
+        self.tell_everybody(call);
+    }
+
+    pub(super) fn tell_everybody(&mut self, call: &mut Call<'_>) {
+        for peer in self.connected.clone() {
+            self.tell_sums(call, peer);
+        }
     }
 
     pub(super) fn peer_inventory(
@@ -135,6 +153,11 @@ impl Engine {
                 }
                 let ids = self.inventory(call.now);
                 let mine = sums(ids.iter().copied());
+                let told = self.statements.sync.told.get(&from).copied();
+                if mine != theirs && told.is_none_or(|at| call.now.abs_diff(at) >= TELL_AGAIN_US) {
+                    // Its sums brought it nothing yet: what it lacks follows from these.
+                    self.tell_sums(call, from);
+                }
                 for message in differing(&mine, &theirs, &ids) {
                     call.out.push(Output::Send {
                         to: from,

@@ -86,6 +86,8 @@ pub enum Input<'a> {
         /// Whether it is there.
         now: Liveness,
     },
+    /// Somebody has set the wall clock; the time in this call is by the new one.
+    ClockSet,
     /// Time passes; at least once a second.
     Tick,
     /// This node let somebody join (or starts with this record).

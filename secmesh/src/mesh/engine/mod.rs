@@ -325,6 +325,7 @@ impl Engine {
                 self.backlog.remove(&peer);
                 self.statements.peer_down(&peer);
             }
+            Input::ClockSet => self.clock_set(call),
             Input::Tick => self.tick(call),
             Input::Admit(admitted) => self.admit(call, self.config.node, *admitted, true),
             Input::OpenGrant(grant) => self.open_grant(call, self.config.node, *grant, true),

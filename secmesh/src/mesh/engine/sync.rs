@@ -75,6 +75,10 @@ pub(super) struct Sync {
     last_peer: Option<NodeId>,
     next_us: u64,
     turns: u64,
+    /// When a peer was told last what is here.
+    pub(super) told: BTreeMap<NodeId, u64>,
+    /// When everybody is told once more, after the clock was set.
+    pub(super) told_again_us: Option<u64>,
     pub(super) counters: SyncCounters,
 }
 
@@ -82,6 +86,7 @@ impl Sync {
     pub(super) fn forget(&mut self, peer: &NodeId) {
         self.wants.remove(peer);
         self.sent.remove(peer);
+        self.told.remove(peer);
     }
 }
 
@@ -368,6 +373,15 @@ impl Engine {
     /// Compares with the next peer when it is time.
     pub(super) fn sync_some(&mut self, call: &mut Call<'_>) {
         let now = call.now;
+        if self
+            .statements
+            .sync
+            .told_again_us
+            .is_some_and(|at| at <= now)
+        {
+            self.statements.sync.told_again_us = None;
+            self.tell_everybody(call);
+        }
         if now < self.statements.sync.next_us && self.statements.sync.next_us <= now + COMPARE_US {
             return;
         }

@@ -80,6 +80,8 @@ pub struct Swim {
     order: u64,
     /// For the choices that are not foca's.
     pub(super) chance: Chance,
+    /// Second, and nodes for whom others were asked in it.
+    pub(super) asked_for: (u64, usize),
     /// How often this node has refuted a suspicion.
     pub(super) refutations: u16,
     /// When it did last.
@@ -107,7 +109,7 @@ fn config() -> Config {
         // Who is down by our word could not refute it.
         notify_down_members: false,
         periodic_announce: Some(PeriodicParams {
-            frequency: Duration::from_secs(30),
+            frequency: Duration::from_secs(10),
             num_members: NonZeroUsize::MIN,
         }),
         periodic_announce_to_down_members: None,
@@ -129,6 +131,7 @@ impl Swim {
             timers: BTreeMap::new(),
             order: 0,
             chance: Chance::new(sha256(&seed)),
+            asked_for: (0, 0),
             refutations: 0,
             refuted_us: None,
             counters: SwimCounters::default(),
@@ -216,6 +219,19 @@ impl Swim {
             self.forget(now_us, life, out);
         }
         self.there(now_us, node, out);
+        // Who lacks a connection hears of the rest from whoever it has one to.
+        let complete = self
+            .members
+            .keys()
+            .all(|member| self.connected.contains(member));
+        if let Some(life) = self.life(&node)
+            && !complete
+        {
+            let mut wishes = Wishes::default();
+            let fine = self.foca.announce(life, &mut wishes).is_ok();
+            self.counters.errors += u64::from(!fine);
+            self.grant(now_us, wishes, out);
+        }
     }
 
     /// The connection to a peer is gone: it is suspected, and others are asked.
@@ -255,7 +271,7 @@ impl Swim {
         &mut self,
         now_us: u64,
         from: NodeId,
-        message: SwimMessage,
+        message: &SwimMessage,
         out: &mut Vec<Output>,
     ) {
         let Some(src) = self
@@ -286,7 +302,7 @@ impl Swim {
         let message = SwimMessage {
             what,
             updates: self.news(now_us, src, &message.updates, out),
-            ..message
+            ..*message
         };
         let mut wishes = Wishes::default();
         let taken = match to_foca(src, self.me, &message) {

