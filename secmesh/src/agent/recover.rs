@@ -350,6 +350,7 @@ mod tests {
         T0, admitted, ballot, genesis, node_id, pq, roster, signer, subject,
     };
     use crate::mesh::vote::{Action, Verdict};
+    use crate::state::{PRIVATE, read_capped, write_atomic};
     use ed25519_dalek::SigningKey;
     use std::sync::Arc;
 
@@ -411,10 +412,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         let segment = ledger(&path, 1, 8);
-        let mut bytes = std::fs::read(&segment).unwrap();
+        let mut bytes = read_capped(&segment, 1 << 20).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
-        std::fs::write(&segment, &bytes).unwrap();
+        write_atomic(&segment, &bytes, PRIVATE).unwrap();
         let error = read(&path, T0).unwrap_err().to_string();
         assert!(error.contains("remedy"), "{error}");
         std::fs::remove_file(&segment).unwrap();
