@@ -7,6 +7,7 @@
 //! - `decisions`: certificates and releases, from votes or from peers
 //! - `membership`: admissions, tickets
 //! - `epochs`: who is in with which weight, and the agreement on what comes next
+//! - `catchup`: epochs that this node has missed
 //! - `inventory`: what a peer is told when it connects
 //! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
@@ -14,6 +15,7 @@
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
 
+mod catchup;
 mod decisions;
 mod epochs;
 mod forks;
@@ -41,7 +43,8 @@ use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
 use super::epoch::{
-    Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval, Standings,
+    CertifiedEpoch, Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval,
+    Standings,
 };
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
@@ -122,6 +125,9 @@ pub struct Engine {
     config: EngineConfig,
     mesh: MeshId,
     registry: Registry,
+    /// The last later epoch that a connected peer has sent and that does not follow the current one: the next
+    /// from that peer may name it.
+    links: BTreeMap<NodeId, CertifiedEpoch>,
     /// The current epoch, and the way to it.
     chain: Chain,
     roster: Roster,
@@ -190,6 +196,7 @@ impl Engine {
             config,
             mesh,
             registry,
+            links: BTreeMap::new(),
             chain: Chain::default(),
             roster: Roster::with_weights(mesh, []),
             known: VecDeque::new(),
@@ -264,6 +271,7 @@ impl Engine {
             Input::PeerDown(peer) => {
                 self.connected.remove(&peer);
                 self.backlog.remove(&peer);
+                self.links.remove(&peer);
                 self.statements.peer_down(&peer);
             }
             Input::Tick => self.tick(call),

@@ -1,6 +1,7 @@
 //! Several engines in one process, joined by a network that a test (or a random schedule) runs.
 
 mod bounds;
+mod catchup;
 mod epoch_schedules;
 mod epochs;
 mod evidence;

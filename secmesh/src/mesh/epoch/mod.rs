@@ -28,7 +28,7 @@ mod state;
 mod vote;
 mod weights;
 
-pub use self::cert::{CertifiedEpoch, EpochError, needed};
+pub use self::cert::{CertifiedEpoch, EpochError, carries, needed};
 pub use self::chain::{Chain, MAX_CHAIN, MAX_CHAIN_BYTES, StoredEpochs};
 pub use self::lock::{App, Lock, LockConfig, LockOut, RESEND_US};
 pub use self::record::{

@@ -15,14 +15,14 @@ pub(super) fn removal(i: u8, now: u64) -> SignedRemoval {
 }
 
 /// Time for a round that nobody answers.
-fn wait(net: &mut Net, seconds: u64) {
+pub(super) fn wait(net: &mut Net, seconds: u64) {
     for _ in 0..seconds * 2 {
         net.tick(S / 2);
         net.run();
     }
 }
 
-fn hashes(net: &Net) -> BTreeSet<Hash> {
+pub(super) fn hashes(net: &Net) -> BTreeSet<Hash> {
     net.engines
         .values()
         .map(|e| e.roster().epoch_hash())
@@ -37,7 +37,7 @@ fn weights(net: &Net, i: u8) -> Vec<u32> {
         .collect()
 }
 
-fn length() -> u64 {
+pub(super) fn length() -> u64 {
     u64::from(Params::default().epoch_s) * S
 }
 
