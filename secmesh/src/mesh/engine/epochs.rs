@@ -9,7 +9,7 @@ use crate::mesh::cert::CertError;
 use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::{
     App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
-    EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S,
+    EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_MEMBERS, MAX_REMOVAL_AGE_S,
     Proposal, Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, next_weights,
 };
 use crate::mesh::ids::{Hash, NodeId};
@@ -146,7 +146,7 @@ impl Engine {
             .map(|(_, member)| (&member.record, self.since(&member.record)))
             .collect();
         members.extend(new.into_iter().map(|record| (record, number)));
-        members.truncate(MAX_NODES);
+        members.truncate(MAX_MEMBERS);
         members
     }
 
@@ -248,7 +248,7 @@ impl Engine {
             params,
             frontier,
         };
-        (record.to_bytes().len() <= MAX_RECORD_BYTES).then_some(record)
+        record.fits().then_some(record)
     }
 
     /// Whether a record may follow the current one: every change of the roster is the operator's, it is

@@ -155,3 +155,67 @@ fn a_node_that_was_away_for_long_catches_up_over_what_the_others_have_dropped() 
     assert_eq!(hashes(&net).len(), 1);
     assert!(net.engines[&4].roster().epoch() > tip);
 }
+
+#[test]
+fn the_largest_epoch_fits_a_message_with_every_signature_on_it() {
+    use crate::mesh::epoch::{FrontierEntry, MAX_MEMBERS, Proposal};
+    let hash = |i: usize| Hash(crate::mesh::crypto::sha256(&i.to_be_bytes()));
+    let node = |i: usize| NodeId(hash(i).0[..16].try_into().unwrap());
+    let of = |members: usize, authors: usize| {
+        let members = (0..members).map(|i| EpochMember {
+            record: hash(i),
+            weight: 100,
+            since: 1,
+        });
+        let entries = (0..authors).map(|i| FrontierEntry {
+            author: node(i),
+            size: 1,
+            root: hash(i),
+        });
+        let mut record = made_up(2, hash(0), members.collect());
+        record.frontier = Frontier::new(entries);
+        record
+    };
+    let record = of(MAX_MEMBERS, MAX_MEMBERS);
+    assert!(record.fits());
+    assert!(!of(MAX_MEMBERS + 1, 0).fits());
+    assert!(!of(MAX_MEMBERS, MAX_MEMBERS + 50).fits());
+    for record in [of(MAX_MEMBERS + 1, 0), of(MAX_MEMBERS, MAX_MEMBERS + 50)] {
+        assert!(EpochRecord::from_bytes(&record.to_bytes()).is_err());
+    }
+    let mut signatures: Vec<_> = (0..MAX_MEMBERS).map(|i| (node(i), [7; 64])).collect();
+    signatures.sort_unstable();
+    let votes = VoteSet {
+        round: 0,
+        signatures,
+    };
+    let vote = EpochVote {
+        mesh: record.mesh,
+        number: 2,
+        previous: record.previous,
+        round: 1,
+        step: Step::Propose,
+        value: Some(record.hash()),
+        voter: node_id(1),
+        incarnation: 1,
+    };
+    let proposal = Proposal {
+        record: record.clone(),
+        signed: vote.sign(&signer(1)),
+        polka: Some(votes.clone()),
+    };
+    let epoch = CertifiedEpoch {
+        record,
+        precommits: votes,
+    };
+    for message in [
+        Message::Epoch(Box::new(epoch)),
+        Message::EpochProposal(Box::new(proposal)),
+    ] {
+        let bytes = message.to_bytes();
+        let packed = crate::mesh::message::pack([bytes.clone()]);
+        assert_eq!(packed.len(), 1, "{} bytes are not sent", bytes.len());
+        assert!(packed.iter().all(|batch| batch.len() <= MAX_MESSAGE));
+        assert_eq!(Message::from_bytes(&bytes), Ok(message));
+    }
+}
