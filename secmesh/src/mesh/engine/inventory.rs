@@ -55,6 +55,11 @@ impl Engine {
             .map(|ticket| hashed(2, ticket.as_bytes()));
         let proofs = self.proofs.keys().map(|voter| hashed(3, voter.as_bytes()));
         let forks = self.forks.keys().map(|author| hashed(4, author.as_bytes()));
+        let removals = self.removals.keys().map(|node| hashed(5, node.as_bytes()));
+        let lies = self
+            .epoch_proofs
+            .keys()
+            .map(|voter| hashed(6, voter.as_bytes()));
         let decisions = self
             .decisions
             .values()
@@ -64,6 +69,8 @@ impl Engine {
             .chain(grants)
             .chain(proofs)
             .chain(forks)
+            .chain(removals)
+            .chain(lies)
             .chain(decisions)
             .collect()
     }
@@ -166,6 +173,16 @@ impl Engine {
             .iter()
             .filter(|(author, _)| lacks(hashed(4, author.as_bytes())))
             .map(|(_, p)| Message::Ledger(LedgerMessage::Fork(Box::new(p.clone()))));
+        let removals = self
+            .removals
+            .iter()
+            .filter(|(node, _)| lacks(hashed(5, node.as_bytes())))
+            .map(|(_, removal)| Message::Removal(Box::new(*removal)));
+        let lies = self
+            .epoch_proofs
+            .iter()
+            .filter(|(voter, _)| lacks(hashed(6, voter.as_bytes())))
+            .map(|(_, proof)| Message::EpochLie(Box::new(*proof)));
         let decisions = self
             .decisions
             .values()
@@ -178,6 +195,8 @@ impl Engine {
             .chain(grants)
             .chain(proofs)
             .chain(forks)
+            .chain(removals)
+            .chain(lies)
             .chain(decisions)
             .map(|message| message.to_bytes())
     }

@@ -363,3 +363,33 @@ fn a_block_outlasts_many_epochs_and_a_node_that_joins_then_still_takes_it() {
     let restored = engine.restore_decision(now, &warrant, now, None);
     assert!(matches!(restored, Ok(Some(_))), "{restored:?}");
 }
+
+#[test]
+fn a_removal_and_a_proof_that_were_lost_are_told_again() {
+    let mut net = Net::new(&["a", "b", "c", "d", "e"]);
+    let lie = |net: &Net, value: u8| {
+        EpochVote {
+            mesh: genesis().mesh_id(),
+            number: 2,
+            previous: net.roster().epoch_hash(),
+            round: 0,
+            step: Step::Prevote,
+            value: Some(Hash([value; 32])),
+            voter: node_id(5),
+            incarnation: 1,
+        }
+        .sign(&signer(5))
+    };
+    let (a, b) = (lie(&net, 1), lie(&net, 2));
+    net.inject(5, 1, &Message::EpochVote(Box::new(a)));
+    net.inject(5, 1, &Message::EpochVote(Box::new(b)));
+    net.input(1, Input::Remove(Box::new(removal(5, net.now))));
+    // All that node 1 said of it is lost, on connections that stay.
+    net.queue.clear();
+    assert!(net.engines[&2].removals().next().is_none());
+    wait(&mut net, 300);
+    for i in 1..=4 {
+        assert!(net.engines[&i].liars().contains(&node_id(5)), "node {i}");
+        assert_eq!(net.engines[&i].roster().len(), 4, "node {i}");
+    }
+}
