@@ -62,6 +62,7 @@ impl Agent {
                 }
                 Output::PersistEpoch(_)
                 | Output::Epoch(_)
+                | Output::ForkedEpoch(_)
                 | Output::Seal(_)
                 | Output::SealSeen { .. }
                 | Output::Removal(_)

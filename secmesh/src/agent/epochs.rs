@@ -71,6 +71,7 @@ impl Agent {
         match output {
             Output::PersistEpoch(state) => self.persist_epoch_lock(&state),
             Output::Epoch(epoch) => self.epoch_began(&epoch),
+            Output::ForkedEpoch(epoch) => self.epoch_forked(&epoch),
             Output::Seal(sealed) => match sealed.sign(self.identity.ledger_pq_key()) {
                 Ok(seal) => return Some(seal),
                 Err(error) => error!(%error, "this epoch is not sealed by this node"),
@@ -94,6 +95,7 @@ impl Agent {
 
     fn epoch_began(&mut self, epoch: &CertifiedEpoch) {
         self.save_epochs();
+        self.record_epoch(epoch);
         let roster = self.engine.roster();
         info!(
             epoch = epoch.record.number,
@@ -102,12 +104,27 @@ impl Agent {
             weight = roster.total(),
             "a new epoch is in force"
         );
+        self.membership_changed();
+    }
+
+    /// Both are in the record then, with who signed them.
+    fn epoch_forked(&mut self, epoch: &CertifiedEpoch) {
+        error!(
+            epoch = epoch.record.number,
+            own = %self.engine.roster().epoch_hash(),
+            other = %epoch.record.hash(),
+            "two epochs of one number are certified: a third of the weight lies or keys were stolen; this node \
+             stays with its own. Compare who signed them (secmesh ledger show) and remove those who signed both"
+        );
+        self.record_epoch(epoch);
+    }
+
+    fn record_epoch(&self, epoch: &CertifiedEpoch) {
         self.record(&Record::Epoch {
             number: epoch.record.number,
             hash: epoch.record.hash().to_string(),
             epoch: BASE64_STANDARD.encode(epoch.to_bytes()),
         });
-        self.membership_changed();
     }
 
     /// Seals go into the record until they suffice: with the epoch's entry they prove it, offline.

@@ -73,7 +73,7 @@ impl Engine {
         let (number, own) = (epoch.record.number, self.roster.epoch());
         if number <= own {
             if number == own && epoch.record.hash() != self.roster.epoch_hash() {
-                self.refuse(call, from, RefusalReason::ForkedEpoch);
+                self.other_epoch(call, from, epoch);
             }
             return;
         }
@@ -110,6 +110,24 @@ impl Engine {
                 }
             }
             Err(_) => self.refuse(call, from, RefusalReason::BadEpoch),
+        }
+    }
+
+    /// Another record of the current number. With enough signatures it is what must not be, and whoever signed
+    /// both has lied; without, it is anybody's bytes.
+    fn other_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
+        let after = self.epoch_members(&epoch.record);
+        let holds = self
+            .before()
+            .zip(after)
+            .is_some_and(|(before, after)| epoch.verify(before, &after).is_ok());
+        if !holds {
+            return self.refuse(call, from, RefusalReason::BadEpoch);
+        }
+        self.refuse(call, from, RefusalReason::ForkedEpoch);
+        if self.forked != epoch.record.number {
+            self.forked = epoch.record.number;
+            call.out.push(Output::ForkedEpoch(Box::new(epoch)));
         }
     }
 

@@ -582,7 +582,7 @@ impl Engine {
     }
 
     /// The epoch that the current one was certified by, if its roster is known here.
-    fn before(&self) -> Option<&Roster> {
+    pub(super) fn before(&self) -> Option<&Roster> {
         let number = self.roster.epoch().checked_sub(1)?;
         self.known.front().filter(|roster| roster.epoch() == number)
     }

@@ -128,6 +128,8 @@ pub struct Engine {
     /// The last later epoch that a connected peer has sent and that does not follow the current one: the next
     /// from that peer may name it.
     links: BTreeMap<NodeId, CertifiedEpoch>,
+    /// The last epoch of which two certified records were seen.
+    forked: u64,
     /// The current epoch, and the way to it.
     chain: Chain,
     roster: Roster,
@@ -197,6 +199,7 @@ impl Engine {
             mesh,
             registry,
             links: BTreeMap::new(),
+            forked: 0,
             chain: Chain::default(),
             roster: Roster::with_weights(mesh, []),
             known: VecDeque::new(),

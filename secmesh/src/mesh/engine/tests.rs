@@ -345,6 +345,11 @@ impl Net {
         self.engines[&i].refusals()[&reason]
     }
 
+    fn refused_or_none(&self, i: u8, reason: RefusalReason) -> u64 {
+        let refusals = self.engines[&i].refusals();
+        refusals.get(&reason).copied().unwrap_or(0)
+    }
+
     fn own_verdicts(&self, i: u8) -> Vec<Verdict> {
         self.disks
             .get(&i)

@@ -219,3 +219,36 @@ fn the_largest_epoch_fits_a_message_with_every_signature_on_it() {
         assert_eq!(Message::from_bytes(&bytes), Ok(message));
     }
 }
+
+#[test]
+fn two_certified_records_of_one_number_are_told_of_and_made_up_ones_are_not() {
+    let mut net = Net::four();
+    net.input(1, Input::Admit(Box::new(by_ticket(5, "e", 0x70))));
+    net.run();
+    wait(&mut net, 3);
+    let own = net.engines[&2].epoch().unwrap().record.clone();
+    assert_eq!(own.number, 2);
+    let mut other = own.clone();
+    other.params.length_s += 1;
+    let forked = |net: &Net| {
+        let out = net.outputs[&2].iter();
+        out.filter(|o| matches!(o, Output::ForkedEpoch(_))).count()
+    };
+    let light = certified(other.clone(), &[1, 3]);
+    net.inject(1, 2, &Message::Epoch(Box::new(light)));
+    assert_eq!(net.refused(2, RefusalReason::BadEpoch), 1);
+    assert_eq!(
+        (
+            net.refused_or_none(2, RefusalReason::ForkedEpoch),
+            forked(&net)
+        ),
+        (0, 0)
+    );
+    let certified = certified(other, &[1, 3, 4]);
+    for _ in 0..2 {
+        net.inject(1, 2, &Message::Epoch(Box::new(certified.clone())));
+    }
+    assert_eq!(net.refused(2, RefusalReason::ForkedEpoch), 2);
+    assert_eq!(forked(&net), 1);
+    assert_eq!(net.engines[&2].roster().epoch_hash(), own.hash());
+}
