@@ -12,6 +12,7 @@ use crate::mesh::epoch::{
     EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_MEMBERS, MAX_REMOVAL_AGE_S,
     Proposal, Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, next_weights,
 };
+use crate::mesh::evidence::Misconduct;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT, NodeRecord, Roster};
@@ -567,7 +568,8 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::EpochLie(proof.clone()).to_bytes(),
         ));
-        call.out.push(Output::EpochLie(proof));
+        call.out.push(Output::EpochLie(proof.clone()));
+        self.catch(call, Misconduct::EpochEquivocation(proof));
     }
 
     pub(super) fn restore_epoch_proof(&mut self, proof: EpochProof) -> Result<(), RestoreError> {

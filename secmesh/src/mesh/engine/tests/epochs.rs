@@ -3,6 +3,7 @@
 use super::*;
 use crate::mesh::admission::NodeRecord;
 use crate::mesh::epoch::{EpochVote, Removal, SignedRemoval, Step};
+use crate::mesh::evidence::{Body, Misconduct, ProofKind, Statement};
 use crate::mesh::genesis::Params;
 
 pub(super) fn removal(i: u8, now: u64) -> SignedRemoval {
@@ -201,6 +202,22 @@ fn whoever_contradicts_itself_about_an_epoch_is_proved_to_lie_everywhere() {
     net.run();
     for i in 1..=3 {
         assert!(net.engines[&i].liars().contains(&node_id(4)), "node {i}");
+    }
+    // And it is stated, so that it counts against the node's standing as any equivocation does.
+    for i in 1..=3 {
+        let caught = net.outputs[&i].iter().any(|output| {
+            matches!(output, Output::Caught { node, proof: ProofKind::EpochEquivocation }
+                if *node == node_id(4))
+        });
+        assert!(caught, "node {i}");
+    }
+    wait(&mut net, 60);
+    let stated = |bytes: &Vec<u8>| {
+        let body = Statement::from_bytes(bytes).map(|s| s.body);
+        matches!(body, Ok(Body::Misconduct(Misconduct::EpochEquivocation(_))))
+    };
+    for i in 1..=3 {
+        assert!(net.evidence[&i].iter().any(stated), "node {i}");
     }
 }
 
