@@ -14,6 +14,7 @@ use crate::{
     detect::Alert,
     ledger::{EffectKind, LedgerError, Record, fork::LedgerForkProof},
     mesh::{
+        admission::AdmittedRecord,
         cert::CertVerdict,
         crypto::sha256,
         decision::{Decision, Warrant},
@@ -65,6 +66,7 @@ impl Agent {
                 }
                 Output::PersistEpoch(_)
                 | Output::Epoch(_)
+                | Output::ForkedEpoch(_)
                 | Output::Seal(_)
                 | Output::SealSeen { .. }
                 | Output::Removal(_)
@@ -98,15 +100,7 @@ impl Agent {
                 }
                 Output::Swim { from, message } => swim.push((from, message)),
                 Output::Admitted(record) => self.admitted(&record),
-                Output::TicketBurned(record) => {
-                    warn!(name = %record.record.name, node = %record.record.node, "a second node came with a used ticket: neither is a member any more; invite the honest one anew");
-                    self.record(&Record::Refused {
-                        source: record.record.node.to_string(),
-                        reason: RefusalReason::TicketReused.name().to_owned(),
-                        count: 1,
-                    });
-                    self.membership_changed();
-                }
+                Output::TicketBurned(record) => self.ticket_burned(&record),
                 Output::GrantOpened(grant) => {
                     self.record(&Record::Grant {
                         grant: BASE64_STANDARD.encode(grant.to_bytes()),
@@ -135,6 +129,17 @@ impl Agent {
         if !rechecks.is_empty() {
             self.recheck(rechecks).await;
         }
+    }
+
+    fn ticket_burned(&mut self, admitted: &AdmittedRecord) {
+        let record = &admitted.record;
+        warn!(name = %record.name, node = %record.node, "a second node came with a used ticket: neither is a member any more; invite the honest one anew");
+        self.record(&Record::Refused {
+            source: record.node.to_string(),
+            reason: RefusalReason::TicketReused.name().to_owned(),
+            count: 1,
+        });
+        self.membership_changed();
     }
 
     /// Puts a vote on its way to the disk; what leaves after it waits for that.

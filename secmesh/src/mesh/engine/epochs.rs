@@ -2,24 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::answers::Answer;
 use super::io::{Output, RefusalReason};
 use super::view::RestoreError;
-use super::{Call, Engine, KNOWN_EPOCHS};
+use super::{Call, Engine};
 use crate::mesh::cert::CertError;
 use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::{
     App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
-    EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S,
-    Proposal, Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, needed, next_weights,
+    EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_MEMBERS, MAX_REMOVAL_AGE_S,
+    Proposal, Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, next_weights,
 };
+use crate::mesh::evidence::Misconduct;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT, NodeRecord, Roster};
 use crate::mesh::wire::WireError;
 
-/// Most epochs sent to one peer at one time; it asks again.
-const SENT_AT_ONCE: usize = 64;
 /// How often one peer is told how far this node is, microseconds.
 const ASK_US: u64 = 5_000_000;
 
@@ -149,7 +147,7 @@ impl Engine {
             .map(|(_, member)| (&member.record, self.since(&member.record)))
             .collect();
         members.extend(new.into_iter().map(|record| (record, number)));
-        members.truncate(MAX_NODES);
+        members.truncate(MAX_MEMBERS);
         members
     }
 
@@ -251,7 +249,7 @@ impl Engine {
             params,
             frontier,
         };
-        (record.to_bytes().len() <= MAX_RECORD_BYTES).then_some(record)
+        record.fits().then_some(record)
     }
 
     /// Whether a record may follow the current one: every change of the roster is the operator's, it is
@@ -299,7 +297,7 @@ impl Engine {
     }
 
     /// Whether the operator has signed every difference between the current roster and a record.
-    fn check_roster(
+    pub(super) fn check_roster(
         &self,
         record: &EpochRecord,
         after: &BTreeSet<NodeId>,
@@ -390,7 +388,7 @@ impl Engine {
     }
 
     /// Makes a verified epoch the current one.
-    fn adopt(&mut self, call: &mut Call<'_>, epoch: CertifiedEpoch) -> bool {
+    pub(super) fn adopt(&mut self, call: &mut Call<'_>, epoch: CertifiedEpoch) -> bool {
         let Some(roster) = self.registry.roster(&epoch.record) else {
             return false;
         };
@@ -399,36 +397,14 @@ impl Engine {
         }
         self.registry.keep(&epoch.record);
         self.shorten_chain();
-        let before = std::mem::replace(&mut self.roster, roster);
-        self.known.push_front(before);
-        self.known.truncate(KNOWN_EPOCHS);
+        self.put_in_force(roster);
+        self.links.clear();
         self.epoch_since_us = call.now;
         self.seals.clear();
         self.renew_lock();
         call.out.push(Output::Epoch(Box::new(epoch)));
         self.new_epoch(call);
         true
-    }
-
-    fn shorten_chain(&mut self) {
-        while self.chain.is_long() {
-            let registry = &self.registry;
-            let bridged = |earlier: &CertifiedEpoch, later: &CertifiedEpoch| {
-                let members = later.record.members.iter();
-                let after: Option<BTreeSet<NodeId>> = members
-                    .map(|m| Some(registry.by_hash(&m.record)?.record.node))
-                    .collect();
-                registry
-                    .roster(&earlier.record)
-                    .zip(after)
-                    .is_some_and(|(roster, after)| {
-                        needed(&roster, &after) > 0 && later.verify(&roster, &after).is_ok()
-                    })
-            };
-            if !self.chain.shorten(bridged) {
-                return;
-            }
-        }
     }
 
     pub(super) fn peer_epoch_proposal(
@@ -506,96 +482,6 @@ impl Engine {
             self.ask_for_epochs(call, from);
         }
         false
-    }
-
-    fn ask_epochs(&self, call: &mut Call<'_>, peer: NodeId) {
-        let number = self.chain.tip().map_or(0, |tip| tip.record.number);
-        call.out.push(Output::Send {
-            to: peer,
-            bytes: Message::EpochWant(number).to_bytes(),
-        });
-    }
-
-    /// The same because of what the peer has sent.
-    fn ask_for_epochs(&mut self, call: &mut Call<'_>, peer: NodeId) {
-        if self.may_answer(call, peer, Answer::AskEpochs) {
-            self.ask_epochs(call, peer);
-        }
-    }
-
-    /// A peer has told how far it is.
-    pub(super) fn peer_epoch_want(&mut self, call: &mut Call<'_>, from: NodeId, number: u64) {
-        if number > self.roster.epoch() {
-            self.ask_for_epochs(call, from);
-        } else {
-            self.send_epochs(call, from, number);
-        }
-    }
-
-    fn send_epochs(&mut self, call: &mut Call<'_>, to: NodeId, after: u64) {
-        if self.chain.after(after).is_empty() || !self.may_answer(call, to, Answer::Epochs) {
-            return;
-        }
-        let epochs = self.chain.after(after);
-        let mut parts: Vec<Vec<u8>> = self
-            .removals
-            .values()
-            .map(|removal| Message::Removal(Box::new(*removal)).to_bytes())
-            .collect();
-        for epoch in epochs.iter().take(SENT_AT_ONCE) {
-            let number = epoch.record.number;
-            let new = epoch.record.members.iter().filter(|m| m.since == number);
-            parts.extend(
-                new.filter_map(|m| self.registry.by_hash(&m.record))
-                    .map(|a| Message::Admission(Box::new(a.clone())).to_bytes()),
-            );
-            // The first epoch follows from the admissions.
-            if number > 1 {
-                parts.push(Message::Epoch(Box::new(epoch.clone())).to_bytes());
-            }
-        }
-        for bytes in crate::mesh::message::pack(parts) {
-            call.out.push(Output::Send { to, bytes });
-        }
-    }
-
-    pub(super) fn peer_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
-        let number = epoch.record.number;
-        if number <= self.roster.epoch() {
-            let other =
-                number == self.roster.epoch() && epoch.record.hash() != self.roster.epoch_hash();
-            if other {
-                self.refuse(call, from, RefusalReason::ForkedEpoch);
-            }
-            return;
-        }
-        match self.check_epoch(&epoch) {
-            Ok(()) => {
-                self.adopt(call, epoch);
-                self.agree(call);
-            }
-            // An admission or a removal may still be on its way, or the epoch in between is.
-            Err(EpochError::UnknownMember(_) | EpochError::NotRemoved { .. }) => {
-                self.put_aside(call, from, &Message::Epoch(Box::new(epoch)));
-            }
-            Err(EpochError::NotNext { .. } | EpochError::TooLight { .. })
-                if number > self.roster.epoch().saturating_add(1) =>
-            {
-                self.ask_for_epochs(call, from);
-            }
-            Err(_) => self.refuse(call, from, RefusalReason::BadEpoch),
-        }
-    }
-
-    /// Whether a certified epoch, of whatever later number, may be taken. Its weights are not computed
-    /// again: more than a third of those who signed it are honest and did.
-    fn check_epoch(&self, epoch: &CertifiedEpoch) -> Result<(), EpochError> {
-        let number = epoch.record.number;
-        let after = self
-            .epoch_members(&epoch.record)
-            .ok_or(EpochError::UnknownMember(number))?;
-        self.check_roster(&epoch.record, &after)?;
-        epoch.verify(&self.roster, &after)
     }
 
     /// Takes the operator's word that a node is out. `local`: it was handed in here, now.
@@ -684,7 +570,8 @@ impl Engine {
             Message::EpochLie(proof.clone()).to_bytes(),
         ));
         self.proved(voter, &proof.to_bytes());
-        call.out.push(Output::EpochLie(proof));
+        call.out.push(Output::EpochLie(proof.clone()));
+        self.catch(call, Misconduct::EpochEquivocation(proof));
         self.act_on_node(call, voter);
     }
 
@@ -701,7 +588,7 @@ impl Engine {
     }
 
     /// The epoch that the current one was certified by, if its roster is known here.
-    fn before(&self) -> Option<&Roster> {
+    pub(super) fn before(&self) -> Option<&Roster> {
         let number = self.roster.epoch().checked_sub(1)?;
         self.known.front().filter(|roster| roster.epoch() == number)
     }
@@ -816,42 +703,6 @@ impl Engine {
             since_unix_us: self.epoch_since_us,
             removals: self.removals.values().copied().collect(),
         }
-    }
-
-    /// Takes back the epochs of before a restart, each verified from the one before it, beginning with the
-    /// first. Call it, and [`Engine::restore_lock`], before the first input.
-    ///
-    /// # Errors
-    /// [`EpochError`] for the first that does not follow; those before it are in force then, and the rest
-    /// comes from the peers.
-    pub fn restore_epochs(&mut self, stored: StoredEpochs) -> Result<(), EpochError> {
-        for removal in stored.removals {
-            let known = removal.removal.mesh == self.mesh;
-            if known && removal.verify(&self.config.genesis).is_ok() {
-                self.removals.insert(removal.removal.node, removal);
-            }
-        }
-        for epoch in stored.epochs {
-            let number = epoch.record.number;
-            let first = self.chain.tip().filter(|_| number == 1);
-            if let Some(first) = first {
-                if first.record == epoch.record {
-                    continue;
-                }
-                return Err(EpochError::NotNext { number, known: 1 });
-            }
-            self.check_epoch(&epoch)?;
-            let roster = self.registry.roster(&epoch.record);
-            let roster = roster.ok_or(EpochError::UnknownMember(number))?;
-            let before = std::mem::replace(&mut self.roster, roster);
-            self.known.push_front(before);
-            self.known.truncate(KNOWN_EPOCHS);
-            self.registry.keep(&epoch.record);
-            self.chain.push(epoch);
-        }
-        self.epoch_since_us = stored.since_unix_us;
-        self.renew_lock();
-        Ok(())
     }
 
     /// Takes back what this node signed last about an epoch, which [`Output::PersistEpoch`] put on the

@@ -155,6 +155,9 @@ pub enum Output {
     /// An epoch is in force. Put [`super::Engine::stored_epochs`] on the disk, durably, before any later
     /// output of this call is carried out. If that fails, as above.
     Epoch(Box<CertifiedEpoch>),
+    /// Another record of the current number is certified as well: a third of the weight or more lies, or keys
+    /// were stolen. This node stays with its own. It comes once per epoch.
+    ForkedEpoch(Box<CertifiedEpoch>),
     /// Sign this with the node's ML-DSA-44 key and hand it in as [`Input::Sealed`]; signing draws random
     /// bytes, so the engine does not.
     Seal(Sealed),

@@ -10,6 +10,7 @@
 //! - `digest`: what this node has, in hashes
 //! - `epochs`: who is in with which weight, and the agreement on what comes next
 //! - `quarantine`: what this node has against others, and who is cut off
+//! - `catchup`: epochs that this node has missed
 //! - `inventory`: what a peer is told when it connects
 //! - `spread`: who has which certificate, and asking for it
 //! - `forks`: proofs that a node signed two ledgers
@@ -19,6 +20,7 @@
 //! - `sync`: how the statements of all nodes reach all nodes
 
 mod answers;
+mod catchup;
 mod decisions;
 mod digest;
 mod epochs;
@@ -57,7 +59,8 @@ use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
 use super::epoch::{
-    Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval, Standings,
+    CertifiedEpoch, Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval,
+    Standings,
 };
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
@@ -142,6 +145,11 @@ pub struct Engine {
     config: EngineConfig,
     mesh: MeshId,
     registry: Registry,
+    /// The last later epoch that a connected peer has sent and that does not follow the current one: the next
+    /// from that peer may name it.
+    links: BTreeMap<NodeId, CertifiedEpoch>,
+    /// The last epoch of which two certified records were seen.
+    forked: u64,
     /// The current epoch, and the way to it.
     chain: Chain,
     roster: Roster,
@@ -225,6 +233,8 @@ impl Engine {
             config,
             mesh,
             registry,
+            links: BTreeMap::new(),
+            forked: 0,
             chain: Chain::default(),
             roster: Roster::with_weights(mesh, []),
             known: VecDeque::new(),
@@ -323,6 +333,7 @@ impl Engine {
                 self.connected.remove(&peer);
                 self.answers.forget(&peer);
                 self.backlog.remove(&peer);
+                self.links.remove(&peer);
                 self.statements.peer_down(&peer);
             }
             Input::ClockSet => self.clock_set(call),

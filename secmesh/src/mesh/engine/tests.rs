@@ -2,6 +2,7 @@
 
 mod answers;
 mod bounds;
+mod catchup;
 mod epoch_schedules;
 mod epochs;
 mod evidence;
@@ -358,6 +359,11 @@ impl Net {
 
     fn refused(&self, i: u8, reason: RefusalReason) -> u64 {
         self.engines[&i].refusals()[&reason]
+    }
+
+    fn refused_or_none(&self, i: u8, reason: RefusalReason) -> u64 {
+        let refusals = self.engines[&i].refusals();
+        refusals.get(&reason).copied().unwrap_or(0)
     }
 
     fn own_verdicts(&self, i: u8) -> Vec<Verdict> {

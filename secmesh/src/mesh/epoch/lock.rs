@@ -148,6 +148,9 @@ impl Lock {
         {
             return false;
         }
+        if state.is_unsigned() {
+            return true;
+        }
         self.phase = Phase::Running;
         self.round = state.round;
         self.proposed = state.proposed;

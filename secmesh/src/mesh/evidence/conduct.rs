@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::statement::SignedHead;
 use crate::mesh::admission::NodeRecord;
 use crate::mesh::crypto::PublicKey;
+use crate::mesh::epoch::EpochProof;
 use crate::mesh::ids::{MeshId, NodeId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::vote::coded;
@@ -27,6 +28,8 @@ coded!(
         LedgerFork = 3 "ledger_fork",
         /// A statement that contains what others never signed, or contradicts itself. It proves itself.
         ForgedEvidence = 4 "forged_evidence",
+        /// Two different votes on one epoch in one step of one round.
+        EpochEquivocation = 5 "epoch_equivocation",
     }
 );
 
@@ -37,6 +40,8 @@ pub enum Misconduct {
     Equivocation(Box<EquivocationProof>),
     /// [`ProofKind::EvidenceFork`]: the head with the smaller bytes first.
     EvidenceFork(Box<(SignedHead, SignedHead)>),
+    /// [`ProofKind::EpochEquivocation`].
+    EpochEquivocation(Box<EpochProof>),
 }
 
 impl Misconduct {
@@ -58,6 +63,7 @@ impl Misconduct {
         match self {
             Self::Equivocation(proof) => proof.voter(),
             Self::EvidenceFork(heads) => heads.0.head.author,
+            Self::EpochEquivocation(proof) => proof.voter(),
         }
     }
 
@@ -66,6 +72,7 @@ impl Misconduct {
         match self {
             Self::Equivocation(_) => ProofKind::Equivocation,
             Self::EvidenceFork(_) => ProofKind::EvidenceFork,
+            Self::EpochEquivocation(_) => ProofKind::EpochEquivocation,
         }
     }
 
@@ -80,6 +87,11 @@ impl Misconduct {
                     && first.verify(key).is_ok()
                     && second.verify(key).is_ok()
             }
+            Self::EpochEquivocation(proof) => {
+                proof.mesh() == mesh
+                    && NodeRecord::derive_id(key, proof.incarnation()) == proof.voter()
+                    && proof.verify(key).is_ok()
+            }
             Self::EvidenceFork(heads) => {
                 heads.0.head.mesh == mesh
                     && heads.0.verify(key).is_ok()
@@ -92,6 +104,9 @@ impl Misconduct {
         e.u8(self.kind().code());
         match self {
             Self::Equivocation(proof) => {
+                e.fixed(&proof.to_bytes());
+            }
+            Self::EpochEquivocation(proof) => {
                 e.fixed(&proof.to_bytes());
             }
             Self::EvidenceFork(heads) => {
@@ -120,6 +135,9 @@ impl Misconduct {
                         why: "the heads do not contradict each other, or are in the wrong order",
                     }),
                 }
+            }
+            ProofKind::EpochEquivocation => {
+                Ok(Self::EpochEquivocation(Box::new(EpochProof::read(d)?)))
             }
             ProofKind::LedgerFork | ProofKind::ForgedEvidence => Err(WireError::Invalid {
                 field: "proof",
