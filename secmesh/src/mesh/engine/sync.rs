@@ -11,6 +11,7 @@ use crate::mesh::evidence::message::{MAX_RANGES, Range, pack};
 use crate::mesh::evidence::{EvidenceMessage, Frontier, Inserted, Misconduct, Statement};
 use crate::mesh::ids::NodeId;
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::simulation::{Bug, planted};
 
 /// How often this node compares itself with one peer, microseconds.
 const COMPARE_US: u64 = 3 * 1_000_000;
@@ -280,7 +281,9 @@ impl Engine {
             Inserted::Gap(_) => return self.fill_gap(call, from, head.author, head.sequence + 1),
             Inserted::Conflict(heads) => {
                 self.refuse(call, from, RefusalReason::ForkedEvidence);
-                if let Some(misconduct) = Misconduct::fork(heads.0, heads.1) {
+                if let Some(misconduct) = Misconduct::fork(heads.0, heads.1)
+                    && !planted(Bug::LogForkIgnored)
+                {
                     self.catch(call, misconduct);
                 }
             }
