@@ -60,6 +60,7 @@ impl World {
         self.counts.epochs += 1;
         self.keep_epochs(i);
         self.nodes[i].disk.append(Entry::Told(epoch.to_bytes()));
+        self.nodes[i].in_force = epoch.record.hash();
         let node = &self.nodes[i];
         let Some(engine) = &node.engine else {
             return Ok(());
