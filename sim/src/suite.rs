@@ -92,7 +92,7 @@ pub const fn noticed_by(bug: Bug) -> &'static [&'static str] {
         Bug::WitnessForgets => &["one-ledger"],
         Bug::ProposerStuck | Bug::ResendStuck => &["epoch-liveness", "convergence"],
         Bug::RestoredAnew => &["restore", "convergence"],
-        Bug::NewcomerWaits => &["convergence"],
+        Bug::NewcomerWaits | Bug::ForkStalls => &["convergence"],
     }
 }
 

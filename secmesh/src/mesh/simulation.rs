@@ -124,6 +124,8 @@ bugs!(
     ProposerStuck = "proposer-stuck",
     /// After a restart, decisions are counted anew without the liars that were exposed since.
     RestoredAnew = "restored-anew",
+    /// A node that shows others another log keeps them from asking for everybody else's.
+    ForkStalls = "fork-stalls",
     /// Who comes in with an epoch is not asked anew for what it was refused before.
     NewcomerWaits = "newcomer-waits",
     /// A clock that was set back keeps a node from repeating what it said about an epoch.
