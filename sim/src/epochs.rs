@@ -230,6 +230,9 @@ impl Oracle {
             .entry(slot)
             .or_default()
             .insert(vote.voter, vote.value);
+        if vote.step == Step::Prevote {
+            return self.bound(vote);
+        }
         let (Step::Precommit, Some(value)) = (vote.step, vote.value) else {
             return Ok(());
         };
@@ -262,6 +265,45 @@ impl Oracle {
                     vote.voter,
                     vote.number,
                     before.total()
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// Who has precommitted to a record prevotes for no other one in a later round, unless so many have prevoted
+    /// for that one since that the first cannot have been decided.
+    fn bound(&self, vote: &EpochVote) -> Result<(), Violation> {
+        let Some(value) = vote.value else {
+            return Ok(());
+        };
+        let of = |step, round| {
+            let slot = (vote.number, vote.previous, round, step);
+            self.epoch_votes.get(&slot)
+        };
+        let locked = (0..vote.round).rev().find_map(|round| {
+            let precommits = of(Step::Precommit, round)?;
+            Some((round, (*precommits.get(&vote.voter)?)?))
+        });
+        let Some((round, locked)) = locked.filter(|(_, locked)| *locked != value) else {
+            return Ok(());
+        };
+        let Some(before) = self.epochs.get(&vote.previous) else {
+            return Ok(());
+        };
+        let freed = (round..vote.round).any(|at| {
+            let prevotes = of(Step::Prevote, at);
+            let said = |node: &NodeId| prevotes.is_some_and(|p| p.get(node) == Some(&Some(value)));
+            let can = before.voters.iter();
+            let can = can.filter(|(node, _)| self.liars.contains(node) || said(node));
+            can.map(|(_, v)| v.weight).sum::<u64>() > 2 * before.total() / 3
+        });
+        if !freed {
+            return broken(
+                "lock",
+                format!(
+                    "{} is locked on {locked} in round {round} of epoch {} and prevotes {value} in round {}",
+                    vote.voter, vote.number, vote.round
                 ),
             );
         }

@@ -1,19 +1,20 @@
 //! Nodes that lie: they have their keys, their connections and all that they hear, and no engine of ours.
 
+mod epochs;
+mod forge;
+mod logs;
+
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use secmesh::addr::Prefix;
-use secmesh::mesh::admission::AdmittedRecord;
-use secmesh::mesh::cert::{CertVote, Certificate, MAX_CERT_VOTES};
+use secmesh::merkle::Tree;
 use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::epoch::EpochRecord;
 use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::{Hash, NodeId};
-use secmesh::mesh::message::{EquivocationProof, Message};
-use secmesh::mesh::vote::{
-    Action, ActionKind, AttackClass, BUCKET_US, Ballot, SignedVote, Verdict, Vote, bucket_of,
-};
+use secmesh::mesh::message::Message;
+use secmesh::mesh::vote::{Action, ActionKind, AttackClass, Ballot, Verdict, Vote, bucket_of};
 
 use crate::cast::{self, S};
 use crate::rng::Rng;
@@ -34,6 +35,8 @@ pub struct Scene<'a> {
     pub record: Option<EpochRecord>,
     /// The round in which honest nodes agree on the next one.
     pub round: u32,
+    /// Whether nodes witness each other's ledgers.
+    pub witnesses: bool,
     /// Nodes that do not lie.
     pub honest: Vec<NodeId>,
     /// Who can be reached.
@@ -60,11 +63,25 @@ pub struct Liar {
     /// Which tricks it uses.
     tricks: Vec<Trick>,
     zone: usize,
+    /// Its log of statements, as it shows it to most.
+    log: Tree,
+    /// Entries of its ledger, as it says.
+    ledger: u64,
 }
 
-/// What liars do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trick {
+macro_rules! tricks {
+    ($($name:ident,)+) => {
+        /// What liars do.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        enum Trick {
+            $($name,)+
+        }
+
+        const TRICKS: &[Trick] = &[$(Trick::$name,)+];
+    };
+}
+
+tricks!(
     Frame,
     FrameNetwork,
     Join,
@@ -86,31 +103,15 @@ enum Trick {
     Stranger,
     ForgeProof,
     OutsideWindow,
-}
-
-const TRICKS: [Trick; 21] = [
-    Trick::Frame,
-    Trick::FrameNetwork,
-    Trick::Join,
-    Trick::Equivocate,
-    Trick::Split,
-    Trick::Replay,
-    Trick::ForgeTime,
-    Trick::ForgeCertificate,
-    Trick::StripCertificate,
-    Trick::Masquerade,
-    Trick::Flood,
-    Trick::ReuseNumber,
-    Trick::Garbage,
-    Trick::WrongAction,
-    Trick::WrongEpoch,
-    Trick::Release,
-    Trick::Reject,
-    Trick::BurnTicket,
-    Trick::Stranger,
-    Trick::ForgeProof,
-    Trick::OutsideWindow,
-];
+    EpochEquivocate,
+    EpochPropose,
+    EpochForge,
+    ForgeRemoval,
+    LogFork,
+    LogFrame,
+    LogForge,
+    LedgerFork,
+);
 
 fn bytes(message: &Message) -> Rc<[u8]> {
     Rc::from(message.to_bytes())
@@ -118,21 +119,6 @@ fn bytes(message: &Message) -> Rc<[u8]> {
 
 fn vote_message(ballot: &Ballot) -> Rc<[u8]> {
     bytes(&Message::Vote(Box::new(*ballot)))
-}
-
-fn cert_vote(signed: &SignedVote) -> CertVote {
-    let vote = &signed.vote;
-    CertVote {
-        voter: vote.voter,
-        incarnation: vote.incarnation,
-        verdict: vote.verdict,
-        evidence_root: vote.evidence_root,
-        detector_hash: vote.detector_hash,
-        sequence: vote.sequence,
-        issued_at_us: vote.issued_at_us,
-        valid_for_s: vote.valid_for_s,
-        signature: signed.signature,
-    }
 }
 
 impl Liar {
@@ -149,8 +135,10 @@ impl Liar {
             heard: VecDeque::new(),
             own: VecDeque::new(),
             group_votes: VecDeque::new(),
-            tricks: rng.some(&TRICKS, count),
+            tricks: rng.some(TRICKS, count),
             zone,
+            log: Tree::default(),
+            ledger: 0,
         }
     }
 
@@ -488,6 +476,14 @@ impl Liar {
                     said.push((to, bytes(&Message::Admission(Box::new(made)))));
                 }
             }
+            Trick::EpochEquivocate => self.equivocate_on_epoch(scene, rng, &mut said),
+            Trick::EpochPropose => self.propose_epochs(scene, rng, &mut said),
+            Trick::EpochForge => self.forge_epoch(scene, rng, &mut said),
+            Trick::ForgeRemoval => self.forge_removal(scene, rng, &mut said),
+            Trick::LogFork => self.fork_log(scene, rng, &mut said),
+            Trick::LogFrame => self.frame_in_log(scene, rng, &mut said),
+            Trick::LogForge => self.forge_in_log(scene, rng, &mut said),
+            Trick::LedgerFork => self.fork_ledger(scene, rng, &mut said),
             Trick::ForgeProof => {
                 if let (Some(to), Some(proof)) = (someone, self.forged_proof(rng)) {
                     said.push((to, bytes(&Message::Equivocation(Box::new(proof)))));
@@ -497,115 +493,5 @@ impl Liar {
         let made = self.own.iter().skip(before.min(self.own.len())).copied();
         let shared = made.collect();
         (said, shared)
-    }
-
-    /// A certificate out of its own votes, those of its group, and honest votes that were about
-    /// something else.
-    fn forged_certificate(
-        &mut self,
-        scene: &Scene<'_>,
-        victim: Prefix,
-        rng: &mut Rng,
-    ) -> Option<Certificate> {
-        let action = Self::action(scene, victim);
-        let mine = self.ballot(scene, action, Verdict::Confirm);
-        let head = mine.signed.vote;
-        let mut votes = vec![cert_vote(&mine.signed)];
-        for ballot in &self.group_votes {
-            if ballot.signed.vote.incident == head.incident {
-                votes.push(cert_vote(&ballot.signed));
-            }
-        }
-        let template = *votes.first()?;
-        for heard in &self.heard {
-            if let Ok(Message::Vote(ballot)) = Message::from_bytes(heard)
-                && rng.percent(50)
-            {
-                let signed = ballot.signed;
-                votes.push(CertVote {
-                    voter: signed.vote.voter,
-                    verdict: Verdict::Confirm,
-                    signature: signed.signature,
-                    ..template
-                });
-            }
-        }
-        votes.sort_by_key(|v| v.voter);
-        if rng.percent(70) {
-            votes.dedup_by_key(|v| v.voter);
-        }
-        votes.truncate(MAX_CERT_VOTES);
-        Some(Certificate {
-            action,
-            mesh: head.mesh,
-            epoch: head.epoch,
-            epoch_hash: head.epoch_hash,
-            round: 0,
-            bucket: head.bucket,
-            votes,
-        })
-    }
-
-    /// A good certificate with something taken away or changed.
-    fn stripped_certificate(&self, rng: &mut Rng) -> Option<Certificate> {
-        let mut found: Vec<Certificate> = self
-            .heard
-            .iter()
-            .filter_map(|heard| match Message::from_bytes(heard) {
-                Ok(Message::Certificate(certificate)) => Some(*certificate),
-                _ => None,
-            })
-            .collect();
-        let mut certificate = found.pop()?;
-        match rng.below(5) {
-            0 => {
-                certificate.votes.pop();
-            }
-            1 => certificate.votes.retain(|v| v.verdict == Verdict::Concur),
-            2 => {
-                for vote in &mut certificate.votes {
-                    vote.verdict = Verdict::Confirm;
-                }
-                certificate.votes.truncate(2);
-            }
-            3 => certificate.bucket += rng.between(1, 100) * 60,
-            _ => {
-                if let Some(first) = certificate.votes.first().copied() {
-                    certificate.votes.insert(0, first);
-                }
-            }
-        }
-        Some(certificate)
-    }
-
-    /// Somebody whom no operator let in.
-    fn stranger(&self, scene: &Scene<'_>, rng: &mut Rng) -> AdmittedRecord {
-        let key = Signer::from_secret(&rng.bytes32());
-        let mut record = cast::record(scene.genesis, 9_999, self.zone);
-        record.vote_key = key.public();
-        record.ledger_key = key.public();
-        record.node = secmesh::mesh::admission::NodeRecord::derive_id(&key.public(), 1);
-        record.admit_by_operator(&key, &self.signer)
-    }
-
-    /// A proof against an honest node: its vote, and one that it never signed or that is about something else.
-    fn forged_proof(&self, rng: &mut Rng) -> Option<EquivocationProof> {
-        let votes: Vec<Ballot> = self
-            .heard
-            .iter()
-            .filter_map(|heard| match Message::from_bytes(heard) {
-                Ok(Message::Vote(ballot)) => Some(*ballot),
-                _ => None,
-            })
-            .collect();
-        let ballot = rng.pick(&votes)?;
-        let mut other = ballot.signed;
-        other.vote.verdict = match other.vote.verdict {
-            Verdict::Reject => Verdict::Confirm,
-            _ => Verdict::Reject,
-        };
-        other.vote.issued_at_us = other.vote.issued_at_us.saturating_add(BUCKET_US / 60);
-        other.signature = other.vote.sign(&self.signer).signature;
-        EquivocationProof::new(ballot.signed, other)
     }
 }

@@ -239,6 +239,8 @@ pub struct Node {
     pub joined: bool,
     /// Votes of others that this engine took since it started: voter, sequence.
     pub taken: HashSet<(NodeId, u64)>,
+    /// The epoch in which it is, at this output of its call.
+    pub in_force: Hash,
     /// Epoch in which it was seen last.
     pub epoch: Option<Hash>,
     /// Everything this node ever sent a vote on, and the bytes: it never says two things.
@@ -253,6 +255,8 @@ pub struct Node {
     pub stated: BTreeMap<u64, Vec<u8>>,
     /// The last epoch that was in force here, ever.
     pub reached: u64,
+    /// Whom it has caught since it started.
+    pub caught: BTreeSet<NodeId>,
     /// It and its ledger as a witness and with witnesses, while it runs.
     pub notary: Option<Notary>,
     /// Frontier, by its hash, at which trust was last looked at.
@@ -278,6 +282,7 @@ impl Node {
             crash_after: None,
             joined: false,
             taken: HashSet::new(),
+            in_force: Hash([0; 32]),
             epoch: None,
             said: BTreeMap::new(),
             numbered: BTreeMap::new(),
@@ -285,6 +290,7 @@ impl Node {
             said_of_epochs: BTreeMap::new(),
             stated: BTreeMap::new(),
             reached: 0,
+            caught: BTreeSet::new(),
             notary: None,
             judged: None,
         }
@@ -359,11 +365,11 @@ impl Node {
                 else {
                     continue;
                 };
-                if *kind == wanted {
-                    // A certificate may count for less since a liar in it was exposed.
-                    let _refused = engine
-                        .restore_decision(wall, warrant, *certified_unix_us, vetoed.clone())
-                        .is_err();
+                if *kind == wanted
+                    && let Err(error) =
+                        engine.restore_decision(wall, warrant, *certified_unix_us, vetoed.clone())
+                {
+                    return broken("restore", format!("a decision is not taken back: {error}"));
                 }
             }
         }
@@ -375,6 +381,7 @@ impl Node {
         }
         self.engine = Some(engine);
         self.taken.clear();
+        self.caught.clear();
         self.silenced = false;
         self.crash_after = None;
         self.epoch = None;

@@ -90,6 +90,8 @@ pub struct Oracle {
     pub(crate) epoch_votes: BTreeMap<EpochSlot, BTreeMap<NodeId, Option<Hash>>>,
     /// Trust by what it has to follow from, and who said so first.
     pub(crate) trusted: BTreeMap<(u64, Hash, Hash), (usize, Hash)>,
+    /// What each witness cosigned last of each ledger: size and root.
+    pub cosigned: BTreeMap<(NodeId, NodeId), (u64, [u8; 32])>,
     /// Whom the operator has taken out.
     pub removed: BTreeSet<NodeId>,
     /// Nodes that lie.
@@ -143,6 +145,7 @@ impl Oracle {
             followed: BTreeMap::new(),
             epoch_votes: BTreeMap::new(),
             trusted: BTreeMap::new(),
+            cosigned: BTreeMap::new(),
             removed: BTreeSet::new(),
             liars,
             cast,

@@ -104,6 +104,7 @@ fn phases(world: &mut World) -> Result<(), Violation> {
     agree_until(world, until + AGREE_US)?;
     world.truce = false;
     epochs_go_on(world)?;
+    agree_until(world, world.now + AGREE_US)?;
     let until = world.now;
     if world.plan.to_the_end {
         let ttl = u64::from(world.plan.params.block_ttl_s) * S;
@@ -171,7 +172,14 @@ fn epochs_go_on(world: &mut World) -> Result<(), Violation> {
 
 /// All honest nodes believe the same, byte for byte.
 fn agree(world: &World) -> Result<(), Violation> {
-    let running = world.members();
+    // Who waits for the epoch that takes it in is told nothing by the others yet.
+    let mut running = world.members();
+    running.retain(|i| {
+        let node = &world.nodes[*i];
+        node.engine
+            .as_ref()
+            .is_some_and(|e| e.roster().get(&node.id).is_some())
+    });
     let decisions = world.provable();
     let mut beliefs = running
         .iter()

@@ -89,6 +89,47 @@ bugs!(
     BlockNeverEnds = "block-never-ends",
     /// A release does not keep earlier blocks from coming back.
     ReleaseForgotten = "release-forgotten",
+    /// A vote on an epoch leaves before it is on the disk.
+    EpochSendBeforePersist = "epoch-send-before-persist",
+    /// After a restart, what was signed about an epoch is not known.
+    LockForgotten = "lock-forgotten",
+    /// A precommit needs more than a third of prevotes, not more than two.
+    PrecommitTLo = "precommit-t-lo",
+    /// A lock gives way to any proposal.
+    LockIgnored = "lock-ignored",
+    /// A certified epoch needs more than a third of the weight, not more than two.
+    EpochTLo = "epoch-t-lo",
+    /// Weights of epochs move as far as they like, and nobody is on probation.
+    WeightsJump = "weights-jump",
+    /// Epochs leave out whom nobody has removed: whoever is not connected.
+    RosterByReach = "roster-by-reach",
+    /// The fold of the evidence is made when it first was, and not again when there is more: it depends on the order
+    /// in which statements arrive.
+    StaleFold = "stale-fold",
+    /// A node's own opinion of its peers is in the fold.
+    OwnOpinion = "own-opinion",
+    /// Proofs in statements are not looked at.
+    ProofsUnchecked = "proofs-unchecked",
+    /// One node's word is enough for a strike.
+    OneReporter = "one-reporter",
+    /// A statement leaves before it is on the disk.
+    StatementBeforePersist = "statement-before-persist",
+    /// A node states things before it knows how long its own log is: after a restart the log begins anew.
+    LogForgotten = "log-forgotten",
+    /// Contradicting statements are not taken as a proof.
+    LogForkIgnored = "log-fork-ignored",
+    /// A witness does not look at what it cosigned before.
+    WitnessForgets = "witness-forgets",
+    /// Who crashes between proposing an epoch and voting on it waits for ever.
+    ProposerStuck = "proposer-stuck",
+    /// After a restart, decisions are counted anew without the liars that were exposed since.
+    RestoredAnew = "restored-anew",
+    /// A node that shows others another log keeps them from asking for everybody else's.
+    ForkStalls = "fork-stalls",
+    /// Who comes in with an epoch is not asked anew for what it was refused before.
+    NewcomerWaits = "newcomer-waits",
+    /// A clock that was set back keeps a node from repeating what it said about an epoch.
+    ResendStuck = "resend-stuck",
 );
 
 #[cfg(feature = "simulation")]

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use secmesh::mesh::decision::Warrant;
+use secmesh::addr::Prefix;
+use secmesh::mesh::decision::{Decision, Warrant};
+use secmesh::mesh::engine::Engine;
 use secmesh::mesh::ids::DecisionId;
+use secmesh::mesh::vote::ActionKind;
 
 use super::World;
 use crate::cast::{self, S};
@@ -51,7 +54,10 @@ impl World {
         {
             for decision in engine.decisions().filter(|d| d.expires_unix_us > horizon) {
                 let counts = match &decision.warrant {
-                    Warrant::Operator(_) => true,
+                    // One of the future, by a clock that was ahead, is refused by all others until then.
+                    Warrant::Operator(signed) => {
+                        signed.release.issued_at_us <= cast::START_US + self.now
+                    }
                     Warrant::Votes(certificate) => certificate
                         .count(engine.roster(), engine.liars())
                         .check()
@@ -66,7 +72,32 @@ impl World {
                 }
             }
         }
+        self.without_released(&members, &mut all);
         all
+    }
+
+    /// Takes out blocks that somebody holds a release against that cannot be proved any more: it keeps them out,
+    /// and whoever lost its memory before has them.
+    fn without_released(&self, members: &[usize], all: &mut BTreeSet<DecisionId>) {
+        let engines = || {
+            members
+                .iter()
+                .filter_map(|i| self.nodes[*i].engine.as_ref())
+        };
+        let lost: BTreeSet<(Prefix, u64)> = engines()
+            .flat_map(Engine::decisions)
+            .filter(|d| d.action.kind == ActionKind::Release && !all.contains(&d.id))
+            .map(|d| (d.action.subject, d.bucket))
+            .collect();
+        let covered = |d: &Decision| {
+            d.action.kind == ActionKind::Block
+                && lost
+                    .iter()
+                    .any(|(subject, bucket)| *subject == d.action.subject && *bucket >= d.bucket)
+        };
+        for decision in engines().flat_map(Engine::decisions).filter(|d| covered(d)) {
+            all.remove(&decision.id);
+        }
     }
 
     /// In what two beliefs differ, for people.

@@ -28,7 +28,7 @@ impl World {
                     .index
                     .get(&proof.voter())
                     .map(|voter| self.nodes[*voter].signer.public());
-                if !key.is_some_and(|key| proof.verify(&key).is_ok()) {
+                if key.is_none_or(|key| proof.verify(&key).is_err()) {
                     return broken(
                         "attribution",
                         format!("node {i} takes a proof that is none"),
@@ -60,6 +60,7 @@ impl World {
         self.counts.epochs += 1;
         self.keep_epochs(i);
         self.nodes[i].disk.append(Entry::Told(epoch.to_bytes()));
+        self.nodes[i].in_force = epoch.record.hash();
         let node = &self.nodes[i];
         let Some(engine) = &node.engine else {
             return Ok(());

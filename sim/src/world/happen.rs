@@ -198,6 +198,7 @@ impl World {
             round: engine
                 .and_then(secmesh::mesh::engine::Engine::agreement)
                 .map_or(0, |(_, round)| round),
+            witnesses: self.plan.witnesses,
             honest: self.running().iter().map(|i| self.nodes[*i].id).collect(),
             wall_us: self.nodes[i].wall(self.now),
             peers: (0..self.nodes.len())

@@ -5,7 +5,7 @@ use secmesh::merkle::Tree;
 use secmesh::mesh::engine::Input;
 use secmesh::mesh::ids::NodeId;
 use secmesh::mesh::message::Message;
-use secmesh::mesh::witness::{LedgerMessage, LogKeys, Publisher, Step, Told, Witness};
+use secmesh::mesh::witness::{LedgerMessage, LogKeys, Outcome, Publisher, Step, Told, Witness};
 
 use super::World;
 use crate::cast::{self, S};
@@ -173,6 +173,18 @@ impl World {
                         return Ok(());
                     }
                     node.disk.witnessed.insert(from, bytes);
+                }
+                if let Some(answer) = &answer
+                    && matches!(answer.outcome, Outcome::Cosigned { .. })
+                {
+                    let (size, root) = (answer.size, answer.root);
+                    let last = self.oracle.cosigned.insert((node.id, from), (size, root));
+                    if last.is_some_and(|(s, r)| size < s || (size == s && root != r)) {
+                        return broken(
+                            "one-ledger",
+                            format!("witness {i} cosigns two ledgers of {from}"),
+                        );
+                    }
                 }
                 if let Some(answer) = answer.filter(|_| !self.nodes[i].silenced) {
                     self.tell(i, &from, LedgerMessage::Answer(Box::new(answer)));

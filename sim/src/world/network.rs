@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use secmesh::mesh::engine::{Input, VoteSummary};
+use secmesh::mesh::evidence::EvidenceMessage;
 use secmesh::mesh::ids::NodeId;
 use secmesh::mesh::message::Message;
 use secmesh::mesh::vote::ActionKind;
@@ -165,10 +166,23 @@ impl World {
         self.trace.message(bytes);
         let lie = self
             .lies(from)
-            .then(|| self.contradiction(to, bytes))
+            .then(|| self.contradiction(from, to, bytes))
             .flatten();
         let id = self.nodes[from].id;
+        let forked = if self.lies(from) {
+            self.forked(to, bytes)
+        } else {
+            None
+        };
         self.input(to, Input::Message { from: id, bytes })?;
+        if let Some(author) = forked.filter(|author| !self.knows_fork(to, author)) {
+            return broken(
+                "log-forks",
+                format!(
+                    "node {to} holds one and was shown another statement of {author} under one number, and has not caught it"
+                ),
+            );
+        }
         if let (Some(liar), Some(engine)) = (lie, &self.nodes[to].engine)
             && !engine.liars().contains(&liar)
         {
@@ -180,14 +194,49 @@ impl World {
         Ok(())
     }
 
+    /// The author of a statement that contradicts the one that node `to` holds.
+    fn forked(&self, to: usize, bytes: &[u8]) -> Option<NodeId> {
+        let Ok(Message::Evidence(message)) = Message::from_bytes(bytes) else {
+            return None;
+        };
+        let EvidenceMessage::Statements(statements) = *message else {
+            return None;
+        };
+        let engine = self.nodes[to].engine.as_ref()?;
+        let found = statements.iter().find(|statement| {
+            let head = statement.head();
+            let held = engine.evidence().get(&head.author, head.sequence);
+            let member = engine.roster().get(&head.author);
+            held.is_some_and(|held| held.head() != head)
+                && head.mesh == self.genesis.mesh_id()
+                && member.is_some_and(|m| statement.signed.verify(&m.record.vote_key).is_ok())
+        })?;
+        Some(found.head().author)
+    }
+
+    fn knows_fork(&mut self, to: usize, author: &NodeId) -> bool {
+        let node = &mut self.nodes[to];
+        let wall = node.wall(self.now);
+        node.caught.contains(author)
+            || node.engine.as_mut().is_none_or(|engine| {
+                let trust = engine.trust(wall);
+                let known = trust.nodes.get(author);
+                known.is_some_and(|trust| !trust.standing.proofs.is_empty())
+            })
+    }
+
     /// Whether this vote of a liar contradicts one that node `to` has taken.
-    fn contradiction(&self, to: usize, bytes: &[u8]) -> Option<NodeId> {
+    fn contradiction(&self, from: usize, to: usize, bytes: &[u8]) -> Option<NodeId> {
         let Ok(Message::Vote(ballot)) = Message::from_bytes(bytes) else {
             return None;
         };
         let node = &self.nodes[to];
         let engine = node.engine.as_ref()?;
         let vote = &ballot.signed.vote;
+        // Whose votes others bring are not held: those are refused before anything else.
+        if vote.voter != self.nodes[from].id {
+            return None;
+        }
         let params = &self.genesis.params;
         let wall = node.wall(self.now);
         let skew = u64::from(params.max_skew_s) * S;

@@ -8,6 +8,7 @@ use secmesh::mesh::ids::{Hash, NodeId};
 use secmesh::mesh::vote::ActionKind;
 
 use super::World;
+use super::shown::Shown;
 use crate::cast::S;
 use crate::node::{Entry, KernelBlock};
 use crate::oracle::{Violation, broken, signed_by};
@@ -41,6 +42,8 @@ impl World {
             Output::Broadcast(_) | Output::Send { .. } if self.nodes[i].silenced => {}
             Output::Broadcast(bytes) => {
                 self.says(i, &bytes)?;
+                self.trace
+                    .line(self.now, || format!("{i} to all: {}", Shown(&bytes)));
                 let bytes: Rc<[u8]> = Rc::from(bytes);
                 for to in 0..self.nodes.len() {
                     self.send(i, to, &bytes);
@@ -48,6 +51,9 @@ impl World {
             }
             Output::Send { to, bytes } => {
                 self.says(i, &bytes)?;
+                self.trace.line(self.now, || {
+                    format!("{i} to {:?}: {}", self.index.get(&to), Shown(&bytes))
+                });
                 if let Some(to) = self.index.get(&to).copied() {
                     self.send(i, to, &Rc::from(bytes));
                 }
@@ -161,6 +167,7 @@ impl World {
                 self.trace
                     .line(self.now, || format!("{i} has caught {node}: {proof:?}"));
                 self.counts.caught += 1;
+                self.nodes[i].caught.insert(node);
                 if !self.oracle.liars.contains(&node) {
                     return broken(
                         "attribution",
@@ -192,11 +199,13 @@ impl World {
                 }
             }
             Output::VoteSeen(vote) if !vote.own => self.takes(i, &vote)?,
+            Output::Refused { from, reason } => self.trace.line(self.now, || {
+                format!("{i} refuses {reason} of {:?}", self.index.get(&from))
+            }),
             Output::Watch { .. }
             | Output::VoteSeen(_)
             | Output::GrantOpened(_)
             | Output::GrantUsed { .. }
-            | Output::Refused { .. }
             | Output::QuorumState(_) => {}
         }
         Ok(())
@@ -206,7 +215,7 @@ impl World {
         let node = &self.nodes[i];
         let (known, current) = node.engine.as_ref().map_or_else(
             || (BTreeSet::new(), Hash([0; 32])),
-            |engine| (engine.liars().clone(), engine.roster().epoch_hash()),
+            |engine| (engine.liars().clone(), node.in_force),
         );
         (known, current, node.wall(self.now))
     }

@@ -48,7 +48,21 @@ impl std::fmt::Display for Shown<'_> {
             Ok(Message::Epoch(e)) => write!(f, "epoch {}", e.record.number),
             Ok(Message::Evidence(e)) => write!(f, "evidence, kind {}", e.kind()),
             Ok(Message::Ledger(m)) => write!(f, "ledger, kind {}", m.kind()),
-            Ok(_) => write!(f, "something else"),
+            Ok(Message::Decided(d)) => write!(f, "has {}", d.decision),
+            Ok(Message::WantDecision(id)) => write!(f, "wants {id}"),
+            Ok(Message::EpochWant(number)) => write!(f, "is in epoch {number}"),
+            Ok(Message::EpochSeal(seal)) => write!(f, "seal on {}", seal.sealed.number),
+            Ok(Message::Inventory(_)) => write!(f, "inventory"),
+            Ok(Message::Removal(_)) => write!(f, "removal"),
+            Ok(Message::EpochLie(p)) => write!(f, "proof about epochs against {}", p.voter()),
+            Ok(Message::Grant(_)) => write!(f, "grant"),
+            Ok(Message::Release(_)) => write!(f, "release"),
+            Ok(Message::Batch(parts)) => {
+                write!(f, "batch:")?;
+                parts
+                    .iter()
+                    .try_for_each(|part| write!(f, " [{}]", Shown(part)))
+            }
             Err(error) => write!(f, "garbage ({error})"),
         }
     }

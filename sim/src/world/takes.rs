@@ -23,14 +23,11 @@ impl World {
             return broken("vote-times", format!("node {i} takes a vote that is over"));
         }
         let node = &mut self.nodes[i];
-        let Some(engine) = &node.engine else {
-            return Ok(());
-        };
         let action = match vote.action {
             ActionKind::Block => Action::block(vote.subject, vote.class, params),
             ActionKind::Release => Action::release(vote.subject),
         };
-        let epoch = engine.roster().epoch_hash();
+        let epoch = node.in_force;
         let bucket = bucket_of(vote.issued_at_us);
         let known = (bucket.saturating_sub(1)..=bucket + 1)
             .any(|b| action.incident(self.genesis.mesh_id(), epoch, b) == vote.incident);
@@ -59,6 +56,7 @@ impl World {
             return Ok(());
         };
         let epoch = engine.roster().epoch_hash();
+        node.in_force = epoch;
         if node.epoch != Some(epoch) {
             node.epoch = Some(epoch);
             self.trace.line(self.now, || {

@@ -1,5 +1,7 @@
 //! From votes to decisions: certificates made here or by peers, and releases.
 
+use std::collections::BTreeSet;
+
 use super::io::{Output, RefusalReason};
 use super::{Call, Engine, IncidentKey, MAX_DECISIONS};
 use crate::mesh::cert::{CertError, CertVerdict, CertVote, Certificate, MAX_CERT_VOTES};
@@ -67,7 +69,7 @@ impl Engine {
     fn assemble(&self, key: &IncidentKey, now: u64, latest_issue: u64) -> Option<Certificate> {
         let incident = self.incidents.get(key)?;
         let silent = self.silent();
-        let mut zones: std::collections::BTreeSet<&Zone> = std::collections::BTreeSet::new();
+        let mut zones: BTreeSet<&Zone> = BTreeSet::new();
         let mut ordered: Vec<(u8, &SignedVote)> = Vec::new();
         for (voter, signed) in &incident.votes {
             let vote = &signed.vote;
@@ -183,12 +185,17 @@ impl Engine {
 
     /// Checks a certificate by the rules of its own epoch.
     pub(super) fn check(&self, certificate: &Certificate) -> Result<CertVerdict, CertError> {
+        self.check_without(certificate, &self.silent_at(certificate.bucket))
+    }
+
+    /// The same, without the votes of these liars.
+    pub(super) fn check_without(
+        &self,
+        certificate: &Certificate,
+        liars: &BTreeSet<NodeId>,
+    ) -> Result<CertVerdict, CertError> {
         match self.roster_of(&certificate.epoch_hash) {
-            Some(roster) => certificate.verify(
-                &roster,
-                &self.config.genesis.params,
-                &self.silent_at(certificate.bucket),
-            ),
+            Some(roster) => certificate.verify(&roster, &self.config.genesis.params, liars),
             None => Err(CertError::WrongEpoch {
                 epoch: certificate.epoch,
                 hash: certificate.epoch_hash,

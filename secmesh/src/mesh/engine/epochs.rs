@@ -16,6 +16,7 @@ use crate::mesh::evidence::Misconduct;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT, NodeRecord, Roster};
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::wire::WireError;
 
 /// How often one peer is told how far this node is, microseconds.
@@ -143,6 +144,11 @@ impl Engine {
             .members()
             .filter(|(node, member)| {
                 !self.removals.contains_key(*node) && !replaced.contains(&member.record.vote_key)
+            })
+            .filter(|(node, _)| {
+                !planted(Bug::RosterByReach)
+                    || self.connected.contains(*node)
+                    || **node == self.config.node
             })
             .map(|(_, member)| (&member.record, self.since(&member.record)))
             .collect();
@@ -316,7 +322,8 @@ impl Engine {
         for (node, member) in self.roster.members() {
             let kept = hashes.contains(&member.record.hash());
             let replaced = !after.contains(node) && keys.contains(&member.record.vote_key);
-            if !kept && !replaced && !self.removals.contains_key(node) {
+            let removed = self.removals.contains_key(node) || planted(Bug::RosterByReach);
+            if !kept && !replaced && !removed {
                 return Err(EpochError::NotRemoved {
                     number,
                     node: *node,
@@ -404,7 +411,26 @@ impl Engine {
         self.renew_lock();
         call.out.push(Output::Epoch(Box::new(epoch)));
         self.new_epoch(call);
+        if !planted(Bug::NewcomerWaits) {
+            self.compare_with_newcomers(call);
+        }
         true
+    }
+
+    /// Who is not in the roster is refused statements, and refuses them. So with the epoch in which it comes in,
+    /// both sides compare what they have once more, and forget that they have asked before.
+    fn compare_with_newcomers(&mut self, call: &mut Call<'_>) {
+        let Some(before) = self.known.front() else {
+            return;
+        };
+        let is_new = |node: &NodeId| before.get(node).is_none() && self.roster.get(node).is_some();
+        let am_new = is_new(&self.config.node);
+        let connected = self.connected.iter();
+        let peers: Vec<NodeId> = connected.filter(|p| am_new || is_new(p)).copied().collect();
+        for peer in peers {
+            self.statements.forget_requests(&peer);
+            self.compare_with(call, peer);
+        }
     }
 
     pub(super) fn peer_epoch_proposal(
@@ -713,7 +739,7 @@ impl Engine {
     /// it has said; so do not let it vote.
     pub fn restore_lock(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         let state = LockState::from_bytes(bytes)?;
-        if state.mesh == self.mesh {
+        if state.mesh == self.mesh && !planted(Bug::LockForgotten) {
             self.lock_state = Some(state);
             self.renew_lock();
         }

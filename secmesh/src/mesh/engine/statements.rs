@@ -20,6 +20,7 @@ use crate::mesh::evidence::{
 use crate::mesh::ids::{DecisionId, Hash, MeshId, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::trust::{EPOCH_US, LocalTrust, Member, Members, Params, Rules, TrustReport, fold};
 use crate::mesh::vote::{ActionKind, Verdict};
 
@@ -90,6 +91,10 @@ impl Statements {
         }
     }
 
+    pub(super) fn forget_requests(&mut self, peer: &NodeId) {
+        self.sync.forget(peer);
+    }
+
     pub(super) fn peer_down(&mut self, peer: &NodeId) {
         self.up_since.remove(peer);
         self.sync.forget(peer);
@@ -141,20 +146,27 @@ impl Engine {
             self.roster.epoch_hash(),
         );
         if let Some((known, report)) = &self.statements.report
-            && *known == key
+            && (*known == key || (planted(Bug::StaleFold) && (known.0, known.2) == (key.0, key.2)))
         {
             return Arc::clone(report);
         }
         let rules = Rules::new(&self.config.genesis, Params::default());
         let members = self.trust_members();
         let statements = &mut self.statements;
-        let report = Arc::new(TrustReport::new(
+        let mut report = TrustReport::new(
             &statements.set,
             &rules,
             &members,
             now_unix_us,
             &mut statements.checks,
-        ));
+        );
+        if planted(Bug::OwnOpinion) {
+            for (node, trust) in &mut report.nodes {
+                let own = u64::from(statements.local.score(node));
+                trust.standing.alpha = trust.standing.alpha.saturating_add(own);
+            }
+        }
+        let report = Arc::new(report);
         statements.report = Some((key, Arc::clone(&report)));
         report
     }
@@ -167,6 +179,9 @@ impl Engine {
         let statement = Statement::from_bytes(bytes)?;
         if statement.head().mesh != self.mesh {
             return Err(RestoreError::NotOwn);
+        }
+        if planted(Bug::LogForgotten) {
+            return Ok(());
         }
         if let Body::Outcome(outcome) = &statement.body
             && statement.head().author == self.config.node
@@ -263,6 +278,10 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::Evidence(Box::new(message)).to_bytes(),
         ));
+        if planted(Bug::StatementBeforePersist) {
+            let last = call.out.len();
+            call.out.swap(last - 2, last - 1);
+        }
         Some(size)
     }
 

@@ -12,6 +12,7 @@ use crate::mesh::evidence::message::{MAX_RANGES, Range, pack};
 use crate::mesh::evidence::{EvidenceMessage, Frontier, Inserted, Misconduct, Statement};
 use crate::mesh::ids::NodeId;
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::simulation::{Bug, planted};
 
 /// How often this node compares itself with one peer, microseconds.
 const COMPARE_US: u64 = 3 * 1_000_000;
@@ -277,14 +278,22 @@ impl Engine {
 
     fn take(&mut self, call: &mut Call<'_>, from: NodeId, statements: Vec<Statement>) {
         let mut new = 0_usize;
+        let mut stuck = false;
         for statement in statements {
-            new += usize::from(self.take_one(call, from, statement));
+            let (author, next) = (statement.head().author, statement.head().sequence);
+            let was_next = self.statements.set.head(&author).size == next;
+            if self.take_one(call, from, statement) {
+                new += 1;
+            } else if was_next && let Some(wants) = self.statements.sync.wants.get_mut(&from) {
+                // Its author has shown that peer another log. It cannot give what this node wants, and the logs of
+                // others must not wait for that.
+                stuck |= wants.until.remove(&author).is_some();
+            }
         }
-        if new == 0 {
-            return;
-        }
-        if self.statements.sync.wants.contains_key(&from) {
+        if new > 0 && self.statements.sync.wants.contains_key(&from) {
             self.statements.local.served(from);
+            self.request(call, from);
+        } else if stuck && !planted(Bug::ForkStalls) {
             self.request(call, from);
         }
     }
@@ -336,7 +345,9 @@ impl Engine {
             Inserted::Gap(_) => return self.fill_gap(call, from, head.author, after),
             Inserted::Conflict(heads) => {
                 self.refuse(call, from, RefusalReason::ForkedEvidence);
-                if let Some(misconduct) = Misconduct::fork(heads.0, heads.1) {
+                if let Some(misconduct) = Misconduct::fork(heads.0, heads.1)
+                    && !planted(Bug::LogForkIgnored)
+                {
                     self.catch(call, misconduct);
                 }
             }

@@ -15,6 +15,7 @@ use super::vote::{EpochProof, EpochVote, Proposal, SignedEpochVote, Step, VoteSe
 use crate::mesh::crypto::Signer;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::roster::Roster;
+use crate::mesh::simulation::{Bug, planted};
 
 /// How often what this node said last is said again while nothing is decided, microseconds.
 pub const RESEND_US: u64 = 2_000_000;
@@ -329,6 +330,10 @@ impl Lock {
                 break;
             }
         }
+        // A clock that was set back must not make this node silent either.
+        if !planted(Bug::ResendStuck) {
+            self.resend_at = self.resend_at.min(now.saturating_add(RESEND_US));
+        }
         if self.phase == Phase::Running && self.is_voter() && now >= self.resend_at {
             self.resend_at = now.saturating_add(RESEND_US);
             self.repeat(out);
@@ -392,6 +397,11 @@ impl Lock {
             }
             return due;
         }
+        // Who crashed between its proposal and its prevote comes back without either, and waits like all others.
+        if self.step == Step::Propose && !planted(Bug::ProposerStuck) {
+            let end = now.saturating_add(self.wait(PROPOSE_US));
+            self.deadline.get_or_insert(end);
+        }
         // A clock that was set back must not make a wait longer.
         let latest = now.saturating_add(LONGEST_US);
         self.deadline = self.deadline.map(|at| at.min(latest));
@@ -451,7 +461,8 @@ impl Lock {
             let held = polka.is_some() || self.locked.is_some_and(|(_, own)| own == value);
             let valid = app.is_valid(record) || (held && app.is_sound(record));
             if shown && valid {
-                let may = rules::may_prevote(self.locked.as_ref(), &value, polka, self.round);
+                let locked = self.locked.as_ref().filter(|_| !planted(Bug::LockIgnored));
+                let may = rules::may_prevote(locked, &value, polka, self.round);
                 choice = Some(may.then_some(value));
             }
         }
@@ -592,6 +603,7 @@ impl Lock {
         sums.into_iter().find_map(|(value, weight)| {
             let needed = match &value {
                 None => self.needed_of_anybody(app),
+                Some(_) if planted(Bug::PrecommitTLo) && step == Step::Prevote => before.t_lo(),
                 Some(v) => needed(before, &app.members(self.records.get(v)?)?),
             };
             rules::is_quorum(weight, needed).then_some(value)
@@ -659,6 +671,10 @@ impl Lock {
         self.count(self.round, step, self.config.node, own);
         out.push(LockOut::Persist(self.state().to_bytes()));
         out.push(LockOut::Vote(signed));
+        if planted(Bug::EpochSendBeforePersist) {
+            let last = out.len();
+            out.swap(last - 2, last - 1);
+        }
     }
 }
 

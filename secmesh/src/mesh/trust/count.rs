@@ -10,6 +10,7 @@ use crate::mesh::evidence::{
     Body, Dossier, EvidenceSet, OutcomeKind, ProofKind, Reveal, Ruling, Statement,
 };
 use crate::mesh::ids::{DecisionId, Hash, NodeId};
+use crate::mesh::simulation::{Bug, planted};
 
 /// What nodes report of each other; each kind is counted by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -215,7 +216,7 @@ impl Reader<'_> {
                 let holds = self
                     .checks
                     .get((at.0, at.1, 0), || misconduct.holds(mesh, &member.key));
-                if holds {
+                if holds || planted(Bug::ProofsUnchecked) {
                     Finding::Caught(culprit, misconduct.kind())
                 } else {
                     Finding::Forged

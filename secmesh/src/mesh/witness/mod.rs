@@ -29,6 +29,7 @@ use crate::mesh::crypto::{self, PublicKey};
 use crate::mesh::ids::NodeId;
 use crate::mesh::pq::{PUBLIC_KEY, PqPublic};
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::wire::{Decoder, Encoder, WireError};
 
 const TAG: &str = "secmesh/witnessed/1";
@@ -185,7 +186,10 @@ impl Witness {
             refused: Some(refused),
             ..Step::default()
         };
-        let known = self.known.get(&log.node);
+        let known = self
+            .known
+            .get(&log.node)
+            .filter(|_| !planted(Bug::WitnessForgets));
         if known.is_none() && self.known.len() >= MAX_NODES {
             return refuse(WitnessRefusal::Full);
         }
