@@ -1,8 +1,8 @@
-//! Carries messages between the nodes of a mesh: mutual TLS 1.3 over TCP, one connection per pair.
+//! Carries messages between the nodes of a mesh: gRPC over mutual TLS 1.3, one connection per pair.
 //!
 //! Who may connect is known beforehand, by key ([`AllowedPeers`]). A stranger fails in the TLS
-//! handshake; none of its bytes reach code of ours. What a member sends is one frame of at most
-//! 64 KiB after the other, and is handed on unread: messages authenticate themselves.
+//! handshake; none of its bytes reach HTTP/2 or code of ours. What a member sends is one frame of at
+//! most 64 KiB after the other, and is handed on unread: messages authenticate themselves.
 //!
 //! Both ends may dial. If both do at once, the connection dialled by the node with the lower id
 //! stays. A message waits up to 30 s for a peer that is away; beyond that, and when a queue is full,
@@ -13,6 +13,7 @@ mod dial;
 mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod grpc;
 mod join;
 mod limit;
 mod listen;
@@ -168,7 +169,7 @@ impl Inner {
         let c = &self.counters;
         match error {
             frame::FrameError::Io(_) => {}
-            frame::FrameError::Oversized(_) => {
+            frame::FrameError::Oversized => {
                 self.refuse(source, &c.refused_oversized, "a frame over 64 KiB");
             }
             frame::FrameError::Bad => {
