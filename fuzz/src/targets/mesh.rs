@@ -4,13 +4,15 @@ use std::fmt::Debug;
 
 use secmesh::mesh::admission::{AdmittedRecord, SignedGrant};
 use secmesh::mesh::cert::{Certificate, MAX_CERT_VOTES};
+use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::decision::{SignedRelease, Warrant};
+use secmesh::mesh::envelope::{Envelope, EnvelopeKind, MAX_ENVELOPE, NO_NONCE, SignedEnvelope};
 use secmesh::mesh::epoch::{
     CertifiedEpoch, EpochProof, EpochSeal, LockState, Proposal, SignedEpochVote, SignedRemoval,
     StoredEpochs,
 };
 use secmesh::mesh::genesis::{MAX_BLOCK_TTL_S, SignedGenesis};
-use secmesh::mesh::ids::NodeId;
+use secmesh::mesh::ids::{MeshId, NodeId};
 use secmesh::mesh::join::JoinReply;
 use secmesh::mesh::message::{EquivocationProof, Message, pack};
 use secmesh::mesh::transport::MAX_MESSAGE;
@@ -344,6 +346,50 @@ pub(super) fn frame(input: &[u8]) {
                 && (1..=6).contains(&kind);
             assert!(!good, "refused without reason");
         }
+    }
+}
+
+pub(super) fn envelope_seeds() -> Vec<Vec<u8>> {
+    let signer = Signer::from_secret(&[1; 32]);
+    let envelope = |kind, echo, sequence, body: &'static [u8]| {
+        let envelope = Envelope {
+            mesh: MeshId([1; 32]),
+            sender: signer.public(),
+            recipient: NodeId([2; 16]),
+            nonce: [3; 16],
+            echo,
+            sequence,
+            kind,
+            body: body.into(),
+        };
+        envelope.sign(&signer).to_bytes()
+    };
+    vec![
+        envelope(EnvelopeKind::Hello, NO_NONCE, 0, b""),
+        envelope(EnvelopeKind::Answer, [4; 16], 0, b""),
+        envelope(EnvelopeKind::Heartbeat, [4; 16], 1, b""),
+        envelope(EnvelopeKind::Message, [4; 16], 2, b"body"),
+        envelope(EnvelopeKind::Farewell, [4; 16], 3, b""),
+    ]
+}
+
+/// Whatever is read has these bytes as its only encoding; of the key of the seeds only the seeds verify.
+pub(super) fn envelope(input: &[u8]) {
+    let decode = |bytes: &[u8]| SignedEnvelope::from_bytes(&bytes.to_vec().into());
+    let Some(read) = canonical(input, decode, SignedEnvelope::to_bytes) else {
+        return;
+    };
+    assert!(input.len() <= MAX_ENVELOPE);
+    assert_eq!(
+        read.envelope.kind == EnvelopeKind::Hello,
+        read.envelope.echo == NO_NONCE
+    );
+    let ours = Signer::from_secret(&[1; 32]).public();
+    if read.envelope.sender == ours && read.verify().is_ok() {
+        assert!(
+            envelope_seeds().iter().any(|seed| seed == input),
+            "forged: {read:?}"
+        );
     }
 }
 

@@ -55,6 +55,8 @@ pub(super) enum FrameError {
     Version(u16),
     #[error("the peer belongs to another mesh")]
     Mesh,
+    #[error("members talk through another carrier here")]
+    Carrier,
 }
 
 /// One frame.

@@ -203,6 +203,7 @@ async fn first_words(
     let method = match who {
         // Somebody who has our own key.
         PeerIdentity::Member(node) if node == inner.node => return Err(FrameError::Bad),
+        PeerIdentity::Member(_) if !inner.direct => return Err(FrameError::Carrier),
         PeerIdentity::Member(_) => Method::Session,
         PeerIdentity::Ticket(_) => Method::Join,
     };

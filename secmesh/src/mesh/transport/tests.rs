@@ -45,6 +45,7 @@ fn start_on(
         node: id(n),
         tls: tls(n),
         mesh,
+        carrier: Carrier::Grpc,
         allowed: Arc::clone(allowed),
         peers: Vec::new(),
         clock: Arc::new(SystemClock),

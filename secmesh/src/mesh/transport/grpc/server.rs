@@ -148,8 +148,8 @@ impl StreamingService<Result<Frame, FrameError>> for HandOver {
         let taken = self
             .0
             .take()
-            .map(|call| call.send((request.into_inner(), frames)));
-        if !matches!(taken, Some(Ok(()))) {
+            .is_some_and(|call| call.send((request.into_inner(), frames)).is_ok());
+        if !taken {
             return ready(Err(Status::unavailable("stopping")));
         }
         let stream: Replies = Box::pin(ReceiverStream::new(outgoing).map(Ok));
