@@ -15,7 +15,7 @@ use tokio_stream::StreamExt as _;
 use crate::mesh::envelope::MAX_ENVELOPE;
 use crate::mesh::ids::{MeshId, NodeId};
 use crate::mesh::transport::counters::count;
-use crate::mesh::transport::{Inner, NatsConfig};
+use crate::mesh::transport::{Inner, NOWHERE, NatsConfig};
 
 /// Envelopes between the receiving task and the one that judges them.
 pub(super) const ARRIVED: usize = 256;
@@ -141,16 +141,10 @@ impl Bus {
     ) {
         let mut pause = PAUSE.0;
         while !arrived.is_closed() {
-            match self.receive_once(&config, &arrived, &mut pause).await {
-                Ok(()) => {}
-                Err(error) => {
-                    count(&inner.counters.nats_receiving_failed);
-                    if let Some(held_back) = inner
-                        .log
-                        .allow((crate::mesh::transport::NOWHERE, "receive"))
-                    {
-                        tracing::warn!(%error, held_back, "cannot receive from NATS; is JetStream enabled there, and may this user make streams and consumers?");
-                    }
+            if let Err(error) = self.receive_once(&config, &arrived, &mut pause).await {
+                count(&inner.counters.nats_receiving_failed);
+                if let Some(held_back) = inner.log.allow((NOWHERE, "receive")) {
+                    tracing::warn!(%error, held_back, "cannot receive from NATS; is JetStream enabled there, and may this user make streams and consumers?");
                 }
             }
             // A connection that came back is used at once.
@@ -215,7 +209,7 @@ fn notice(inner: &Inner, event: &Event) {
             tracing::warn!("lost the connection to NATS; trying again");
         }
         other => {
-            if let Some(held_back) = inner.log.allow((crate::mesh::transport::NOWHERE, "nats")) {
+            if let Some(held_back) = inner.log.allow((NOWHERE, "nats")) {
                 tracing::warn!(event = %other, held_back, "NATS");
             }
         }

@@ -1,4 +1,4 @@
-//! The carrier NATS: messages go through JetStream, in envelopes that need no trust in the servers.
+//! The carrier NATS: messages go through `JetStream`, in envelopes that need no trust in the servers.
 //!
 //! One task has all pairings and does everything in turn. The port of the mesh stays open for who joins with a
 //! ticket: that conversation is direct.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
@@ -133,7 +132,7 @@ pub(super) fn connect_options(config: &NatsConfig) -> Result<ConnectOptions, Nat
         options = options.require_tls(true).tls_client_config(tls);
     } else {
         // Where a server demands TLS, nothing is trusted and the connection fails, with that in the log.
-        let tls = ClientConfig::builder_with_provider(Arc::clone(&tls::provider()))
+        let tls = ClientConfig::builder_with_provider(tls::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(RootCertStore::empty())
             .with_no_client_auth();
