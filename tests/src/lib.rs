@@ -15,6 +15,7 @@ pub mod frames;
 pub mod kernel;
 pub mod lists;
 pub mod livegen;
+pub mod nats;
 pub mod netns;
 pub mod partition;
 pub mod random;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 
 use crate::build::{self, BINARY_VARIABLE, Executable, Mode};
 use crate::fuzz;
+use crate::lab::CARRIER_VARIABLE;
 use crate::setup::{self, Profile};
 use crate::sh;
 use crate::sim;
@@ -114,6 +115,8 @@ pub fn run(selection: Selection) -> anyhow::Result<()> {
         totals.take_root_tests("packets through the kernel", "kernel", Needs::Kernel, &logs)?;
         if !selection.no_lab {
             totals.take_root_tests("end to end, in the lab", "lab", Needs::Lab, &logs)?;
+            let nats = "end to end, the mesh over NATS";
+            totals.take_root_tests(nats, "lab-nats", Needs::LabOverNats, &logs)?;
         }
     }
     if selection.full {
@@ -302,7 +305,12 @@ enum Needs {
     Kernel,
     /// A lab of network namespaces: all others there.
     Lab,
+    /// The same with the nodes' messages going through a NATS server: [`OVER_BOTH_CARRIERS`].
+    LabOverNats,
 }
+
+/// Scenarios of the mesh that must not depend on what carries its messages.
+const OVER_BOTH_CARRIERS: &[&str] = &["crash", "liar", "operator", "release", "stranger"];
 
 /// Test executables run as root, with the tests that are otherwise ignored because they need it; and with the
 /// others of the package, which no other step runs.
@@ -326,17 +334,25 @@ fn root_tests(needs: Needs) -> anyhow::Result<Vec<Command>> {
                 .is_some_and(|parent| parent.ends_with("deps"))
         })
         .filter(|executable| {
-            let kernel = executable
-                .file
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("kernel_"));
-            kernel == (needs == Needs::Kernel)
+            let name = executable.file.file_name().unwrap_or_default();
+            let name = name.to_string_lossy();
+            match needs {
+                Needs::Kernel => name.starts_with("kernel_"),
+                Needs::Lab => !name.starts_with("kernel_"),
+                // cargo adds a hash behind the last dash.
+                Needs::LabOverNats => name
+                    .rsplit_once('-')
+                    .is_some_and(|(test, _)| OVER_BOTH_CARRIERS.contains(&test)),
+            }
         })
         .map(|Executable { file, .. }| {
             let mut command = sh::as_root("env")?;
             let mut variable = std::ffi::OsString::from(BINARY_VARIABLE);
             variable.push("=");
             variable.push(&agent);
+            if needs == Needs::LabOverNats {
+                command.arg(format!("{CARRIER_VARIABLE}=nats"));
+            }
             // Labs share the machine's two or more processors with what they measure: one at a time.
             command
                 .arg(variable)

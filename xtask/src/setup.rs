@@ -98,6 +98,11 @@ const NETWORK_TOOLS: &[Package] = &[
     ),
     package("tcpdump", "tcpdump", "captures in the lab"),
     package(
+        "nats-server",
+        "nats-server",
+        "the broker of labs whose nodes talk through NATS",
+    ),
+    package(
         "nft",
         "nftables",
         "the firewall that the benchmarks compare with",

@@ -80,7 +80,7 @@ pub fn as_root(program: impl AsRef<OsStr>) -> anyhow::Result<Command> {
         );
     }
     let mut sudo = command("sudo");
-    sudo.arg("--preserve-env=RUST_LOG,RUST_BACKTRACE,NO_COLOR,CI,SECMESH_BIN")
+    sudo.arg("--preserve-env=RUST_LOG,RUST_BACKTRACE,NO_COLOR,CI,SECMESH_BIN,SECMESH_LAB_CARRIER")
         .arg("--")
         .arg(program);
     Ok(sudo)

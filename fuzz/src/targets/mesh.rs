@@ -4,13 +4,15 @@ use std::fmt::Debug;
 
 use secmesh::mesh::admission::{AdmittedRecord, SignedGrant};
 use secmesh::mesh::cert::{Certificate, MAX_CERT_VOTES};
+use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::decision::{SignedRelease, Warrant};
+use secmesh::mesh::envelope::{Envelope, EnvelopeKind, MAX_ENVELOPE, NO_NONCE, SignedEnvelope};
 use secmesh::mesh::epoch::{
     CertifiedEpoch, EpochProof, EpochSeal, LockState, Proposal, SignedEpochVote, SignedRemoval,
     StoredEpochs,
 };
 use secmesh::mesh::genesis::{MAX_BLOCK_TTL_S, SignedGenesis};
-use secmesh::mesh::ids::NodeId;
+use secmesh::mesh::ids::{MeshId, NodeId};
 use secmesh::mesh::join::JoinReply;
 use secmesh::mesh::message::{EquivocationProof, Message, pack};
 use secmesh::mesh::transport::MAX_MESSAGE;
@@ -301,55 +303,93 @@ pub(super) fn genesis(input: &[u8]) {
     );
 }
 
-/// A frame by hand: length, kind, body.
+/// A frame by hand: the key of field 1, a length of seven bits per byte, kind, body.
 fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len() + 1).unwrap_or(u32::MAX);
-    [length.to_be_bytes().as_slice(), &[kind], body].concat()
+    let mut bytes = vec![0x0a];
+    let mut length = body.len() + 1;
+    while length > 127 {
+        bytes.push(u8::try_from(length % 128).unwrap_or(0) + 128);
+        length /= 128;
+    }
+    bytes.push(u8::try_from(length).unwrap_or(0));
+    bytes.push(kind);
+    bytes.extend_from_slice(body);
+    bytes
 }
 
 pub(super) fn frame_seeds() -> Vec<Vec<u8>> {
     let mut all: Vec<Vec<u8>> = (0..8).map(|kind| framed(kind, b"body")).collect();
-    all.push([framed(5, b""), framed(6, b""), framed(2, b"next")].concat());
-    all.push(
-        u32::try_from(MAX_MESSAGE + 2)
-            .unwrap_or(u32::MAX)
-            .to_be_bytes()
-            .to_vec(),
-    );
-    all.push([framed(2, &[7; 300]), vec![0, 0, 0, 0, 1]].concat());
+    all.push(framed(5, b""));
+    all.push(framed(2, &[7; 300]));
+    all.push([framed(2, b"next"), vec![0]].concat());
+    all.push(vec![0x0a, 0x81, 0, 5]);
     all
 }
 
-/// Reads the same frames as this loop does, which knows nothing of the reader.
+/// What a reader makes of a message is what writing it would give, and nothing else is taken.
 pub(super) fn frame(input: &[u8]) {
-    let mut stream = input;
-    let mut feed = Feed::new(input);
-    // As many as an input can hold would be slow, and say nothing that the first do not.
-    for _ in 0..16 {
-        let before = stream.len();
-        let (read, written) = read_and_write(&mut stream);
-        let length = u32::from_be_bytes(feed.array()) as usize;
-        let expected = if before < 4 {
-            Read::Ended
-        } else if length > MAX_MESSAGE + 1 {
-            Read::Oversized
-        } else if length == 0 {
-            Read::Bad
-        } else if before < 5 {
-            Read::Ended
-        } else {
-            match (feed.u8(), length - 1) {
-                (1..=6, body) if before < 5 + body => Read::Ended,
-                (kind @ 1..=6, body) => Read::Frame(kind, feed.bytes(body).to_vec()),
-                _ => Read::Bad,
-            }
+    let (read, written) = read_and_write(input);
+    match read {
+        Read::Frame(kind, body) => {
+            assert!((1..=6).contains(&kind) && body.len() <= MAX_MESSAGE);
+            assert_eq!(written, input, "two encodings of one frame");
+            assert_eq!(written, framed(kind, &body));
+        }
+        Read::Oversized => assert!(input.len() > MAX_MESSAGE),
+        Read::Bad => {
+            // The two bytes in front of the kind are enough for short frames: of those, none is missed.
+            let mut feed = Feed::new(input);
+            let (key, length, kind) = (feed.u8(), usize::from(feed.u8()), feed.u8());
+            let good = key == 0x0a
+                && (1..128).contains(&length)
+                && input.len() == 2 + length
+                && (1..=6).contains(&kind);
+            assert!(!good, "refused without reason");
+        }
+    }
+}
+
+pub(super) fn envelope_seeds() -> Vec<Vec<u8>> {
+    let signer = Signer::from_secret(&[1; 32]);
+    let envelope = |kind, echo, sequence, body: &'static [u8]| {
+        let envelope = Envelope {
+            mesh: MeshId([1; 32]),
+            sender: signer.public(),
+            recipient: NodeId([2; 16]),
+            nonce: [3; 16],
+            echo,
+            sequence,
+            kind,
+            body: body.into(),
         };
-        assert_eq!(read, expected);
-        let Read::Frame(kind, body) = read else {
-            return;
-        };
-        assert_eq!(written, framed(kind, &body));
-        assert_eq!(before - stream.len(), written.len());
+        envelope.sign(&signer).to_bytes()
+    };
+    vec![
+        envelope(EnvelopeKind::Hello, NO_NONCE, 0, b""),
+        envelope(EnvelopeKind::Answer, [4; 16], 0, b""),
+        envelope(EnvelopeKind::Heartbeat, [4; 16], 1, b""),
+        envelope(EnvelopeKind::Message, [4; 16], 2, b"body"),
+        envelope(EnvelopeKind::Farewell, [4; 16], 3, b""),
+    ]
+}
+
+/// Whatever is read has these bytes as its only encoding; of the key of the seeds only the seeds verify.
+pub(super) fn envelope(input: &[u8]) {
+    let decode = |bytes: &[u8]| SignedEnvelope::from_bytes(&bytes.to_vec().into());
+    let Some(read) = canonical(input, decode, SignedEnvelope::to_bytes) else {
+        return;
+    };
+    assert!(input.len() <= MAX_ENVELOPE);
+    assert_eq!(
+        read.envelope.kind == EnvelopeKind::Hello,
+        read.envelope.echo == NO_NONCE
+    );
+    let ours = Signer::from_secret(&[1; 32]).public();
+    if read.envelope.sender == ours && read.verify().is_ok() {
+        assert!(
+            envelope_seeds().iter().any(|seed| seed == input),
+            "forged: {read:?}"
+        );
     }
 }
 

@@ -99,6 +99,13 @@ pub const TARGETS: &[Target] = &[
     ),
     target("mesh_epoch", mesh::epoch, mesh::epoch_seeds, 16 << 10, 32),
     target("mesh_frame", mesh::frame, mesh::frame_seeds, 160 << 10, 8),
+    target(
+        "mesh_envelope",
+        mesh::envelope,
+        mesh::envelope_seeds,
+        160 << 10,
+        8,
+    ),
     target("ledger", ledger::run, ledger::seeds, 512 << 10, 64),
     target(
         "ledger_note",

@@ -416,7 +416,9 @@ impl Agent {
     async fn take_peer(&mut self, event: TransportEvent) {
         match event {
             TransportEvent::PeerUp { node, ip } => {
-                if self.proven.insert(node, ip) != Some(ip) {
+                if let Some(ip) = ip
+                    && self.proven.insert(node, ip) != Some(ip)
+                {
                     self.discover_allowlist(false);
                 }
                 info!(peer = %self.name_of(&node), "connected");

@@ -169,6 +169,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         node: identity.node_id(),
         tls: identity.tls().clone(),
         mesh: store.genesis.genesis.mesh_id(),
+        carrier: options.config.mesh.carrier(),
         allowed: Arc::clone(&allowed),
         peers: Vec::new(),
         clock: Arc::clone(&clock),

@@ -232,6 +232,60 @@ impl Checker {
         }
     }
 
+    /// Says that a value cannot stand as it is because of another one.
+    pub(super) fn needs(&mut self, key: &str, what: &str, remedy: &str) {
+        self.findings.push(Finding {
+            path: self.at(key),
+            item: None,
+            or_path: None,
+            what: what.to_owned(),
+            remedy: remedy.to_owned(),
+        });
+    }
+
+    /// Two keys that are there both or not at all.
+    pub(super) fn together(&mut self, one: (&str, bool), other: (&str, bool)) {
+        let (there, missing) = match (one.1, other.1) {
+            (true, false) => (one.0, other.0),
+            (false, true) => (other.0, one.0),
+            _ => return,
+        };
+        self.needs(
+            there,
+            &format!("stands without {missing}"),
+            &format!("set {missing} too"),
+        );
+    }
+
+    /// Addresses of message servers.
+    pub(super) fn servers(&mut self, key: &str, servers: &[String], max: usize) {
+        let expects = format!(
+            "a list of at most {max} addresses like \"nats://192.0.2.1:4222\" or \"tls://nats.example:4222\""
+        );
+        for (item, server) in servers.iter().enumerate() {
+            let rest = ["nats://", "tls://"]
+                .into_iter()
+                .find_map(|scheme| server.strip_prefix(scheme));
+            let good = rest.is_some_and(|rest| {
+                !rest.is_empty()
+                    && rest.len() <= 300
+                    && rest.bytes().all(|b| {
+                        b.is_ascii_alphanumeric()
+                            || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+                    })
+            });
+            if !good {
+                self.item(
+                    key,
+                    item,
+                    "is no address of a server",
+                    "write it like \"nats://192.0.2.1:4222\"; user and password have keys of their own",
+                );
+            }
+        }
+        self.list(key, expects, servers.len(), max);
+    }
+
     fn list(&mut self, key: &str, expects: String, len: usize, max: usize) {
         self.field(
             key,

@@ -14,6 +14,7 @@ mod error;
 mod flows;
 mod ledger;
 mod limits;
+mod mesh;
 #[cfg(test)]
 mod tests;
 mod trust;
@@ -21,7 +22,7 @@ mod values;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,7 +30,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::Prefix;
-use crate::mesh::engine::Automatic;
 use check::Checker;
 pub use cookies::{CookiesConfig, MAX_COOKIE_PORTS};
 pub use detect::{DetectConfig, FloodConfig, ScanConfig};
@@ -40,8 +40,9 @@ pub use ledger::LedgerConfig;
 pub use limits::{
     ByteRate, ChecksConfig, CountRate, LimitsConfig, Port, SourceLimits, TripwireConfig,
 };
+pub use mesh::{MAX_SERVERS, MeshConfig, NatsSettings};
 pub use trust::TrustConfig;
-pub use values::{AttachMode, CookieMode, KernelLog, Mode};
+pub use values::{AttachMode, CarrierName, CookieMode, KernelLog, Mode};
 
 /// Largest configuration file accepted, in bytes.
 pub const MAX_FILE: u64 = 1024 * 1024;
@@ -168,30 +169,6 @@ impl Default for DataplaneConfig {
             event_budget: 20_000,
             detach_on_exit: false,
             kernel_log: KernelLog::Off,
-        }
-    }
-}
-
-/// `[mesh]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MeshConfig {
-    /// Where other nodes are listened for. Default `[::]:4747`, which is IPv4 too.
-    pub listen: SocketAddr,
-    /// The address that other nodes are told to use, where it is not the one they see. Default:
-    /// none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub advertise: Option<SocketAddr>,
-    /// For what this node votes to cut another node off without being told. Default `sightings`.
-    pub quarantine: Automatic,
-}
-
-impl Default for MeshConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 4747),
-            advertise: None,
-            quarantine: Automatic::Sightings,
         }
     }
 }
@@ -338,8 +315,10 @@ impl Config {
 
     /// Every key there is, as a document that sets them all.
     fn known_keys() -> toml::Table {
-        let mut all = Self::default();
-        all.mesh.advertise = Some(all.mesh.listen);
+        let all = Self {
+            mesh: MeshConfig::all_keys(),
+            ..Self::default()
+        };
         // Serialising plain values cannot fail; if it did, `deny_unknown_fields` still refuses.
         toml::Table::try_from(all).unwrap_or_default()
     }
@@ -395,14 +374,6 @@ impl DataplaneConfig {
         check.count("event_budget", self.event_budget, EVENT_BUDGET);
         check.flag("detach_on_exit");
         check.choice("kernel_log", KernelLog::NAMES);
-    }
-}
-
-impl MeshConfig {
-    fn check(&self, check: &mut Checker) {
-        check.socket("listen", Some(self.listen), false);
-        check.socket("advertise", self.advertise, true);
-        check.choice("quarantine", Automatic::NAMES);
     }
 }
 

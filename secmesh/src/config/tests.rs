@@ -68,6 +68,43 @@ fn leaves(table: &toml::Table) -> usize {
 }
 
 #[test]
+fn a_carrier_without_what_it_needs_is_refused_with_its_line() {
+    let text = "[mesh]\ncarrier = \"nats\"\n";
+    let told = error(text);
+    assert!(told.contains("secmesh.toml:2"), "{told}");
+    assert!(told.contains("needs servers"), "{told}");
+    for (line, what) in [
+        (
+            "servers = [\"192.0.2.1:4222\"]",
+            "is no address of a server",
+        ),
+        ("servers = [\"nats://u:p@192.0.2.1:4222\"]", "is no address"),
+        (
+            "servers = [\"tls://nats.example:4222\"]",
+            "which certificates",
+        ),
+        ("user = \"n1\"", "stands without password_file"),
+        ("key_file = \"/k\"", "stands without cert_file"),
+        ("ca_file = \"ca.pem\"", "is not an absolute path"),
+        ("replicas = 6", "is out of range"),
+    ] {
+        let told = error(&format!("[mesh.nats]\n{line}\n"));
+        assert!(
+            told.contains("secmesh.toml:2") && told.contains(what),
+            "{told}"
+        );
+    }
+    let good = Config::parse(
+        "[mesh]\ncarrier = \"nats\"\n[mesh.nats]\nservers = [\"nats://192.0.2.1:4222\"]\n",
+        "x",
+    );
+    assert_ne!(
+        good.unwrap().mesh.carrier(),
+        MeshConfig::default().carrier()
+    );
+}
+
+#[test]
 fn a_partial_detector_keeps_its_own_other_defaults() {
     let config = Config::parse(
         "[detect.udp_flood]\nthreshold = 500\nwindow = \"500ms\"\n",

@@ -58,6 +58,16 @@ words! {
 }
 
 words! {
+    /// What takes messages from node to node.
+    CarrierName {
+        /// Direct connections.
+        Grpc = "grpc",
+        /// A message broker with `JetStream`.
+        Nats = "nats",
+    }
+}
+
+words! {
     /// How the kernel program is attached to an interface.
     AttachMode {
         /// In the driver where it can, else in the generic path.

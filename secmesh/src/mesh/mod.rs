@@ -7,6 +7,7 @@ pub mod cert;
 pub mod crypto;
 pub mod decision;
 pub mod engine;
+pub mod envelope;
 pub mod epoch;
 pub mod evidence;
 pub mod genesis;

@@ -6,6 +6,7 @@ use ed25519_dalek::SigningKey;
 
 use super::cert::Certificate;
 use super::decision::OperatorRelease;
+use super::envelope::{Envelope, EnvelopeKind, NO_NONCE};
 use super::epoch::{
     CertifiedEpoch, EpochParams, EpochProof, EpochRecord, EpochVote, Proposal, Removal, Step,
     VoteSet,
@@ -15,7 +16,7 @@ use super::message::{Announcement, EquivocationProof, Message};
 use super::roster::Roster;
 use super::swim::message::{Life, Standing, SwimMessage, Update, What};
 use super::testing::*;
-use super::vote::{Action, AttackClass, Verdict};
+use super::vote::{Action, AttackClass, Ballot, Verdict};
 use crate::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::mesh::genesis::Params;
 
@@ -136,6 +137,7 @@ fn computed() -> BTreeMap<&'static str, String> {
     all.insert("swim_message", to_hex(&swim().to_bytes()));
     all.extend(evidence);
     all.extend(computed_epochs(&roster));
+    all.extend(computed_envelopes(&roster, &vote));
     all
 }
 
@@ -158,6 +160,33 @@ fn swim() -> Message {
             standing: Standing::Suspect,
         }],
     }))
+}
+
+fn computed_envelopes(roster: &Roster, vote: &Ballot) -> BTreeMap<&'static str, String> {
+    let envelope = |kind, echo, sequence, body: Vec<u8>| {
+        let envelope = Envelope {
+            mesh: roster.mesh(),
+            sender: signer(1).public(),
+            recipient: node_id(2),
+            nonce: [0xa1; 16],
+            echo,
+            sequence,
+            kind,
+            body: body.into(),
+        };
+        to_hex(&envelope.sign(&signer(1)).to_bytes())
+    };
+    let body = Message::Vote(Box::new(*vote)).to_bytes();
+    BTreeMap::from([
+        (
+            "envelope_hello",
+            envelope(EnvelopeKind::Hello, NO_NONCE, 0, Vec::new()),
+        ),
+        (
+            "envelope_message",
+            envelope(EnvelopeKind::Message, [0xb2; 16], 7, body),
+        ),
+    ])
 }
 
 fn computed_epochs(roster: &Roster) -> BTreeMap<&'static str, String> {

@@ -13,6 +13,7 @@
 
 pub mod agent;
 pub mod attack;
+pub mod broker;
 pub mod command;
 pub mod echo;
 pub mod generators;
@@ -35,6 +36,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
 use self::agent::Client;
+use self::broker::Broker;
 use self::net::{Family, MAX_NODES, Network};
 use self::state::{LabState, Node, ProcessRef};
 use crate::{clock, sh};
@@ -45,6 +47,29 @@ pub const MESH_PORT: u16 = 4747;
 const BRING_UP: Duration = Duration::from_secs(30);
 /// How long an agent may take to end when it is told to.
 const SHUT_DOWN: Duration = Duration::from_secs(5);
+
+/// The environment's word on what carries the messages of labs: `grpc` or `nats`. With it the same scenarios
+/// run over either.
+pub const CARRIER_VARIABLE: &str = "SECMESH_LAB_CARRIER";
+
+/// What carries the nodes' messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// Direct connections.
+    Grpc,
+    /// A NATS server of the lab's own.
+    Nats,
+}
+
+impl Carrier {
+    /// As [`CARRIER_VARIABLE`] says; else direct.
+    fn from_environment() -> Self {
+        match std::env::var(CARRIER_VARIABLE) {
+            Ok(word) if word == "nats" => Self::Nats,
+            _ => Self::Grpc,
+        }
+    }
+}
 
 /// What a lab is to be like.
 #[derive(Debug, Clone)]
@@ -59,6 +84,8 @@ pub struct Options {
     pub mode: &'static str,
     /// `auto`, `driver` or `generic`.
     pub attach: &'static str,
+    /// What carries the nodes' messages.
+    pub carrier: Carrier,
     /// More lines for each node's `secmesh.toml`, whole tables.
     pub extra_config: String,
     /// Whether other processes may find and attack it.
@@ -68,7 +95,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Four nodes that enforce.
+    /// Four nodes that enforce, over the carrier that the environment names.
     pub fn new(binary: PathBuf) -> Self {
         Self {
             nodes: 4,
@@ -76,6 +103,7 @@ impl Options {
             binary,
             mode: "enforce",
             attach: "auto",
+            carrier: Carrier::from_environment(),
             extra_config: String::new(),
             open: false,
             keep_files: false,
@@ -86,6 +114,13 @@ impl Options {
     #[must_use]
     pub fn nodes(mut self, nodes: usize) -> Self {
         self.nodes = nodes;
+        self
+    }
+
+    /// The same with another carrier.
+    #[must_use]
+    pub fn carrier(mut self, carrier: Carrier) -> Self {
+        self.carrier = carrier;
         self
     }
 
@@ -104,6 +139,7 @@ pub struct Lab {
     options: Options,
     agents: Vec<Option<Child>>,
     services: Vec<echo::Service>,
+    broker: Option<Broker>,
 }
 
 #[derive(Deserialize)]
@@ -136,6 +172,7 @@ impl Lab {
             options,
             agents,
             services: Vec::new(),
+            broker: None,
         };
         lab.build()
             .with_context(|| format!("the lab did not come up{}", lab.log_tails()))?;
@@ -161,6 +198,11 @@ impl Lab {
             self.services.push(echo::Service::start(&node.namespace)?);
         }
         if self.options.agents {
+            if self.options.carrier == Carrier::Nats {
+                let (namespace, folder) =
+                    (self.state.namespace("client"), self.state.work_dir.clone());
+                self.broker = Some(Broker::start(namespace, folder)?);
+            }
             self.start_mesh()?;
         }
         self.state.open = self.options.open;
@@ -171,7 +213,7 @@ impl Lab {
         format!(
             "[node]\nstate_dir = {}\nsocket = {}\n\n\
              [dataplane]\ninterfaces = [\"{}\"]\nmode = \"{}\"\nattach = \"{}\"\npin_dir = {}\n\n\
-             [mesh]\nlisten = \"[::]:{MESH_PORT}\"\nadvertise = \"{}\"\n\n{}",
+             [mesh]\nlisten = \"[::]:{MESH_PORT}\"\nadvertise = \"{}\"\n{}\n{}",
             toml_string(&node.state_dir),
             toml_string(&node.socket),
             net::INTERFACE,
@@ -179,6 +221,13 @@ impl Lab {
             self.options.attach,
             toml_string(&node.pin_dir),
             mesh_address(node),
+            match self.options.carrier {
+                Carrier::Grpc => String::new(),
+                Carrier::Nats => format!(
+                    "carrier = \"nats\"\n\n[mesh.nats]\nservers = [\"nats://{}\"]\n",
+                    Broker::address()
+                ),
+            },
             self.options.extra_config
         )
     }
@@ -348,6 +397,16 @@ impl Lab {
         }))
     }
 
+    /// The NATS server, where there is one.
+    ///
+    /// # Errors
+    /// When the lab's nodes talk directly.
+    pub fn broker(&mut self) -> anyhow::Result<&mut Broker> {
+        self.broker
+            .as_mut()
+            .context("this lab has no NATS server: its nodes talk directly")
+    }
+
     /// The lab as others see it.
     pub fn state(&self) -> &LabState {
         &self.state
@@ -417,6 +476,7 @@ impl Lab {
             }
         }
         self.agents.clear();
+        self.broker = None;
     }
 }
 

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::IdentityError;
 use crate::entropy;
+use crate::mesh::crypto::Signer;
 use crate::state::{PRIVATE, StateError, read_secret, write_atomic};
 
 /// What a key is for. A key file says so, and is refused for anything else.
@@ -127,6 +128,7 @@ pub(super) fn load_seed(path: &Path, purpose: Purpose) -> Result<[u8; 32], Ident
 pub struct TlsIdentity {
     certified: Arc<CertifiedKey>,
     spki_sha256: [u8; 32],
+    signer: Signer,
 }
 
 impl std::fmt::Debug for TlsIdentity {
@@ -173,12 +175,19 @@ impl TlsIdentity {
         Ok(Self {
             certified: Arc::new(certified),
             spki_sha256,
+            signer: Signer::from_secret(key.as_bytes()),
         })
     }
 
     /// What peers pin: SHA-256 of the key's `SubjectPublicKeyInfo`.
     pub fn spki_sha256(&self) -> [u8; 32] {
         self.spki_sha256
+    }
+
+    /// The same key, for envelopes ([`crate::mesh::envelope`]): where there is no TLS between two nodes, it
+    /// signs what they say. TLS signs nothing that begins with a domain tag (RFC 8446, 4.4.3).
+    pub fn signer(&self) -> &Signer {
+        &self.signer
     }
 
     /// Key and certificate as the TLS library wants them.

@@ -72,6 +72,32 @@ counters! {
     refused_bad_frame,
     /// Refused: too many requests to join at once.
     refused_join_busy,
+    /// Refused: a member that connects directly, where `[mesh] carrier` is another one.
+    refused_other_carrier,
+    /// Connections to a NATS server that came up.
+    nats_connected,
+    /// Connections to a NATS server that ended.
+    nats_disconnected,
+    /// Times that the mesh's stream could not be read.
+    nats_receiving_failed,
+    /// Envelopes that no NATS server took.
+    nats_publish_failed,
+    /// Refused: bytes out of the stream that are no envelope.
+    refused_envelope_malformed,
+    /// Refused: an envelope for another mesh or node.
+    refused_envelope_not_ours,
+    /// Refused: an envelope by nobody who is a member.
+    refused_envelope_stranger,
+    /// Refused: an envelope in the name of a member, not signed by it, or altered.
+    refused_envelope_bad_signature,
+    /// Refused: an envelope that was taken already, or older than what was.
+    refused_envelope_replayed,
+    /// Refused: an envelope of an earlier session, or out of an earlier life of the sender or of this node.
+    refused_envelope_stale,
+    /// Refused: an envelope before which others are missing; the session begins anew.
+    refused_envelope_missing,
+    /// Refused: a hello too soon after another.
+    refused_envelope_hurried,
 }
 
 /// Counts one.

@@ -12,10 +12,11 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::counters::count;
-use super::frame::FrameError;
+use super::frame::{Frame, FrameError};
+use super::grpc::{self, Method};
 use super::listen::HANDSHAKE;
 use super::peers::PeerIdentity;
-use super::{Inner, PeerAddress, frame, registry, session, tls};
+use super::{Inner, PeerAddress, registry, session, tls};
 use crate::entropy;
 use crate::mesh::identity::TlsIdentity;
 
@@ -87,25 +88,31 @@ async fn dial_forever(inner: &Arc<Inner>, peer: PeerAddress) {
 /// One attempt. Once the connection counts, it lives in a task of its own: it does not end because
 /// nobody dials the peer any more.
 async fn attempt(inner: &Arc<Inner>, peer: PeerAddress) -> Result<(), FrameError> {
-    let mut stream = connect(&inner.tls, vec![peer.spki_sha256], peer.address).await?;
+    let stream = connect(&inner.tls, vec![peer.spki_sha256], peer.address).await?;
     let hello = async {
-        frame::write_hello(&mut stream, &inner.mesh).await?;
-        frame::read_hello(&mut stream, &inner.mesh).await
+        let first = Frame::hello(&inner.mesh);
+        let (tasks, stop) = (&inner.tasks, &inner.stop);
+        let mut link = grpc::open(tasks, stop, stream, Method::Session, first).await?;
+        link.reader.read().await?.check_hello(&inner.mesh)?;
+        Ok(link)
     };
-    let refused = timeout(HANDSHAKE, hello)
+    let opened = timeout(HANDSHAKE, hello)
         .await
         .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
-    if let Err(e) = refused {
-        if !matches!(e, FrameError::Io(_)) {
-            inner.refuse_frame(peer.address, &e);
+    let link = match opened {
+        Ok(link) => link,
+        Err(e) => {
+            if !matches!(e, FrameError::Io(_)) {
+                inner.refuse_frame(peer.address, &e);
+            }
+            // The other side keeps the connection that it dialled: no failure.
+            return if *inner.registry.slot(peer.node).connected.borrow() {
+                Ok(())
+            } else {
+                Err(e)
+            };
         }
-        // The other side keeps the connection that it dialled: no failure.
-        return if *inner.registry.slot(peer.node).connected.borrow() {
-            Ok(())
-        } else {
-            Err(e)
-        };
-    }
+    };
     let inner = Arc::clone(inner);
     let tasks = inner.tasks.clone();
     let session = async move {
@@ -113,7 +120,7 @@ async fn attempt(inner: &Arc<Inner>, peer: PeerAddress) -> Result<(), FrameError
             tracing::info!(peer = %peer.node, address = %peer.address, "connected to a peer");
             session::run(
                 &inner,
-                stream,
+                link,
                 peer.address,
                 peer.node,
                 peer.spki_sha256,

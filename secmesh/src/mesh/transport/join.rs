@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::counters::count;
-use super::frame::{self, FrameError, Kind};
+use super::frame::{self, Frame, FrameError, Kind};
+use super::grpc::{self, Link, Method};
 use super::{Inner, TransportEvent, dial, registry};
 use crate::mesh::identity::{IdentityError, TlsIdentity};
 use crate::mesh::ids::TicketId;
@@ -82,7 +82,7 @@ async fn ask(
     address: SocketAddr,
     request: &[u8],
 ) -> Result<Vec<u8>, String> {
-    let mut stream = dial::connect(identity, pins.to_vec(), address)
+    let stream = dial::connect(identity, pins.to_vec(), address)
         .await
         .map_err(|e| match e.kind() {
             std::io::ErrorKind::TimedOut => {
@@ -95,12 +95,15 @@ async fn ask(
             _ => format!("{e}; is this the node that the ticket was made for?"),
         })?;
     let exchange = async {
-        frame::write(&mut stream, Kind::JoinRequest, request).await?;
-        stream.flush().await?;
-        frame::read(&mut stream).await
+        let request = Frame::new(Kind::JoinRequest, Bytes::copy_from_slice(request));
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let mut link = grpc::open(&tasks, &stop, stream, Method::Join, request).await?;
+        let answer = link.reader.read().await?;
+        link.close().await;
+        Ok(answer)
     };
     match timeout(ANSWER + Duration::from_secs(5), exchange).await {
-        Ok(Ok((Kind::JoinReply, answer))) => Ok(answer.to_vec()),
+        Ok(Ok(answer)) if answer.kind == Kind::JoinReply => Ok(answer.body.to_vec()),
         Ok(Ok(_)) => Err("it answered with something else".to_owned()),
         // In TLS 1.3 the server looks at the client's certificate after the client has finished.
         Ok(Err(FrameError::Io(e))) => Err(format!(
@@ -114,7 +117,7 @@ async fn ask(
 /// The member's side: hands the request on and sends the answer, if there is one in time.
 pub(super) async fn answer(
     inner: &Inner,
-    mut stream: TlsStream<TcpStream>,
+    link: Link,
     source: SocketAddr,
     ticket: TicketId,
     request: Bytes,
@@ -143,10 +146,10 @@ pub(super) async fn answer(
             .await
             .ok()
             .filter(|answer| answer.len() <= frame::MAX_BODY)?;
-        frame::write(&mut stream, Kind::JoinReply, &answer)
-            .await
-            .ok()?;
-        stream.shutdown().await.ok()
+        let reply = Frame::new(Kind::JoinReply, answer);
+        link.writer.write(reply).await.ok()?;
+        link.close().await;
+        Some(())
     };
     tokio::select! {
         done = timeout(ANSWER, work) => {

@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use super::counters::count;
-use super::frame::{self, FrameError, Kind};
+use super::frame::{Frame, FrameError, Kind};
+use super::grpc::{self, Link, Method};
 use super::limit::{Busy, HandshakePermit};
 use super::peers::PeerIdentity;
 use super::{Inner, join, registry, session, tls};
@@ -105,12 +106,12 @@ pub(super) async fn accept(inner: Arc<Inner>, listener: TcpListener) {
 /// A connection whose other end has shown who it is.
 enum Welcome {
     Member {
-        stream: TlsStream<TcpStream>,
+        link: Link,
         node: NodeId,
         spki: [u8; 32],
     },
     Joiner {
-        stream: TlsStream<TcpStream>,
+        link: Link,
         ticket: TicketId,
         request: Bytes,
     },
@@ -130,27 +131,23 @@ async fn serve(inner: Arc<Inner>, stream: TcpStream, source: SocketAddr, permit:
         ),
         Ok(None) => {}
         Ok(Some(Welcome::Joiner {
-            stream,
+            link,
             ticket,
             request,
         })) => {
-            join::answer(&inner, stream, source, ticket, request).await;
+            join::answer(&inner, link, source, ticket, request).await;
         }
-        Ok(Some(Welcome::Member {
-            mut stream,
-            node,
-            spki,
-        })) => {
+        Ok(Some(Welcome::Member { link, node, spki })) => {
             // The answer to the Hello is the promise that this connection counts.
             let Some(place) = registry::enter(&inner, node, source, false).await else {
                 return;
             };
-            let said = timeout(HANDSHAKE, frame::write_hello(&mut stream, &inner.mesh)).await;
+            let said = timeout(HANDSHAKE, link.writer.write(Frame::hello(&inner.mesh))).await;
             if !matches!(said, Ok(Ok(()))) {
                 return registry::leave(&inner, place).await;
             }
             tracing::info!(peer = %node, %source, "a peer connected");
-            session::run(&inner, stream, source, node, spki, place).await;
+            session::run(&inner, link, source, node, spki, place).await;
         }
     }
 }
@@ -159,7 +156,7 @@ async fn serve(inner: Arc<Inner>, stream: TcpStream, source: SocketAddr, permit:
 async fn welcome(inner: &Inner, stream: TcpStream, source: SocketAddr) -> Option<Welcome> {
     // Failing that, messages are late but not lost.
     let _ = stream.set_nodelay(true);
-    let mut stream = match inner.server.accept(stream).await {
+    let stream = match inner.server.accept(stream).await {
         Ok(stream) => stream,
         Err(e) => {
             let (counter, reason) = tls::refusal(&e, &inner.counters);
@@ -171,41 +168,24 @@ async fn welcome(inner: &Inner, stream: TcpStream, source: SocketAddr) -> Option
     let spki = certificates.first().and_then(spki_of);
     // Asked again: it may have been removed since the handshake looked.
     let who = spki.and_then(|spki| inner.allowed.get(&spki).map(|who| (spki, who)));
-    let result = match who {
-        None => {
-            inner.refuse(
-                source,
-                &inner.counters.refused_unknown_certificate,
-                "a certificate that is not known here",
-            );
-            return None;
-        }
-        Some((_, PeerIdentity::Quarantined(_))) => {
-            inner.refuse(
-                source,
-                &inner.counters.refused_quarantined,
-                "the node is quarantined",
-            );
-            return None;
-        }
-        Some((_, PeerIdentity::Member(node))) if node == inner.node => Err(FrameError::Bad),
-        Some((spki, PeerIdentity::Member(node))) => frame::read_hello(&mut stream, &inner.mesh)
-            .await
-            .map(|()| (spki, PeerIdentity::Member(node), Bytes::new())),
-        Some((spki, who @ PeerIdentity::Ticket(_))) => match frame::read(&mut stream).await {
-            Ok((Kind::JoinRequest, request)) => Ok((spki, who, request)),
-            Ok(_) => Err(FrameError::Bad),
-            Err(e) => Err(e),
-        },
+    let Some((spki, who)) = who else {
+        inner.refuse(
+            source,
+            &inner.counters.refused_unknown_certificate,
+            "a certificate that is not known here",
+        );
+        return None;
     };
-    match result {
-        Ok((spki, PeerIdentity::Member(node), _)) => Some(Welcome::Member { stream, node, spki }),
-        Ok((_, PeerIdentity::Quarantined(_), _)) => None,
-        Ok((_, PeerIdentity::Ticket(ticket), request)) => Some(Welcome::Joiner {
-            stream,
-            ticket,
-            request,
-        }),
+    if let PeerIdentity::Quarantined(_) = who {
+        inner.refuse(
+            source,
+            &inner.counters.refused_quarantined,
+            "the node is quarantined",
+        );
+        return None;
+    }
+    match first_words(inner, stream, spki, who).await {
+        Ok(welcome) => Some(welcome),
         Err(FrameError::Io(_)) => {
             inner.refuse(
                 source,
@@ -218,5 +198,36 @@ async fn welcome(inner: &Inner, stream: TcpStream, source: SocketAddr) -> Option
             inner.refuse_frame(source, &e);
             None
         }
+    }
+}
+
+/// The call that the other end makes, and its first frame.
+async fn first_words(
+    inner: &Inner,
+    stream: TlsStream<TcpStream>,
+    spki: [u8; 32],
+    who: PeerIdentity,
+) -> Result<Welcome, FrameError> {
+    let method = match who {
+        // Somebody who has our own key.
+        PeerIdentity::Member(node) if node == inner.node => return Err(FrameError::Bad),
+        PeerIdentity::Member(_) if !inner.direct => return Err(FrameError::Carrier),
+        PeerIdentity::Member(_) => Method::Session,
+        PeerIdentity::Quarantined(_) => return Err(FrameError::Bad),
+        PeerIdentity::Ticket(_) => Method::Join,
+    };
+    let mut link = grpc::accept(&inner.tasks, &inner.stop, stream, method).await?;
+    let first = link.reader.read().await?;
+    match who {
+        PeerIdentity::Member(node) => {
+            first.check_hello(&inner.mesh)?;
+            Ok(Welcome::Member { link, node, spki })
+        }
+        PeerIdentity::Ticket(ticket) if first.kind == Kind::JoinRequest => Ok(Welcome::Joiner {
+            link,
+            ticket,
+            request: first.body,
+        }),
+        PeerIdentity::Ticket(_) | PeerIdentity::Quarantined(_) => Err(FrameError::Bad),
     }
 }

@@ -1,10 +1,11 @@
-//! Carries messages between the nodes of a mesh: mutual TLS 1.3 over TCP, one connection per pair.
+//! Carries messages between the nodes of a mesh: gRPC over mutual TLS 1.3, one connection per pair, or
+//! envelopes through NATS ([`Carrier`]). Whoever sends and receives does not know which.
 //!
 //! Who may connect is known beforehand, by key ([`AllowedPeers`]). A stranger fails in the TLS
-//! handshake; none of its bytes reach code of ours. What a member sends is one frame of at most
-//! 64 KiB after the other, and is handed on unread: messages authenticate themselves.
+//! handshake; none of its bytes reach HTTP/2 or code of ours. What a member sends is one frame of at
+//! most 64 KiB after the other, and is handed on unread: messages authenticate themselves.
 //!
-//! Both ends may dial. If both do at once, the connection dialled by the node with the lower id
+//! Direct: both ends may dial. If both do at once, the connection dialled by the node with the lower id
 //! stays. A message waits up to 30 s for a peer that is away; beyond that, and when a queue is full,
 //! messages are lost and counted, so after [`TransportEvent::PeerUp`] say again what matters.
 
@@ -13,9 +14,12 @@ mod dial;
 mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod grpc;
 mod join;
 mod limit;
 mod listen;
+#[cfg(feature = "nats")]
+mod nats;
 mod peers;
 mod queue;
 mod registry;
@@ -26,17 +30,22 @@ pub use counters::Counters;
 pub use frame::MAX_BODY as MAX_MESSAGE;
 pub use join::{JoinError, join};
 pub use limit::RateLimitedLog;
+#[cfg(feature = "nats")]
+pub use nats::NatsError;
 pub use peers::{AllowedPeers, PeerIdentity};
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+#[cfg(feature = "nats")]
+use std::net::Ipv4Addr;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -51,6 +60,44 @@ const EVENTS: usize = 1024;
 const JOINS: usize = 8;
 const LOG_PERIOD: Duration = Duration::from_mins(1);
 const LOG_KEYS: usize = 1024;
+/// In the log's keys, for what does not come from an address.
+#[cfg(feature = "nats")]
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// What takes messages from node to node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Carrier {
+    /// Connections between the nodes.
+    #[default]
+    Grpc,
+    /// A message broker. Joining stays direct.
+    Nats(NatsConfig),
+}
+
+/// How to reach NATS servers with `JetStream`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NatsConfig {
+    /// Addresses of the servers of one cluster, `nats://HOST:PORT` or `tls://HOST:PORT`.
+    pub servers: Vec<String>,
+    /// User, with `password_file`.
+    pub user: Option<String>,
+    /// File with the password; nobody else may read it.
+    pub password_file: Option<PathBuf>,
+    /// File with a token; nobody else may read it.
+    pub token_file: Option<PathBuf>,
+    /// Certificates (PEM) that the servers' ones have to follow from. With it TLS is required.
+    pub ca_file: Option<PathBuf>,
+    /// Certificate (PEM) that is shown to the servers, with `key_file`.
+    pub cert_file: Option<PathBuf>,
+    /// Its key (PEM); nobody else may read it.
+    pub key_file: Option<PathBuf>,
+    /// Copies of the stream, where this node makes it.
+    pub replicas: usize,
+    /// How long the stream keeps a message, where this node makes it.
+    pub max_age: Duration,
+    /// How many bytes the stream keeps, where this node makes it.
+    pub max_bytes: u64,
+}
 
 /// What the transport needs to begin.
 pub struct TransportConfig {
@@ -62,6 +109,8 @@ pub struct TransportConfig {
     pub tls: TlsIdentity,
     /// The mesh; peers of another are refused.
     pub mesh: MeshId,
+    /// What takes messages to peers and from them.
+    pub carrier: Carrier,
     /// Who may connect; shared, and changed from outside.
     pub allowed: Arc<AllowedPeers>,
     /// Peers to dial; see [`TransportHandle::set_peers`].
@@ -90,8 +139,8 @@ pub enum TransportEvent {
         /// The peer.
         node: NodeId,
         /// Where it really is: a connection to or from there was made with its key. What a peer says
-        /// of its own address is only its word.
-        ip: IpAddr,
+        /// of its own address is only its word. None if it is reached through others.
+        ip: Option<IpAddr>,
     },
     /// The connection to a peer ended.
     PeerDown {
@@ -137,6 +186,15 @@ pub enum TransportError {
     /// The TLS library refuses its configuration.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The settings of NATS cannot be used.
+    #[cfg(feature = "nats")]
+    #[error(transparent)]
+    Nats(#[from] NatsError),
+    /// This program was built without NATS.
+    #[error(
+        "[mesh] carrier = \"nats\": this secmesh was built without it; use one built with the feature `nats`, or carrier = \"grpc\""
+    )]
+    NoNats,
 }
 
 /// What all tasks of one transport share.
@@ -153,6 +211,10 @@ struct Inner {
     joins: Arc<Semaphore>,
     known: RwLock<HashSet<IpAddr>>,
     registry: registry::Registry,
+    /// Members have connections of their own to each other.
+    direct: bool,
+    /// Woken on each message that waits, for a carrier that looks after all queues.
+    pushed: Notify,
     events: mpsc::Sender<TransportEvent>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -173,7 +235,7 @@ impl Inner {
         let c = &self.counters;
         match error {
             frame::FrameError::Io(_) => {}
-            frame::FrameError::Oversized(_) => {
+            frame::FrameError::Oversized => {
                 self.refuse(source, &c.refused_oversized, "a frame over 64 KiB");
             }
             frame::FrameError::Bad => {
@@ -183,6 +245,11 @@ impl Inner {
                 self.refuse(source, &c.refused_wrong_version, "another protocol version");
             }
             frame::FrameError::Mesh => self.refuse(source, &c.refused_wrong_mesh, "another mesh"),
+            frame::FrameError::Carrier => self.refuse(
+                source,
+                &c.refused_other_carrier,
+                "a member that connects directly; [mesh] carrier has to be the same on all nodes",
+            ),
         }
     }
 }
@@ -221,6 +288,15 @@ impl Transport {
                 source,
             })?;
         let server = tls::server(&config.tls, Arc::clone(&config.allowed))?.into();
+        #[cfg(feature = "nats")]
+        let nats = match &config.carrier {
+            Carrier::Grpc => None,
+            Carrier::Nats(nats) => Some(nats::prepare(nats.clone())?),
+        };
+        #[cfg(not(feature = "nats"))]
+        if config.carrier != Carrier::Grpc {
+            return Err(TransportError::NoNats);
+        }
         let (events, receiver) = mpsc::channel(EVENTS);
         let inner = Arc::new(Inner {
             node: config.node,
@@ -235,6 +311,8 @@ impl Transport {
             joins: Arc::new(Semaphore::new(JOINS)),
             known: RwLock::default(),
             registry: registry::Registry::default(),
+            direct: config.carrier == Carrier::Grpc,
+            pushed: Notify::new(),
             events,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -242,6 +320,10 @@ impl Transport {
         inner
             .tasks
             .spawn(listen::accept(Arc::clone(&inner), listener));
+        #[cfg(feature = "nats")]
+        if let Some(nats) = nats {
+            inner.tasks.spawn(nats::run(Arc::clone(&inner), nats));
+        }
         let handle = TransportHandle {
             inner,
             address,
@@ -300,10 +382,11 @@ impl TransportHandle {
             .counters
             .outgoing_dropped
             .fetch_add(dropped, Ordering::Relaxed);
+        inner.pushed.notify_one();
         SendOutcome::Queued
     }
 
-    /// Replaces the list of peers to dial. A connection that is up stays up, as long as its key is
+    /// Replaces the list of peers to dial, where peers are dialled. A connection that is up stays up, as long as its key is
     /// allowed. Peers without a known address are left out: they dial.
     pub fn set_peers(&self, peers: Vec<PeerAddress>) {
         let inner = &self.inner;
@@ -321,6 +404,7 @@ impl TransportHandle {
         });
         for peer in peers {
             if peer.node == inner.node
+                || !inner.direct
                 || dialers.contains_key(&peer.node)
                 || inner.stop.is_cancelled()
             {

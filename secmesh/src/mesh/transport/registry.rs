@@ -112,7 +112,7 @@ pub(super) async fn enter(
         .outgoing_expired
         .fetch_add(expired, std::sync::atomic::Ordering::Relaxed);
     slot.connected.send_replace(true);
-    let ip = address.ip().to_canonical();
+    let ip = Some(address.ip().to_canonical());
     tell(inner, TransportEvent::PeerUp { node, ip }).await;
     drop(turn);
     Some(Place { slot, stop, node })

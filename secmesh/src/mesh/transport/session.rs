@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::counters::count;
-use super::frame::{self, FrameError, Kind};
+use super::frame::{Frame, FrameError, Kind};
+use super::grpc::{Link, Reader, Writer};
 use super::peers::{AllowedPeers, PeerIdentity};
 use super::registry::{self, Place, Slot};
 use super::{Inner, TransportEvent};
@@ -21,19 +22,18 @@ const PING: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(6);
 
 /// Carries messages both ways until the connection ends, and gives the place back.
-pub(super) async fn run<S: AsyncRead + AsyncWrite + Send>(
+pub(super) async fn run(
     inner: &Inner,
-    stream: S,
+    mut link: Link,
     source: SocketAddr,
     node: NodeId,
     spki: [u8; 32],
     place: Place,
 ) {
-    let (mut reader, mut writer) = tokio::io::split(stream);
     let pong = Pong::default();
     let why = tokio::select! {
-        why = read(inner, &mut reader, source, node, &pong) => why,
-        why = write(inner, &mut writer, &place.slot, &pong) => why,
+        why = read(inner, &mut link.reader, source, node, &pong) => why,
+        why = write(inner, &link.writer, &place.slot, &pong) => why,
         () = place.stop.cancelled() => "closed here",
         () = disallowed(&inner.allowed, inner.allowed.subscribe(), spki, node) => {
             if matches!(inner.allowed.get(&spki), Some(PeerIdentity::Quarantined(_))) {
@@ -45,8 +45,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Send>(
         }
     };
     tracing::info!(peer = %node, %source, why, "the connection to a peer ended");
-    // A farewell for the sake of a clean end; the peer may be gone, and gets no second chance.
-    let _ = timeout(Duration::from_millis(200), writer.shutdown()).await;
+    link.close().await;
     registry::leave(inner, place).await;
     inner.registry.retain(&inner.allowed.members());
 }
@@ -57,19 +56,19 @@ struct Pong {
     wake: Notify,
 }
 
-async fn read<R: AsyncRead + Unpin>(
+async fn read(
     inner: &Inner,
-    reader: &mut R,
+    reader: &mut Reader,
     source: SocketAddr,
     node: NodeId,
     pong: &Pong,
 ) -> &'static str {
     loop {
-        let frame = match timeout(SILENCE, frame::read(reader)).await {
+        let frame = match timeout(SILENCE, reader.read()).await {
             Ok(Ok(frame)) => frame,
             Ok(Err(e)) => {
                 inner.refuse_frame(source, &e);
-                if matches!(e, FrameError::Bad | FrameError::Oversized(_)) {
+                if matches!(e, FrameError::Bad | FrameError::Oversized) {
                     registry::tell(inner, TransportEvent::Garbage { from: node }).await;
                 }
                 return if matches!(e, FrameError::Io(_)) {
@@ -80,17 +79,18 @@ async fn read<R: AsyncRead + Unpin>(
             }
             Err(_) => return "the peer was silent for 6 s",
         };
-        match frame {
-            (Kind::Message, bytes) => {
+        match frame.kind {
+            Kind::Message => {
                 count(&inner.counters.messages_received);
+                let bytes = frame.body;
                 registry::tell(inner, TransportEvent::Message { from: node, bytes }).await;
             }
-            (Kind::Ping, _) => {
+            Kind::Ping => {
                 pong.owed.store(true, Ordering::Release);
                 pong.wake.notify_one();
             }
-            (Kind::Pong, _) => {}
-            (Kind::Hello | Kind::JoinRequest | Kind::JoinReply, _) => {
+            Kind::Pong => {}
+            Kind::Hello | Kind::JoinRequest | Kind::JoinReply => {
                 inner.refuse_frame(source, &FrameError::Bad);
                 registry::tell(inner, TransportEvent::Garbage { from: node }).await;
                 return "a frame that is not allowed there";
@@ -99,12 +99,7 @@ async fn read<R: AsyncRead + Unpin>(
     }
 }
 
-async fn write<W: AsyncWrite + Unpin>(
-    inner: &Inner,
-    writer: &mut W,
-    slot: &Slot,
-    pong: &Pong,
-) -> &'static str {
+async fn write(inner: &Inner, writer: &Writer, slot: &Slot, pong: &Pong) -> &'static str {
     let mut ping = interval(PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -123,29 +118,29 @@ async fn write<W: AsyncWrite + Unpin>(
 }
 
 /// Sends what there is to send. Bounded, so that signs of life come through a long queue.
-async fn burst<W: AsyncWrite + Unpin>(
+async fn burst(
     inner: &Inner,
-    writer: &mut W,
+    writer: &Writer,
     slot: &Slot,
     pong: &Pong,
     ping: bool,
 ) -> std::io::Result<()> {
     if ping {
-        frame::write(writer, Kind::Ping, &[]).await?;
+        writer.write(Frame::new(Kind::Ping, Bytes::new())).await?;
     }
     if pong.owed.swap(false, Ordering::AcqRel) {
-        frame::write(writer, Kind::Pong, &[]).await?;
+        writer.write(Frame::new(Kind::Pong, Bytes::new())).await?;
     }
     for _ in 0..64 {
         let Some(message) = slot.queue.pop() else {
-            return writer.flush().await;
+            return Ok(());
         };
-        frame::write(writer, Kind::Message, &message).await?;
+        writer.write(Frame::new(Kind::Message, message)).await?;
         count(&inner.counters.messages_sent);
     }
     // There may be more: come back at once.
     slot.queue.pushed.notify_one();
-    writer.flush().await
+    Ok(())
 }
 
 /// Returns when the key stands for this member no more.

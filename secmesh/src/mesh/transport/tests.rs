@@ -5,6 +5,8 @@ mod refusals;
 use ed25519_dalek::SigningKey;
 use tokio::time::{sleep, timeout};
 
+use super::frame::{Frame, FrameError};
+use super::grpc::{Link, Method};
 use super::*;
 use crate::clock::SystemClock;
 
@@ -43,6 +45,7 @@ fn start_on(
         node: id(n),
         tls: tls(n),
         mesh,
+        carrier: Carrier::Grpc,
         allowed: Arc::clone(allowed),
         peers: Vec::new(),
         clock: Arc::new(SystemClock),
@@ -107,6 +110,33 @@ fn counter(handle: &TransportHandle, name: &str) -> u64 {
         .find(|(n, _)| *n == name)
         .expect("a counter of that name")
         .1
+}
+
+/// Dials by hand: TLS as node `from`, and the first frame of a call.
+async fn call(
+    from: &TlsIdentity,
+    to: u8,
+    at: &TransportHandle,
+    method: Method,
+    first: Frame,
+) -> Result<Link, FrameError> {
+    let stream = dial::connect(from, vec![tls(to).spki_sha256()], at.local_addr()).await?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let call = grpc::open(&tasks, &stop, stream, method, first);
+    timeout(Duration::from_secs(9), call)
+        .await
+        .expect("an answer in time")
+}
+
+/// A session of node `from`, which says Hello and nothing more.
+async fn session(from: u8, to: u8, at: &TransportHandle) -> Link {
+    call(&tls(from), to, at, Method::Session, Frame::hello(&MESH))
+        .await
+        .expect("the call is taken")
+}
+
+async fn welcomed(link: &mut Link) -> Result<(), FrameError> {
+    link.reader.read().await?.check_hello(&MESH)
 }
 
 /// Waits until a counter is at least `value`.
@@ -215,11 +245,8 @@ async fn the_lower_nodes_connection_wins() {
     up(&mut from_a, 2).await;
     up(&mut from_b, 1).await;
     // Dialled by hand, as node 1 would have if both had begun at once.
-    let mut better = dial::connect(&tls(1), vec![tls(2).spki_sha256()], b.local_addr())
-        .await
-        .unwrap();
-    frame::write_hello(&mut better, &MESH).await.unwrap();
-    frame::read_hello(&mut better, &MESH)
+    let mut better = session(1, 2, &b).await;
+    welcomed(&mut better)
         .await
         .expect("the better connection is taken");
     down(&mut from_b, 1).await;
@@ -237,11 +264,8 @@ async fn the_higher_nodes_second_connection_is_given_up() {
     a.set_peers(vec![address(2, &b)]);
     up(&mut from_a, 2).await;
     up(&mut from_b, 1).await;
-    let mut worse = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
-        .await
-        .unwrap();
-    frame::write_hello(&mut worse, &MESH).await.unwrap();
-    frame::read_hello(&mut worse, &MESH)
+    let mut worse = session(2, 1, &a).await;
+    welcomed(&mut worse)
         .await
         .expect_err("no promise that this one counts");
     assert_eq!(counter(&a, "duplicate_connections"), 1);
@@ -322,10 +346,7 @@ async fn a_quarantined_member_is_cut_off_by_name_and_comes_back() {
 async fn a_silent_peer_counts_as_gone() {
     let allowed = members(&[1, 2]);
     let (a, mut from_a) = start(1, &allowed);
-    let mut stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
-        .await
-        .unwrap();
-    frame::write_hello(&mut stream, &MESH).await.unwrap();
+    let _link = session(2, 1, &a).await;
     up(&mut from_a, 2).await;
     let begun = SystemClock.mono_ns();
     down(&mut from_a, 2).await;

@@ -20,7 +20,8 @@ use super::counters::Counters;
 use super::peers::{AllowedPeers, PeerIdentity};
 use crate::mesh::identity::{TlsIdentity, spki_of};
 
-const ALPN: &[u8] = b"secmesh/1";
+/// gRPC is HTTP/2 (RFC 9113, 3.2).
+const ALPN: &[u8] = b"h2";
 
 /// The algorithms: X25519MLKEM768 before X25519.
 pub(super) fn provider() -> Arc<CryptoProvider> {

@@ -65,13 +65,14 @@ async fn intrude(
         None => builder.with_no_client_auth(),
         Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
     };
-    config.alpn_protocols = vec![b"secmesh/1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec()];
     let tcp = TcpStream::connect(to.local_addr()).await.unwrap();
     if let Ok(mut stream) = TlsConnector::from(Arc::new(config))
         .connect(tls::server_name(), tcp)
         .await
     {
-        let _ = frame::write_hello(&mut stream, &MESH).await;
+        // The beginning of HTTP/2, as a client sends it before it hears anything.
+        let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         closes(&mut stream).await;
     }
 }
@@ -83,6 +84,16 @@ async fn closes<R: AsyncRead + Unpin>(stream: &mut R) {
         .await
         .expect("closed in time");
     assert!(answer.is_empty(), "a stranger was told {answer:?}");
+}
+
+/// The call is refused, or ends without a frame.
+async fn refused(link: Result<Link, FrameError>) {
+    if let Ok(mut link) = link {
+        let frame = timeout(Duration::from_secs(9), link.reader.read())
+            .await
+            .expect("closed in time");
+        assert!(frame.is_err(), "{frame:?}");
+    }
 }
 
 fn certified(n: u8) -> CertifiedKey {
@@ -141,7 +152,10 @@ async fn slow_handshakes_end_and_one_source_gets_only_so_many() {
     let mut mute = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
         .await
         .unwrap();
-    closes(&mut mute).await;
+    // It may hear the settings of HTTP/2: it is a member.
+    let _ = timeout(Duration::from_secs(9), mute.read_to_end(&mut Vec::new()))
+        .await
+        .expect("closed in time");
     counted(&a, "refused_handshake_timeout", 9).await;
     assert_eq!(counter(&a, "refused_source_busy"), 4);
     a.shutdown().await;
@@ -155,14 +169,8 @@ async fn another_mesh_or_version_is_refused() {
     b.set_peers(vec![address(1, &a)]);
     counted(&a, "refused_wrong_mesh", 1).await;
     b.shutdown().await;
-    let mut stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
-        .await
-        .unwrap();
-    frame::write(&mut stream, Kind::Hello, &[0, 2, 1, 2, 3])
-        .await
-        .unwrap();
-    stream.flush().await.unwrap();
-    closes(&mut stream).await;
+    let other = Frame::new(Kind::Hello, [0, 1, 1, 2, 3].as_slice());
+    refused(call(&tls(2), 1, &a, Method::Session, other).await).await;
     counted(&a, "refused_wrong_version", 1).await;
     assert!(events.try_recv().is_err());
     a.shutdown().await;
@@ -171,24 +179,23 @@ async fn another_mesh_or_version_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_frames_of_members_end_the_connection() {
     let (a, mut events) = start(1, &members(&[1, 2]));
-    let bad: [(&[u8], &str); 6] = [
-        (&[0, 1, 0, 2, 2], "refused_oversized"),
-        (&[0xff, 0xff, 0xff, 0xff], "refused_oversized"),
-        (&[0, 0, 0, 0], "refused_bad_frame"),
-        (&[0, 0, 0, 1, 99], "refused_bad_frame"),
-        (&[0, 0, 0, 1, Kind::Hello as u8], "refused_bad_frame"),
-        (&[0, 0, 0, 1, Kind::JoinRequest as u8], "refused_bad_frame"),
+    let mut large = vec![0x0a, 0x82, 0x80, 0x04, 2];
+    large.resize(5 + MAX_MESSAGE + 1, 7);
+    let bad: [(&[u8], &str); 7] = [
+        (&large, "refused_oversized"),
+        (&[], "refused_bad_frame"),
+        (&[0x0a, 0], "refused_bad_frame"),
+        (&[0x0a, 1, 99], "refused_bad_frame"),
+        (&[0x0a, 1, 5, 0], "refused_bad_frame"),
+        (&[0x0a, 1, Kind::Hello as u8], "refused_bad_frame"),
+        (&[0x0a, 1, Kind::JoinRequest as u8], "refused_bad_frame"),
     ];
     for (bytes, name) in bad {
         let before = counter(&a, name);
-        let mut stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
-            .await
-            .unwrap();
-        frame::write_hello(&mut stream, &MESH).await.unwrap();
-        frame::read_hello(&mut stream, &MESH).await.unwrap();
+        let mut link = session(2, 1, &a).await;
+        welcomed(&mut link).await.unwrap();
         up(&mut events, 2).await;
-        stream.write_all(bytes).await.unwrap();
-        stream.flush().await.unwrap();
+        link.writer.write_raw(bytes).await;
         counted(&a, name, before + 1).await;
         let told = event(&mut events).await;
         assert!(
@@ -197,6 +204,107 @@ async fn bad_frames_of_members_end_the_connection() {
         );
         down(&mut events, 2).await;
     }
+    a.shutdown().await;
+}
+
+/// An HTTP/2 request to a path, with an empty body.
+fn request(path: &str) -> hyper::Request<tonic::body::Body> {
+    hyper::Request::builder()
+        .method("POST")
+        .uri(format!("https://secmesh{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(tonic::body::Body::empty())
+        .unwrap()
+}
+
+async fn raw(from: u8, to: u8, at: &TransportHandle) -> grpc::Raw {
+    let stream = dial::connect(&tls(from), vec![tls(to).spki_sha256()], at.local_addr())
+        .await
+        .unwrap();
+    grpc::raw(&TaskTracker::new(), &CancellationToken::new(), stream).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_is_bounded() {
+    let (a, mut events) = start(1, &members(&[1, 2]));
+    // Another method, the method of joiners, none.
+    for (n, path) in ["/grpc.reflection/List", Method::Join.path(), "/"]
+        .into_iter()
+        .enumerate()
+    {
+        let mut raw = raw(2, 1, &a).await;
+        let answer = timeout(Duration::from_secs(9), raw.send.send_request(request(path))).await;
+        if let Ok(answer) = answer.expect("an answer in time") {
+            assert!(answer.headers().contains_key("grpc-status"), "{answer:?}");
+        }
+        counted(&a, "refused_bad_frame", n as u64 + 1).await;
+    }
+    // Headers beyond the limit: the connection or the stream ends, and nothing comes up.
+    let mut large = raw(2, 1, &a).await;
+    let mut flood = request(Method::Session.path());
+    let value = "x".repeat(5000).parse().unwrap();
+    flood.headers_mut().insert("x", value);
+    let answer = timeout(Duration::from_secs(9), large.send.send_request(flood)).await;
+    let refused = match answer.expect("an answer in time") {
+        Ok(answer) => answer.status() == 431,
+        Err(_) => true,
+    };
+    assert!(refused, "a header list of 5 kB was taken");
+    drop(large);
+    assert!(events.try_recv().is_err(), "nobody came up");
+    // A second call beside a session.
+    let mut twice = raw(2, 1, &a).await;
+    let (hold, body) = mpsc::channel::<Bytes>(1);
+    let body = http_body_util::StreamBody::new(tokio_stream::StreamExt::map(
+        tokio_stream::wrappers::ReceiverStream::new(body),
+        |bytes| Ok::<_, std::convert::Infallible>(http_body::Frame::data(bytes)),
+    ));
+    let first = request(Method::Session.path()).map(|_| tonic::body::Body::new(body));
+    let mut hello = Vec::new();
+    Frame::hello(&MESH).encode(&mut hello);
+    let mut message = vec![0, 0, 0, 0, u8::try_from(hello.len()).unwrap()];
+    message.extend(hello);
+    hold.send(message.into()).await.unwrap();
+    let session = twice.send.send_request(first).await.unwrap();
+    up(&mut events, 2).await;
+    let before = counter(&a, "refused_bad_frame");
+    let _ = twice
+        .send
+        .send_request(request(Method::Session.path()))
+        .await;
+    counted(&a, "refused_bad_frame", before + 1).await;
+    down(&mut events, 2).await;
+    drop((session, hold));
+    a.shutdown().await;
+}
+
+/// Streams opened and reset at once, over and over.
+#[tokio::test(flavor = "multi_thread")]
+async fn rapid_resets_end_the_connection() {
+    let (a, mut events) = start(1, &members(&[1, 2]));
+    let mut stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
+        .await
+        .unwrap();
+    // Preface, empty SETTINGS; then HEADERS (POST, https, path "/" out of HPACK's static table) and
+    // RST_STREAM (CANCEL) per stream.
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    for n in 0..200u32 {
+        let id = (2 * n + 1).to_be_bytes();
+        bytes.extend([0, 0, 3, 1, 4]);
+        bytes.extend(id);
+        bytes.extend([0x83, 0x87, 0x84]);
+        bytes.extend([0, 0, 4, 3, 0]);
+        bytes.extend(id);
+        bytes.extend([0, 0, 0, 8]);
+    }
+    stream.write_all(&bytes).await.unwrap();
+    let _ = timeout(Duration::from_secs(9), stream.read_to_end(&mut Vec::new()))
+        .await
+        .expect("closed in time");
+    counted(&a, "refused_bad_frame", 1).await;
+    assert!(events.try_recv().is_err(), "nobody came up");
     a.shutdown().await;
 }
 
@@ -239,19 +347,15 @@ async fn a_ticket_is_good_for_a_request_and_nothing_else() {
     drop(reply);
     assert!(asked.await.unwrap().is_err());
     // Anything else ends the connection.
-    for (n, kind) in [Kind::Hello, Kind::Message, Kind::Ping, Kind::JoinReply]
+    let identity = TlsIdentity::new(&SigningKey::from_bytes(&seed)).unwrap();
+    let hello = Frame::hello(&MESH).body;
+    let wrong = [Kind::Hello, Kind::Message, Kind::Ping, Kind::JoinReply]
+        .map(|kind| (Method::Join, kind))
         .into_iter()
-        .enumerate()
-    {
-        let identity = TlsIdentity::new(&SigningKey::from_bytes(&seed)).unwrap();
-        let mut stream = dial::connect(&identity, pins.to_vec(), a.local_addr())
-            .await
-            .unwrap();
-        let mut body = vec![0, 1];
-        body.extend_from_slice(MESH.as_bytes());
-        frame::write(&mut stream, kind, &body).await.unwrap();
-        stream.flush().await.unwrap();
-        closes(&mut stream).await;
+        .chain([(Method::Session, Kind::Hello)]);
+    for (n, (method, kind)) in wrong.enumerate() {
+        let first = Frame::new(kind, hello.clone());
+        refused(call(&identity, 1, &a, method, first).await).await;
         counted(&a, "refused_bad_frame", n as u64 + 1).await;
     }
     assert!(events.try_recv().is_err());

@@ -1,0 +1,539 @@
+//! One peer, over a carrier that may forge, replay, hold back and reorder: what is believed of it.
+//!
+//! Each end draws a nonce. A *session* is a pair of nonces of which each end has seen that the other knows
+//! both; for that an envelope has to have been made after this end drew its nonce, so nothing recorded earlier
+//! counts. Within a session numbers rise by one. A number that is too low is refused; one that is too high
+//! means that something was lost, and ends the session: the next one begins with `Up`, after which the peers
+//! say again what matters, as after a broken connection. No clock of the peer and no file takes part.
+//!
+//! ```text
+//!   A                                        B
+//!   hello    {a, -}       ───────────────▶   answers only
+//!   session (a, b), Up    ◀───────────────   answer    {b, a}
+//!   heartbeat {a, b} #1   ───────────────▶   session (b, a), Up
+//! ```
+
+use bytes::Bytes;
+
+use crate::mesh::envelope::{Envelope, EnvelopeKind, NO_NONCE, Nonce};
+
+/// How often a sign of life is sent.
+pub(super) const BEAT_NS: u64 = 2_000_000_000;
+/// How long a peer may be silent before it counts as gone.
+pub(super) const SILENCE_NS: u64 = 6_000_000_000;
+/// How long its session is kept after that, for what the broker still holds.
+pub(super) const KEPT_NS: u64 = 30_000_000_000;
+/// Shortest and longest wait between two hellos.
+const HELLO_NS: (u64, u64) = (500_000_000, 5_000_000_000);
+/// Shortest time between two answers to one peer: hellos can be replayed at will.
+const ANSWER_NS: u64 = 100_000_000;
+/// How long after a session has begun the peer's late hellos for it are ignored.
+const SETTLED_NS: u64 = 2_000_000_000;
+
+/// Why an envelope of a member, rightly signed, is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Of another session than the present one: old, or of a peer that began anew.
+    Stale,
+    /// Taken already, or older than what was.
+    Replayed,
+    /// It came before others that were to come first, or those were lost; the session ends.
+    Missing,
+    /// A hello too soon after another.
+    Hurried,
+}
+
+/// What came of it, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The peer can be reached.
+    Up,
+    /// It cannot.
+    Down,
+    /// It said this.
+    Message(Bytes),
+    /// This is to be sent.
+    Send(Draft),
+}
+
+/// An envelope to be sent, without what is the same for all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Draft {
+    pub(super) nonce: Nonce,
+    pub(super) echo: Nonce,
+    pub(super) sequence: u64,
+    pub(super) kind: EnvelopeKind,
+}
+
+#[derive(Debug, Clone)]
+struct Session {
+    own: Nonce,
+    peer: Nonce,
+    received: u64,
+    sent: u64,
+    since_ns: u64,
+    heard_ns: u64,
+    told_ns: u64,
+}
+
+impl Session {
+    fn draft(&mut self, kind: EnvelopeKind, now_ns: u64) -> Draft {
+        self.sent = self.sent.saturating_add(1);
+        self.told_ns = now_ns;
+        Draft {
+            nonce: self.own,
+            echo: self.peer,
+            sequence: self.sent,
+            kind,
+        }
+    }
+}
+
+/// What is known of one peer.
+#[derive(Debug)]
+pub(super) struct Pairing {
+    /// For the next session; drawn anew whenever one begins or ends, so that what a peer repeats of it was
+    /// written since.
+    own: Nonce,
+    session: Option<Session>,
+    up: bool,
+    hello_ns: u64,
+    pause_ns: u64,
+    answered_ns: Option<u64>,
+}
+
+impl Pairing {
+    pub(super) fn new(own: Nonce, now_ns: u64) -> Self {
+        Self {
+            own,
+            session: None,
+            up: false,
+            hello_ns: now_ns,
+            pause_ns: HELLO_NS.0,
+            answered_ns: None,
+        }
+    }
+
+    /// Takes an envelope whose mesh, recipient, sender and signature were checked. `fresh` is a new nonce.
+    pub(super) fn take(
+        &mut self,
+        envelope: &Envelope,
+        now_ns: u64,
+        fresh: Nonce,
+    ) -> (Vec<Outcome>, Option<Refusal>) {
+        if envelope.kind == EnvelopeKind::Hello {
+            return self.hello(envelope, now_ns);
+        }
+        if let Some(session) = &mut self.session
+            && (session.peer, session.own) == (envelope.nonce, envelope.echo)
+        {
+            if envelope.kind == EnvelopeKind::Answer {
+                // To a hello that was said twice.
+                return (Vec::new(), None);
+            }
+            if envelope.sequence <= session.received {
+                return (Vec::new(), Some(Refusal::Replayed));
+            }
+            if envelope.sequence != session.received.saturating_add(1) {
+                return (self.end(now_ns, fresh), Some(Refusal::Missing));
+            }
+            session.received = envelope.sequence;
+            session.heard_ns = now_ns;
+            return (self.said(envelope, now_ns, fresh), None);
+        }
+        if envelope.echo != self.own {
+            return (Vec::new(), Some(Refusal::Stale));
+        }
+        if envelope.sequence > 1 {
+            return (Vec::new(), Some(Refusal::Missing));
+        }
+        let mut session = Session {
+            own: self.own,
+            peer: envelope.nonce,
+            received: envelope.sequence,
+            sent: 0,
+            since_ns: now_ns,
+            heard_ns: now_ns,
+            told_ns: now_ns,
+        };
+        let first = session.draft(EnvelopeKind::Heartbeat, now_ns);
+        let mut outcomes = Vec::new();
+        if std::mem::take(&mut self.up) {
+            outcomes.push(Outcome::Down);
+        }
+        self.session = Some(session);
+        self.own = fresh;
+        self.pause_ns = HELLO_NS.0;
+        outcomes.push(Outcome::Send(first));
+        outcomes.extend(self.said(envelope, now_ns, fresh));
+        (outcomes, None)
+    }
+
+    /// What an envelope says that has its place in the session.
+    fn said(&mut self, envelope: &Envelope, now_ns: u64, fresh: Nonce) -> Vec<Outcome> {
+        if envelope.kind == EnvelopeKind::Farewell {
+            return self.end(now_ns, fresh);
+        }
+        let mut outcomes = Vec::new();
+        if !std::mem::replace(&mut self.up, true) {
+            outcomes.push(Outcome::Up);
+        }
+        if envelope.kind == EnvelopeKind::Message {
+            outcomes.push(Outcome::Message(envelope.body.clone()));
+        }
+        outcomes
+    }
+
+    fn hello(&mut self, envelope: &Envelope, now_ns: u64) -> (Vec<Outcome>, Option<Refusal>) {
+        let settled = |session: &Session| {
+            session.peer == envelope.nonce && now_ns.saturating_sub(session.since_ns) < SETTLED_NS
+        };
+        if self.session.as_ref().is_some_and(settled) {
+            return (Vec::new(), None);
+        }
+        if self
+            .answered_ns
+            .is_some_and(|at| now_ns.saturating_sub(at) < ANSWER_NS)
+        {
+            return (Vec::new(), Some(Refusal::Hurried));
+        }
+        self.answered_ns = Some(now_ns);
+        let answer = Draft {
+            nonce: self.own,
+            echo: envelope.nonce,
+            sequence: 0,
+            kind: EnvelopeKind::Answer,
+        };
+        (vec![Outcome::Send(answer)], None)
+    }
+
+    /// What time brings; to be asked a few times a second.
+    ///
+    /// Without `can_send` nothing is to be sent: a number that is drawn and lost would end the session.
+    pub(super) fn tick(&mut self, now_ns: u64, fresh: Nonce, can_send: bool) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        match &mut self.session {
+            Some(session) => {
+                let silent = now_ns.saturating_sub(session.heard_ns);
+                if silent > SILENCE_NS && std::mem::take(&mut self.up) {
+                    outcomes.push(Outcome::Down);
+                }
+                if silent > KEPT_NS {
+                    outcomes.extend(self.end(now_ns, fresh));
+                } else if can_send && now_ns.saturating_sub(session.told_ns) >= BEAT_NS {
+                    let beat = session.draft(EnvelopeKind::Heartbeat, now_ns);
+                    outcomes.push(Outcome::Send(beat));
+                }
+            }
+            None if can_send && now_ns >= self.hello_ns => {
+                self.hello_ns = now_ns.saturating_add(self.pause_ns);
+                self.pause_ns = self.pause_ns.saturating_mul(2).min(HELLO_NS.1);
+                outcomes.push(Outcome::Send(Draft {
+                    nonce: self.own,
+                    echo: NO_NONCE,
+                    sequence: 0,
+                    kind: EnvelopeKind::Hello,
+                }));
+            }
+            None => {}
+        }
+        outcomes
+    }
+
+    /// The place of the next message, if there is a session.
+    pub(super) fn message(&mut self, now_ns: u64) -> Option<Draft> {
+        let session = self.session.as_mut()?;
+        Some(session.draft(EnvelopeKind::Message, now_ns))
+    }
+
+    /// A last word, if there is a session; nothing may be sent after it.
+    pub(super) fn farewell(&mut self, now_ns: u64) -> Option<Draft> {
+        let mut session = self.session.take()?;
+        Some(session.draft(EnvelopeKind::Farewell, now_ns))
+    }
+
+    /// Whether messages can be sent.
+    pub(super) fn has_session(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Whether the peer counts as reachable.
+    pub(super) fn is_up(&self) -> bool {
+        self.up
+    }
+
+    fn end(&mut self, now_ns: u64, fresh: Nonce) -> Vec<Outcome> {
+        self.session = None;
+        self.own = fresh;
+        self.hello_ns = now_ns;
+        if std::mem::take(&mut self.up) {
+            vec![Outcome::Down]
+        } else {
+            Vec::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::mesh::ids::{MeshId, NodeId};
+
+    const S: u64 = 1_000_000_000;
+
+    /// One end, with nonces that are easy to tell apart.
+    struct End {
+        pairing: Pairing,
+        drawn: u32,
+        side: u8,
+    }
+
+    impl End {
+        fn new(side: u8) -> Self {
+            let own = [side; 16];
+            Self {
+                pairing: Pairing::new(own, 0),
+                drawn: 0,
+                side,
+            }
+        }
+
+        fn fresh(&mut self) -> Nonce {
+            self.drawn += 1;
+            let mut nonce = [self.side; 16];
+            nonce[1..5].copy_from_slice(&self.drawn.to_be_bytes());
+            nonce
+        }
+
+        fn take(&mut self, envelope: &Envelope, now: u64) -> (Vec<Outcome>, Option<Refusal>) {
+            let fresh = self.fresh();
+            self.pairing.take(envelope, now, fresh)
+        }
+
+        fn tick(&mut self, now: u64) -> Vec<Outcome> {
+            let fresh = self.fresh();
+            self.pairing.tick(now, fresh, true)
+        }
+
+        fn say(&mut self, body: &'static [u8], now: u64) -> Envelope {
+            let draft = self.pairing.message(now).expect("a session");
+            Envelope {
+                body: Bytes::from_static(body),
+                ..envelope(&draft)
+            }
+        }
+    }
+
+    fn envelope(draft: &Draft) -> Envelope {
+        Envelope {
+            mesh: MeshId([0; 32]),
+            sender: [0; 32],
+            recipient: NodeId([0; 16]),
+            nonce: draft.nonce,
+            echo: draft.echo,
+            sequence: draft.sequence,
+            kind: draft.kind,
+            body: Bytes::new(),
+        }
+    }
+
+    fn sent(outcomes: &[Outcome]) -> Vec<Envelope> {
+        outcomes
+            .iter()
+            .filter_map(|outcome| match outcome {
+                Outcome::Send(draft) => Some(envelope(draft)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Lets both talk until nobody has anything to say; gives all that was said.
+    fn settle(ends: &mut [End; 2], now: u64) -> Vec<(usize, Envelope)> {
+        let mut said = Vec::new();
+        let mut queue: Vec<(usize, Envelope)> = Vec::new();
+        for at in 0..2 {
+            let outcomes = ends[at].tick(now);
+            queue.extend(sent(&outcomes).into_iter().map(|e| (1 - at, e)));
+        }
+        for _ in 0..50 {
+            if queue.is_empty() {
+                return said;
+            }
+            let (to, envelope) = queue.remove(0);
+            let (outcomes, _) = ends[to].take(&envelope, now);
+            said.push((to, envelope));
+            queue.extend(sent(&outcomes).into_iter().map(|e| (1 - to, e)));
+        }
+        panic!("they never stop");
+    }
+
+    fn pair() -> ([End; 2], Vec<(usize, Envelope)>) {
+        let mut ends = [End::new(0xa0), End::new(0xb0)];
+        let said = settle(&mut ends, 1);
+        assert!(ends.iter().all(|end| end.pairing.is_up()));
+        (ends, said)
+    }
+
+    #[test]
+    fn both_come_up_and_messages_are_taken_once_and_in_order() {
+        let ([mut a, mut b], _) = pair();
+        let (one, two) = (a.say(b"1", S), a.say(b"2", S));
+        let message = |e: &Envelope| (vec![Outcome::Message(e.body.clone())], None);
+        assert_eq!(b.take(&one, S), message(&one));
+        assert_eq!(b.take(&one, S), (Vec::new(), Some(Refusal::Replayed)));
+        assert_eq!(b.take(&two, S), message(&two));
+        assert_eq!(b.take(&one, S), (Vec::new(), Some(Refusal::Replayed)));
+    }
+
+    #[test]
+    fn what_is_missing_ends_the_session_and_the_next_begins_with_up() {
+        let ([mut a, mut b], _) = pair();
+        let (one, two) = (a.say(b"1", S), a.say(b"2", S));
+        assert_eq!(
+            b.take(&two, S),
+            (vec![Outcome::Down], Some(Refusal::Missing))
+        );
+        // What was held back is of no session any more.
+        assert_eq!(b.take(&one, S), (Vec::new(), Some(Refusal::Stale)));
+        let mut ends = [a, b];
+        settle(&mut ends, 2 * S);
+        assert!(ends.iter().all(|end| end.pairing.is_up()));
+        let [mut a, mut b] = ends;
+        let again = a.say(b"3", 2 * S);
+        assert!(matches!(
+            b.take(&again, 2 * S),
+            (outcomes, None) if outcomes == [Outcome::Message(Bytes::from_static(b"3"))]
+        ));
+    }
+
+    #[test]
+    fn nothing_of_an_earlier_life_is_believed() {
+        let (ends, mut recorded) = pair();
+        let [mut a, mut b] = ends;
+        for _ in 0..3 {
+            let message = a.say(b"old", S);
+            b.take(&message, S);
+            recorded.push((1, message));
+        }
+        // B starts anew; somebody plays it everything that A ever said.
+        let mut b = End::new(0xb1);
+        for round in 0..3u64 {
+            for (to, envelope) in &recorded {
+                let (outcomes, refusal) = b.take(envelope, (2 + round) * S);
+                if *to == 1 && envelope.kind != EnvelopeKind::Hello {
+                    assert_eq!((outcomes, refusal), (Vec::new(), Some(Refusal::Stale)));
+                }
+            }
+        }
+        assert!(!b.pairing.is_up());
+        // The true A is found all the same.
+        let mut ends = [a, b];
+        settle(&mut ends, 10 * S);
+        assert!(ends.iter().all(|end| end.pairing.is_up()));
+        // And an old hello takes nothing away from it.
+        for (to, envelope) in &recorded {
+            ends[*to].take(envelope, 20 * S);
+        }
+        assert!(ends.iter().all(|end| end.pairing.is_up()));
+    }
+
+    #[test]
+    fn a_peer_that_begins_anew_goes_down_and_up() {
+        let ([a, _], _) = pair();
+        let mut ends = [a, End::new(0xb1)];
+        let hello = sent(&ends[1].tick(3 * S));
+        let (answer, refusal) = ends[0].take(&hello[0], 3 * S);
+        assert_eq!(refusal, None);
+        let (outcomes, _) = ends[1].take(&sent(&answer)[0], 3 * S);
+        assert!(outcomes.contains(&Outcome::Up));
+        let (outcomes, _) = ends[0].take(&sent(&outcomes)[0], 3 * S);
+        let events: Vec<_> = outcomes
+            .into_iter()
+            .filter(|o| !matches!(o, Outcome::Send(_)))
+            .collect();
+        assert_eq!(events, [Outcome::Down, Outcome::Up]);
+    }
+
+    #[test]
+    fn silence_is_down_and_a_late_word_is_up_again() {
+        let ([mut a, mut b], _) = pair();
+        let late = a.say(b"late", S);
+        assert!(!b.tick(SILENCE_NS).contains(&Outcome::Down));
+        assert!(b.tick(SILENCE_NS + 2).contains(&Outcome::Down));
+        let (outcomes, refusal) = b.take(&late, 20 * S);
+        assert_eq!(refusal, None);
+        assert_eq!(
+            outcomes,
+            [Outcome::Up, Outcome::Message(Bytes::from_static(b"late"))]
+        );
+        b.tick(20 * S + KEPT_NS + 1);
+        assert!(!b.pairing.has_session());
+        assert_eq!(
+            a.pairing.farewell(S).map(|d| d.kind),
+            Some(EnvelopeKind::Farewell)
+        );
+        assert!(a.pairing.message(S).is_none());
+    }
+
+    proptest! {
+        /// Somebody in between drops, repeats and swaps at will: what is taken of one session is a beginning of
+        /// what was said in it, and once left alone both find each other.
+        #[test]
+        fn only_a_beginning_of_what_was_said_is_taken(choices in proptest::collection::vec((0..6u8, any::<proptest::sample::Index>()), 1..200)) {
+            let (mut ends, _) = pair();
+            let mut wire: Vec<(usize, Envelope)> = Vec::new();
+            let mut now = S;
+            let mut said: [Vec<(Nonce, u8)>; 2] = Default::default();
+            let mut heard: [Vec<(Nonce, u8)>; 2] = Default::default();
+            let mut count = 0u8;
+            for (choice, index) in choices {
+                now += S / 20;
+                match choice {
+                    0 | 1 => {
+                        let from = usize::from(choice);
+                        if let Some(draft) = ends[from].pairing.message(now) {
+                            let body = Bytes::copy_from_slice(&[count]);
+                            wire.push((1 - from, Envelope { body, ..envelope(&draft) }));
+                            said[1 - from].push((draft.nonce, count));
+                            count += 1;
+                        }
+                    }
+                    2 => for at in 0..2 {
+                        let outcomes = ends[at].tick(now);
+                        wire.extend(sent(&outcomes).into_iter().map(|e| (1 - at, e)));
+                    },
+                    _ if wire.is_empty() => {}
+                    3 => { wire.remove(index.index(wire.len())); }
+                    _ => {
+                        // Delivered, out of order, and perhaps once more later.
+                        let at = if choice == 4 { 0 } else { index.index(wire.len()) };
+                        let (to, e) = wire[at].clone();
+                        if choice == 4 { wire.remove(0); }
+                        let (outcomes, _) = ends[to].take(&e, now);
+                        for outcome in &outcomes {
+                            if let Outcome::Message(body) = outcome {
+                                heard[to].push((e.nonce, body[0]));
+                            }
+                        }
+                        wire.extend(sent(&outcomes).into_iter().map(|e| (1 - to, e)));
+                    }
+                }
+            }
+            for to in 0..2 {
+                for (nonce, _) in &heard[to] {
+                    let of = |all: &[(Nonce, u8)]| -> Vec<u8> {
+                        all.iter().filter(|(n, _)| n == nonce).map(|(_, m)| *m).collect()
+                    };
+                    prop_assert!(of(&said[to]).starts_with(&of(&heard[to])));
+                }
+            }
+            for _ in 0..200 {
+                now += S / 4;
+                settle(&mut ends, now);
+            }
+            prop_assert!(ends.iter().all(|end| end.pairing.is_up()));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A NATS server with `JetStream` for a lab whose nodes talk through it.
+
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use super::net::{self, Family};
+use super::ns;
+use crate::clock;
+
+/// Its port, in the namespace of the client.
+pub const PORT: u16 = 4222;
+/// How long it may take to answer.
+const BRING_UP: Duration = Duration::from_secs(10);
+
+/// A real nats-server, on the client's address; ended when dropped. What it keeps is in the lab's folder.
+#[derive(Debug)]
+pub struct Broker {
+    namespace: String,
+    folder: PathBuf,
+    process: Option<Child>,
+}
+
+impl Broker {
+    /// Starts it in `namespace` and waits until it answers.
+    ///
+    /// # Errors
+    /// When it is not installed or does not answer within ten seconds.
+    pub fn start(namespace: String, folder: PathBuf) -> anyhow::Result<Self> {
+        let mut broker = Self {
+            namespace,
+            folder,
+            process: None,
+        };
+        broker.restart()?;
+        Ok(broker)
+    }
+
+    /// Where nodes reach it.
+    pub fn address() -> SocketAddr {
+        SocketAddr::new(net::client_address(Family::V4), PORT)
+    }
+
+    /// Ends it with SIGKILL: no word to anybody, nothing put in order.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // It may have ended by itself.
+            let _gone = process.kill();
+            let _ended = process.wait();
+        }
+    }
+
+    /// Starts it again, with what it had kept.
+    ///
+    /// # Errors
+    /// As [`Broker::start`].
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.kill();
+        let address = Self::address();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("nats.log"))
+            .context("cannot write the log of nats-server")?;
+        let mut command = ns::command(&self.namespace, "nats-server")?;
+        let process = command
+            .args(["--addr", &address.ip().to_string()])
+            .args(["--port", &address.port().to_string()])
+            .arg("--jetstream")
+            .arg("--store_dir")
+            .arg(self.folder.join("nats"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("cannot share a log file")?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start nats-server; `cargo xtask setup` installs it")?;
+        self.process = Some(process);
+        let answers = clock::wait_until(BRING_UP, Duration::from_millis(50), || {
+            if let Some(status) = self.process.as_mut().and_then(|p| p.try_wait().transpose()) {
+                bail!("nats-server ended ({})", status?);
+            }
+            Ok(ns::within(&self.namespace, move || {
+                // It says INFO as soon as somebody connects.
+                let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+                stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+                let mut first = [0; 4];
+                stream.read_exact(&mut first)?;
+                Ok(first)
+            })
+            .ok()
+            .filter(|first| first == b"INFO"))
+        })?;
+        answers
+            .map(|_| ())
+            .context("nats-server does not answer; its log is nats.log in the lab's folder")
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
