@@ -327,7 +327,7 @@ fn roll(mut lab: Lab, binary: &Path, place: &Path) -> Result<()> {
         }
         // The others go on deciding: by an attack that two of them see.
         let round = u8::try_from(number)?;
-        for node in &rest[..2] {
+        for node in rest.iter().take(2) {
             let subject = subject(round).to_string();
             lab.agent(*node)?.output(&["block", &subject, "--mesh"])?;
         }

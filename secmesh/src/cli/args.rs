@@ -156,7 +156,7 @@ Examples:
     #[command(after_help = "Examples:\n  secmesh epoch\n  secmesh epoch --json | jq .members")]
     Epoch,
     /// Compare what the nodes of the mesh have
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  secmesh mesh digest")]
     Mesh(MeshCommand),
     /// Show how far each node is trusted, and why
     #[command(after_help = "\
