@@ -34,9 +34,9 @@ impl Intruder {
             stream: BufReader::new(stream),
         };
         intruder.line()?;
-        intruder.write(
-            format!("CONNECT {{\"verbose\":false}}\r\nSUB {subject} 1\r\nPING\r\n").as_bytes(),
-        )?;
+        intruder
+            .write(format!("CONNECT {{\"verbose\":false}}\r\nSUB {subject} 1\r\n").as_bytes())?;
+        intruder.flush()?;
         Ok(intruder)
     }
 
@@ -95,5 +95,28 @@ impl Intruder {
         bytes.extend_from_slice(payload);
         bytes.extend_from_slice(b"\r\n");
         self.write(&bytes)
+    }
+
+    /// Waits until the server has taken all that was published. Whoever leaves with answers unread resets the
+    /// connection, and what the server had not read by then is lost.
+    ///
+    /// # Errors
+    /// When it does not say so within three seconds.
+    pub fn flush(&mut self) -> Result<()> {
+        self.write(b"PING\r\n")?;
+        loop {
+            let line = self.line()?;
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words.as_slice() {
+                ["PONG"] => return Ok(()),
+                ["PING"] => self.write(b"PONG\r\n")?,
+                ["MSG", .., length] => {
+                    let length: usize = length.parse().context("the length of a message")?;
+                    self.stream.read_exact(&mut vec![0; length + 2])?;
+                }
+                ["-ERR", ..] => bail!("nats-server: {line}"),
+                _ => {}
+            }
+        }
     }
 }

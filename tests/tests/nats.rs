@@ -45,7 +45,7 @@ fn ensure_risen(lab: &Lab, name: &str, before: u64, by: usize) -> Result<()> {
     })?;
     ensure!(
         risen.is_some(),
-        "{name} is {last}, not {least}: somebody was believed"
+        "{name} is {last}, not {least}: something was taken that should have been refused"
     );
     Ok(())
 }
@@ -115,6 +115,7 @@ fn whoever_injects_replays_or_alters_on_the_bus_is_refused_and_counted() -> Resu
             forged.sequence += u64::from(forged.kind.numbered());
             bus.publish(&heard.subject, &forged.sign(&signer).to_bytes())?;
         }
+        bus.flush()?;
         Ok(all)
     })?;
     let numbered = overheard
@@ -155,7 +156,8 @@ fn whoever_injects_replays_or_alters_on_the_bus_is_refused_and_counted() -> Resu
     on_the_bus(&lab, move |bus| {
         again
             .iter()
-            .try_for_each(|heard| bus.publish(&heard.subject, &heard.payload))
+            .try_for_each(|heard| bus.publish(&heard.subject, &heard.payload))?;
+        bus.flush()
     })?;
     ensure_risen(&lab, "refused_envelope_stale", stale, 1)?;
 
