@@ -217,8 +217,10 @@ impl Witness {
                 return step;
             }
             if size == last.checkpoint.size {
-                // The same again: the answer may have been lost.
+                // The same again: the answer may have been lost, or the disk refused it the first time, and then it
+                // was not answered.
                 step.answer = answer(self.cosign(last, now_s));
+                step.persist = Some(encode(log.node, known));
                 return step;
             }
             if size < last.checkpoint.size || offer.old_size != last.checkpoint.size {

@@ -85,7 +85,8 @@ fn a_ledger_that_grows_is_cosigned_and_remembered_first() {
     assert!(cosigned(&step) && step.persist.is_some() && step.fork.is_none());
     // The answer was lost: the same again, with nothing to remember.
     let again = w.offer(&author.log(), &author.offer(0, 4, 100), 8);
-    assert!(cosigned(&again) && again.persist.is_none());
+    // The disk may have refused it the first time.
+    assert!(cosigned(&again) && again.persist == step.persist);
     let step = w.offer(&author.log(), &author.offer(4, 9, 101), 9);
     assert!(cosigned(&step));
     // After a crash, the memory on the disk is the witness's memory.
