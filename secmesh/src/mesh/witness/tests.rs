@@ -83,7 +83,7 @@ fn a_ledger_that_grows_is_cosigned_and_remembered_first() {
     author.grow(10, 1);
     let step = w.offer(&author.log(), &author.offer(0, 4, 100), 7);
     assert!(cosigned(&step) && step.persist.is_some() && step.fork.is_none());
-    // The answer was lost: the same again, with nothing to remember.
+    // The answer was lost: the same again.
     let again = w.offer(&author.log(), &author.offer(0, 4, 100), 8);
     // The disk may have refused it the first time.
     assert!(cosigned(&again) && again.persist == step.persist);
