@@ -59,13 +59,14 @@ fn more_nodes_than_the_seed_says_can_be_asked_for() {
 }
 
 /// Seeds that once showed something that was wrong, in the engine or in a check.
-const MENDED: [u64; 8] = [
+const MENDED: [u64; 9] = [
     2,   // a node that joins was refused statements, and did not ask again in time
     9, // a proposer that crashed before it voted waited for ever; a clock set back silenced its node
     14, // the same
     51, // a release that cannot be proved any more keeps a block out on some nodes
     54, // an epoch that begins in the middle of a call
     55, // a node that waits for its epoch
+    31, // a witness cosigned at the second try what its disk had refused
     125, // a liar's forked log kept nodes from asking for other logs
     816, // after a restart, a release with a liar's vote was gone and the block back
 ];

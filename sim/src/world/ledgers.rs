@@ -179,7 +179,10 @@ impl World {
                 {
                     let (size, root) = (answer.size, answer.root);
                     let last = self.oracle.cosigned.insert((node.id, from), (size, root));
-                    if last.is_some_and(|(s, r)| size < s || (size == s && root != r)) {
+                    // Another one than the last has to be shown to follow from it.
+                    let other =
+                        |(s, r)| (size, root) != (s, r) && (size <= s || offer.old_size != s);
+                    if last.is_some_and(other) {
                         return broken(
                             "one-ledger",
                             format!("witness {i} cosigns two ledgers of {from}"),

@@ -1,9 +1,10 @@
 //! Links, sessions, what is under way.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use secmesh::mesh::engine::{Input, VoteSummary};
-use secmesh::mesh::evidence::EvidenceMessage;
+use secmesh::mesh::evidence::{Body, EvidenceMessage, Statement};
 use secmesh::mesh::ids::NodeId;
 use secmesh::mesh::message::Message;
 use secmesh::mesh::vote::ActionKind;
@@ -11,6 +12,11 @@ use secmesh::mesh::vote::ActionKind;
 use super::{Event, World};
 use crate::cast::S;
 use crate::oracle::{Violation, broken, signed_by};
+
+/// Where a message says of which kind it is: behind the length of its tag and the tag.
+const KIND_AT: usize = 1 + "secmesh/msg/1".len();
+/// Statements.
+const STATEMENTS: u8 = 27;
 
 impl World {
     fn alive(&self, i: usize) -> bool {
@@ -169,11 +175,7 @@ impl World {
             .then(|| self.contradiction(from, to, bytes))
             .flatten();
         let id = self.nodes[from].id;
-        let forked = if self.lies(from) {
-            self.forked(to, bytes)
-        } else {
-            None
-        };
+        let forked = self.forked(to, bytes);
         self.input(to, Input::Message { from: id, bytes })?;
         if let Some(author) = forked.filter(|author| !self.knows_fork(to, author)) {
             return broken(
@@ -196,6 +198,10 @@ impl World {
 
     /// The author of a statement that contradicts the one that node `to` holds.
     fn forked(&self, to: usize, bytes: &[u8]) -> Option<NodeId> {
+        // Statements are few; the others need not be read for this.
+        if bytes.get(KIND_AT) != Some(&STATEMENTS) {
+            return None;
+        }
         let Ok(Message::Evidence(message)) = Message::from_bytes(bytes) else {
             return None;
         };
@@ -214,14 +220,15 @@ impl World {
         Some(found.head().author)
     }
 
-    fn knows_fork(&mut self, to: usize, author: &NodeId) -> bool {
-        let node = &mut self.nodes[to];
-        let wall = node.wall(self.now);
+    fn knows_fork(&self, to: usize, author: &NodeId) -> bool {
+        let node = &self.nodes[to];
+        let proved = |statement: &Arc<Statement>| match &statement.body {
+            Body::Misconduct(misconduct) => misconduct.culprit() == *author,
+            _ => false,
+        };
         node.caught.contains(author)
-            || node.engine.as_mut().is_none_or(|engine| {
-                let trust = engine.trust(wall);
-                let known = trust.nodes.get(author);
-                known.is_some_and(|trust| !trust.standing.proofs.is_empty())
+            || node.engine.as_ref().is_none_or(|engine| {
+                engine.liars().contains(author) || engine.evidence().iter().any(proved)
             })
     }
 
