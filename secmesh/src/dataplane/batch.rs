@@ -42,21 +42,33 @@ const _: () = assert!(
 /// # Errors
 ///
 /// The kernel's refusal, such as elements beyond the map's end; those before are written then.
-pub(super) fn set<V: Pod>(
-    array: &Array<MapData, V>,
-    first: u32,
-    values: &[V],
-) -> Result<(), MapError> {
+pub fn set<V: Pod>(array: &Array<MapData, V>, first: u32, values: &[V]) -> Result<(), MapError> {
     let mut at = first;
     for part in values.chunks(MOST) {
         let keys: Vec<u32> = (at..).take(part.len()).collect();
-        call(array, &keys, part).map_err(|io_error| {
+        set_each(array, &keys, part)?;
+        at = at.saturating_add(u32::try_from(part.len()).unwrap_or(u32::MAX));
+    }
+    Ok(())
+}
+
+/// Writes each of `values` into the element of `keys` at the same place, in that order.
+///
+/// # Errors
+///
+/// As [`set`].
+pub fn set_each<V: Pod>(
+    array: &Array<MapData, V>,
+    keys: &[u32],
+    values: &[V],
+) -> Result<(), MapError> {
+    for (keys, values) in keys.chunks(MOST).zip(values.chunks(MOST)) {
+        call(array, keys, values).map_err(|io_error| {
             MapError::SyscallError(SyscallError {
                 call: "bpf_map_update_batch",
                 io_error,
             })
         })?;
-        at = at.saturating_add(u32::try_from(part.len()).unwrap_or(u32::MAX));
     }
     Ok(())
 }
