@@ -377,7 +377,7 @@ fn load_sized(setting: &Setting, sources: &[IpAddr], hashed: usize) -> Result<Eb
         .map_max_entries("HASH", hashed)
         .load(OBJECT)
         .context("the programs of the tests")?;
-    let map = ebpf.take_map("SOURCES").context("no map SOURCES")?;
+    let map = ebpf.map_mut("SOURCES").context("no map SOURCES")?;
     let map: Array<_, [u32; 4]> = Array::try_from(map)?;
     let family = sources.first().map(IpAddr::is_ipv6);
     let other = sources

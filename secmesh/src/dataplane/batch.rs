@@ -1,6 +1,7 @@
 //! Many elements of an array map by one system call; aya writes one with each.
 
 use std::{
+    borrow::Borrow,
     io,
     os::fd::{AsFd as _, AsRawFd as _},
 };
@@ -42,7 +43,11 @@ const _: () = assert!(
 /// # Errors
 ///
 /// The kernel's refusal, such as elements beyond the map's end; those before are written then.
-pub fn set<V: Pod>(array: &Array<MapData, V>, first: u32, values: &[V]) -> Result<(), MapError> {
+pub fn set<T: Borrow<MapData>, V: Pod>(
+    array: &Array<T, V>,
+    first: u32,
+    values: &[V],
+) -> Result<(), MapError> {
     let mut at = first;
     for part in values.chunks(MOST) {
         let keys: Vec<u32> = (at..).take(part.len()).collect();
@@ -57,8 +62,8 @@ pub fn set<V: Pod>(array: &Array<MapData, V>, first: u32, values: &[V]) -> Resul
 /// # Errors
 ///
 /// As [`set`].
-pub fn set_each<V: Pod>(
-    array: &Array<MapData, V>,
+pub fn set_each<T: Borrow<MapData>, V: Pod>(
+    array: &Array<T, V>,
     keys: &[u32],
     values: &[V],
 ) -> Result<(), MapError> {
@@ -73,7 +78,11 @@ pub fn set_each<V: Pod>(
     Ok(())
 }
 
-fn call<V: Pod>(array: &Array<MapData, V>, keys: &[u32], values: &[V]) -> io::Result<()> {
+fn call<T: Borrow<MapData>, V: Pod>(
+    array: &Array<T, V>,
+    keys: &[u32],
+    values: &[V],
+) -> io::Result<()> {
     // aya checked when it made the array that the map's elements are as long as a value.
     let mut attr = UpdateMany {
         in_batch: 0,
