@@ -96,6 +96,14 @@ impl<G: Geometry<Key: std::fmt::Debug>> Published<G> {
             .filter(|k| wanted.contains_key(k))
             .copied()
             .collect();
+        // What a refused write was to say of them: it may be written before what is wanted now.
+        let refused: Hosts<G::Key> = both
+            .iter()
+            .filter_map(|key| {
+                let (bucket, slot) = self.table.find(*key)?;
+                self.table.bucket(bucket).get(slot).copied().flatten()
+            })
+            .collect();
         // Who comes, comes for readers who begin after that.
         self.lacked.retain(|key| old.contains_key(key));
         let mut check = Check {
@@ -103,6 +111,7 @@ impl<G: Geometry<Key: std::fmt::Debug>> Published<G> {
             buckets: &mut self.buckets,
             lacked: &mut self.lacked,
             old: &old,
+            refused: &refused,
             wanted,
             both: &both,
             fails_at,
@@ -140,6 +149,7 @@ struct Check<'a, K> {
     buckets: &'a mut [Bucket<K>],
     lacked: &'a mut BTreeSet<K>,
     old: &'a Hosts<K>,
+    refused: &'a Hosts<K>,
     wanted: &'a Hosts<K>,
     both: &'a [K],
     fails_at: Option<usize>,
@@ -187,7 +197,7 @@ impl<K: Copy + Ord + std::fmt::Debug> Check<'_, K> {
         let writes = self.writes;
         for key in self.both {
             let [first, second] = self.pair::<G>(*key);
-            let good = [self.old.get(key).copied(), self.wanted.get(key).copied()];
+            let good = [self.old, self.refused, self.wanted].map(|hosts| hosts.get(key).copied());
             let found = look(first, second, *key);
             assert!(
                 found.is_some() && good.contains(&found),
