@@ -86,7 +86,7 @@ pub struct Sent {
     pub elapsed: Duration,
     /// How long of it frames were made, by the sending thread's processor time. The rest is pauses: before and after
     /// each test run the kernel waits until no processor runs another program any more (RCU grace periods, by
-    /// `bpf_prog_change_xdp` in net/bpf/test_run.c).
+    /// `bpf_prog_change_xdp` in `net/bpf/test_run.c`).
     pub sending: Duration,
 }
 

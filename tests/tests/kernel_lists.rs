@@ -98,8 +98,9 @@ fn during_replacements(pair: &Pair, random: &mut Random, burst: u32) -> Result<(
     let (mut packets, mut sources) = (0, BTreeSet::new());
     thread::scope(|scope| -> Result<()> {
         let replacing = scope.spawn(|| -> Result<()> {
-            let result =
-                (1..=REPLACEMENTS).try_for_each(|n| replace(lists, &pair.lists[n % 2]).map(drop));
+            let [first, second] = &pair.lists;
+            let next = |n| if n % 2 == 0 { first } else { second };
+            let result = (1..=REPLACEMENTS).try_for_each(|n| replace(lists, next(n)).map(drop));
             done.store(true, Ordering::Release);
             result
         });
