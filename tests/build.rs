@@ -1,89 +1,12 @@
-//! Builds the kernel programs of the tests with the toolchain that builds everything else.
-//!
-//! The same as `secmesh/build.rs` does, which says why it is done this way, for another crate.
+//! Builds the kernel programs of the tests, as the agent's are built.
 #![expect(
     clippy::expect_used,
     reason = "a build script's way to fail is to panic with a message"
 )]
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-};
+#[path = "../secmesh/build/kernel.rs"]
+mod kernel;
 
 fn main() {
-    let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
-    let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
-    let root = manifest_dir
-        .parent()
-        .expect("the workspace is one level up");
-    for input in ["tests-ebpf", ".cargo/config.toml", "rust-toolchain.toml"] {
-        println!("cargo:rerun-if-changed={}", root.join(input).display());
-    }
-    build(root, &out_dir);
-}
-
-fn build(root: &Path, out_dir: &Path) {
-    let endian = env::var("CARGO_CFG_TARGET_ENDIAN").expect("set by cargo");
-    let target = match endian.as_str() {
-        "big" => "bpfeb-unknown-none",
-        _ => "bpfel-unknown-none",
-    };
-    let target_dir = out_dir.join("bpf");
-    let mut command = Command::new(env::var_os("CARGO").expect("set by cargo"));
-    command
-        .current_dir(root)
-        .args([
-            "build",
-            "--package",
-            "secmesh-tests-ebpf",
-            "--release",
-            "-Z",
-            "build-std=core",
-        ])
-        .args(["--target", target])
-        .arg("--target-dir")
-        .arg(&target_dir)
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("PATH", path_with_cargo_bin());
-    // What cargo set for this crate must not reach the other build: its flags and wrappers are for the
-    // host, and clippy's wrapper would check instead of build.
-    for name in [
-        "RUSTC",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "CARGO_ENCODED_RUSTFLAGS",
-        "RUSTFLAGS",
-        "CARGO_BUILD_TARGET",
-        "CARGO_TARGET_DIR",
-    ] {
-        command.env_remove(name);
-    }
-    let status = command.status().expect("cargo runs, it is running us");
-    assert!(
-        status.success(),
-        "the kernel programs did not build; `cargo xtask setup` installs what that needs (rust-src and bpf-linker)"
-    );
-    let object = target_dir
-        .join(target)
-        .join("release")
-        .join("secmesh-tests-ebpf");
-    let place = out_dir.join("tests.bpf.o");
-    std::fs::copy(&object, &place).expect("the object that was just built");
-    println!("cargo:rustc-env=TESTS_BPF_OBJECT={}", place.display());
-}
-
-/// `cargo install` puts bpf-linker where rustup's PATH entry points; a shell opened before that entry
-/// existed does not have it.
-fn path_with_cargo_bin() -> std::ffi::OsString {
-    let mut paths: Vec<PathBuf> =
-        env::var_os("PATH").map_or_else(Vec::new, |p| env::split_paths(&p).collect());
-    let home = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|h| PathBuf::from(h).join(".cargo")));
-    if let Some(home) = home {
-        paths.push(home.join("bin"));
-    }
-    env::join_paths(paths).expect("PATH was split from a valid one")
+    kernel::build("secmesh-tests-ebpf", &["tests-ebpf"], "TESTS_BPF_OBJECT");
 }

@@ -95,9 +95,15 @@ pub struct Config {
     pub list_buckets4: u32,
     /// Buckets of the IPv6 list table.
     pub list_buckets6: u32,
-    /// Which half of the range maps and of their index is in use: 0 or 1. One word, so that changing it
-    /// changes all of them between two packets.
+    /// How often the ranges of lists were replaced. Its lowest bit says which half of the range maps and of their
+    /// index is in use: one word, so that changing it changes all of them between two packets. Who finds it
+    /// changed after a search may have read a half that was being written, and searches again.
     pub list_half: u32,
+    /// How often an IPv4 host of a list was moved to its other bucket, counted between the two writes of a move.
+    /// Who has not found a host and finds this changed may have read both its buckets at the wrong time.
+    pub list_moves4: u32,
+    /// The same of IPv6.
+    pub list_moves6: u32,
     /// Ranges that fit one half of the IPv4 range map.
     pub list_room4: u32,
     /// Ranges that fit one half of the IPv6 range map.
@@ -187,7 +193,7 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 18 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
+    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 20 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
     "layout"
 );
 

@@ -225,6 +225,10 @@ counters! {
     process_over_budget / ProcessOverBudget,
     /// Beginnings and ends of processes not sent because the ring was full.
     process_ring_full / ProcessRingFull,
+    /// Searches of the lists that were made again because a replacement moved what they read.
+    list_again / ListAgain,
+    /// Of those, searches given up because that happened each time; the packet counts as not listed.
+    list_unsettled / ListUnsettled,
 }
 
 /// A per-CPU budget for events.

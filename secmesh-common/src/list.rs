@@ -125,16 +125,22 @@ pub const INDEX4: u32 = (1 << 16) + 1;
 /// Steps of a binary search over as many ranges as there can be.
 pub const SEARCH_STEPS: u32 = 21;
 
-/// Neighbourhoods that one word of a guard has two bits for.
-pub const GUARD_PER_WORD: u32 = 32;
+/// Neighbourhoods that one word of a guard has bits for.
+pub const GUARD_PER_WORD: u32 = 21;
+/// Bits of a neighbourhood.
+pub const GUARD_BITS: u32 = 3;
 /// Fewest words of a guard.
 pub const GUARD_MIN_WORDS: u32 = 1 << 11;
-/// Most words of a guard: two bits for each of 2^24 neighbourhoods.
+/// Most words of a guard: 4 MiB.
 pub const GUARD_MAX_WORDS: u32 = 1 << 19;
 /// A neighbourhood's bit for decisions, exact or prefix.
 pub const GUARD_DECISION: u64 = 1;
-/// A neighbourhood's bit for lists.
-pub const GUARD_LIST: u64 = 2;
+/// A neighbourhood's bit for addresses of lists.
+pub const GUARD_HOST: u64 = 2;
+/// A neighbourhood's bit for ranges of lists.
+pub const GUARD_RANGE: u64 = 4;
+/// All bits of a neighbourhood.
+pub const GUARD_ALL: u64 = GUARD_DECISION | GUARD_HOST | GUARD_RANGE;
 
 /// IPv4 prefixes at least this long set the guard by the /24s they cover, shorter ones by the /16s.
 pub const GUARD4_LONG: u8 = 16;
@@ -158,7 +164,7 @@ pub const WIDE6_LIST: u32 = 1 << 3;
 pub struct GuardPlace {
     /// The word.
     pub word: u32,
-    /// How far its two bits are shifted.
+    /// How far its bits are shifted.
     pub shift: u32,
 }
 
@@ -187,9 +193,12 @@ pub const fn guard6_short(high: u64, seed: u64, shift: u32) -> GuardPlace {
     guard((high >> 32) | (1 << 63), seed, shift)
 }
 
+/// Bits of a guard's hash that say where in a word a neighbourhood is.
+const GUARD_WITHIN: u32 = 10;
+
 /// [`crate::config::Config::guard_shift`] of guards of so many words, a power of two.
 pub const fn guard_shift(words: u32) -> u32 {
-    u64::BITS - (words as u64 * GUARD_PER_WORD as u64).trailing_zeros()
+    u64::BITS - words.trailing_zeros() - GUARD_WITHIN
 }
 
 #[inline(always)]
@@ -197,9 +206,10 @@ const fn guard(key: u64, seed: u64, shift: u32) -> GuardPlace {
     // Multiply-shift with a secret odd factor (Dietzfelbinger and others 1997): nobody outside can choose
     // neighbourhoods that meet.
     let hash = (key ^ (key >> 32)).wrapping_mul(seed | 1) >> (shift & 63);
+    let within = hash as u32 & ((1 << GUARD_WITHIN) - 1);
     GuardPlace {
-        word: (hash >> 5) as u32,
-        shift: (hash as u32 & (GUARD_PER_WORD - 1)) * 2,
+        word: (hash >> GUARD_WITHIN) as u32,
+        shift: ((within * GUARD_PER_WORD) >> GUARD_WITHIN) * GUARD_BITS,
     }
 }
 
@@ -413,7 +423,9 @@ mod tests {
                     guard6_long(n, SEED, shift),
                     guard6_short(n, SEED, shift),
                 ] {
-                    assert!(place.word < words && place.shift < 64, "{place:?}");
+                    assert!(place.word < words, "{place:?}");
+                    assert!(place.shift + GUARD_BITS <= u64::BITS, "{place:?}");
+                    assert!(place.shift.is_multiple_of(GUARD_BITS), "{place:?}");
                 }
             }
         }

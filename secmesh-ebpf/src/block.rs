@@ -10,7 +10,7 @@ use secmesh_common::{
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, origin},
     config::Config,
     counters::{Counter, Counters},
-    list::{GUARD_DECISION, GUARD_LIST, HOT_FLUSH_NS, HotSource, hot_place},
+    list::{GUARD_DECISION, HOT_FLUSH_NS, HotSource, hot_place},
     packet::{Family, Packet, Words},
     reason::Reason,
 };
@@ -66,7 +66,7 @@ pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdi
             return Verdict::Blocked(reason);
         }
     }
-    if guard & GUARD_LIST != 0 && list::listed(packet, config, counters) {
+    if list::listed(packet, guard, config, counters) {
         // The controller takes allowed addresses out of lists before it writes them.
         return if config.list_generation == config.allow_generation {
             Verdict::Vetted(Reason::List)

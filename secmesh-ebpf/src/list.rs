@@ -4,20 +4,24 @@ use secmesh_common::{
     config::Config,
     counters::{Counter, Counters},
     list::{
-        BUCKET4, BUCKET6, EXPIRY_SHIFT, GROUP6_SHIFT, GUARD_DECISION, GUARD_LIST, GuardPlace,
-        HIT_SAMPLE, INDEX4, ListRange6, Listed, SEARCH_STEPS, WIDE4_DECISION, WIDE4_LIST,
-        WIDE6_DECISION, WIDE6_LIST, buckets4, buckets6, guard4_long, guard4_short, guard6_long,
-        guard6_short, halves, native,
+        BUCKET4, BUCKET6, EXPIRY_SHIFT, GROUP6_SHIFT, GUARD_ALL, GUARD_HOST, GUARD_RANGE,
+        GuardPlace, HIT_SAMPLE, INDEX4, ListRange6, Listed, SEARCH_STEPS, WIDE4_DECISION,
+        WIDE4_LIST, WIDE6_DECISION, WIDE6_LIST, buckets4, buckets6, guard4_long, guard4_short,
+        guard6_long, guard6_short, halves, native,
     },
     packet::{Family, Packet},
 };
 
 use crate::{
     clock::now_ns,
+    count::bump,
     maps::{
         GUARD4, GUARD6, INDEX, LIST4, LIST6, LISTED4, LISTED6, RANGE4, RANGE6, SEARCH6, SOONEST6,
     },
 };
+
+/// Searches of one packet in tables that move under it.
+const SEARCHES: u32 = 4;
 
 /// What the neighbourhood of the source holds: `GUARD_*` bits.
 #[inline(always)]
@@ -34,7 +38,7 @@ pub fn guard(packet: &Packet, config: &Config) -> u64 {
         }
         Family::V6 => {
             if config.guard6_off != 0 {
-                return GUARD_DECISION | GUARD_LIST;
+                return GUARD_ALL;
             }
             let [high, _] = halves(&packet.src);
             let mut found = read_guard6(guard6_long(high, seed, shift));
@@ -49,33 +53,212 @@ pub fn guard(packet: &Packet, config: &Config) -> u64 {
 
 #[inline(always)]
 fn read_guard4(place: GuardPlace) -> u64 {
-    GUARD4.get(place.word).map_or(0, |w| *w >> place.shift) & (GUARD_DECISION | GUARD_LIST)
+    GUARD4.get(place.word).map_or(0, |w| *w >> place.shift) & GUARD_ALL
 }
 
 #[inline(always)]
 fn read_guard6(place: GuardPlace) -> u64 {
-    GUARD6.get(place.word).map_or(0, |w| *w >> place.shift) & (GUARD_DECISION | GUARD_LIST)
+    GUARD6.get(place.word).map_or(0, |w| *w >> place.shift) & GUARD_ALL
 }
 
-/// Whether a list names the source; counts one hit in [`HIT_SAMPLE`].
+/// Whether a list names the source, looked for where its neighbourhood says; counts one hit in [`HIT_SAMPLE`].
 #[inline(always)]
-pub fn listed(packet: &Packet, config: &Config, counters: &Counters) -> bool {
+pub fn listed(packet: &Packet, guard: u64, config: &Config, counters: &mut Counters) -> bool {
     let now = now_ns(config) >> EXPIRY_SHIFT;
     let met = counters.get(Counter::DropList) + counters.get(Counter::WouldDropList);
     let sampled = met & (HIT_SAMPLE - 1) == 0;
-    let host = match packet.family {
-        Family::V4 => host4(packet, config, now, sampled),
-        Family::V6 => host6(packet, config, now, sampled),
-        Family::Other => return false,
-    };
-    host || secmesh_range(packet, config, now, sampled.into()) != 0
+    if guard & GUARD_HOST != 0 {
+        let before = moves(packet, config);
+        let glance = glance(packet, config, now);
+        if matches!(glance, Glance::Listed) && !sampled {
+            return true;
+        }
+        let mut is_listed = !matches!(glance, Glance::Nothing)
+            && secmesh_host(packet, config, now, sampled.into()) != 0;
+        if !is_listed && moves(packet, config) != before {
+            is_listed = host_again(packet, config, counters, now, sampled);
+        }
+        if is_listed {
+            return true;
+        }
+    }
+    guard & GUARD_RANGE != 0 && range(packet, config, counters, now, sampled)
 }
 
-/// Whether a range of a list names the source: 1 or 0. A function of its own: its searches need the most
-/// registers, and most of what lists name are hosts.
+/// Looks for a host again that was not found while hosts were being moved. A host that moves is in both its buckets
+/// for a while, so only who reads the first one before a move to it and the second one after it misses one.
+#[inline(always)]
+fn host_again(
+    packet: &Packet,
+    config: &Config,
+    counters: &mut Counters,
+    now: u64,
+    sampled: bool,
+) -> bool {
+    for _ in 1..SEARCHES {
+        bump(counters, Counter::ListAgain);
+        let before = moves(packet, config);
+        if secmesh_host(packet, config, now, sampled.into()) != 0 {
+            return true;
+        }
+        if moves(packet, config) == before {
+            return false;
+        }
+    }
+    bump(counters, Counter::ListUnsettled);
+    false
+}
+
+/// Whether a range of a list names the source.
+#[inline(always)]
+fn range(
+    packet: &Packet,
+    config: &Config,
+    counters: &mut Counters,
+    now: u64,
+    sampled: bool,
+) -> bool {
+    let mut half = half_of(config);
+    for _ in 0..SEARCHES {
+        let found = secmesh_range(packet, config, half & 1, now, sampled.into()) != 0;
+        // The half that was in use at the beginning is written again only once the other one is.
+        let now_in_use = half_of(config);
+        if now_in_use == half {
+            return found;
+        }
+        half = now_in_use;
+        bump(counters, Counter::ListAgain);
+    }
+    bump(counters, Counter::ListUnsettled);
+    false
+}
+
+/// [`Config::list_half`], read anew each time: the controller may be writing it.
+#[inline(always)]
+fn half_of(config: &Config) -> u32 {
+    // SAFETY: a field of the configuration's entry, which is never freed while the program runs; aligned.
+    unsafe { (&raw const config.list_half).read_volatile() }
+}
+
+/// How often a host of the source's family was moved. Read anew each time: the controller may be writing it.
+#[inline(always)]
+fn moves(packet: &Packet, config: &Config) -> u32 {
+    let moves = match packet.family {
+        Family::V4 | Family::Other => &raw const config.list_moves4,
+        Family::V6 => &raw const config.list_moves6,
+    };
+    // SAFETY: as in `half_of`.
+    unsafe { moves.read_volatile() }
+}
+
+/// What the buckets of a source say by themselves.
+enum Glance {
+    /// It is in neither.
+    Nothing,
+    /// It is in one of them, and nothing in there has ended.
+    Listed,
+    /// It is in one of them, and something in there has ended: what is beside it says whether that is this one.
+    Closer,
+}
+
+/// Looks for the source in its buckets without asking for its slot, which is needed for one packet in
+/// [`HIT_SAMPLE`] only. A loop that ends at the slot would end differently for each packet of a flood of random
+/// sources, and a branch that is predicted wrongly costs as much as all these comparisons.
+#[inline(always)]
+fn glance(packet: &Packet, config: &Config, now: u64) -> Glance {
+    match packet.family {
+        Family::V4 => glance4(packet, config, now),
+        Family::V6 => glance6(packet, config, now),
+        Family::Other => Glance::Nothing,
+    }
+}
+
+#[inline(always)]
+fn glance4(packet: &Packet, config: &Config, now: u64) -> Glance {
+    if config.list_hosts4 == 0 {
+        return Glance::Nothing;
+    }
+    let addr = u64::from(packet.src[0]);
+    let places = buckets4(packet.src[0], config.table_seed, config.list_buckets4);
+    let mut n = 0;
+    while n < 2 {
+        let Some(bucket) = LIST4.get_ptr(places[n]) else {
+            return Glance::Nothing;
+        };
+        let addrs = bucket.cast::<u32>();
+        let mut found = 0_u64;
+        let mut slot = 0;
+        while slot < BUCKET4 {
+            // SAFETY: as in `host4`.
+            let other = u64::from(unsafe { addrs.add(slot).read() });
+            // The uppermost bit is set if they are equal: both have 32 bits.
+            found |= (other ^ addr).wrapping_sub(1);
+            slot += 1;
+        }
+        if (found as i64) < 0 {
+            // SAFETY: as in `host4`.
+            let soonest = unsafe { (*bucket).soonest };
+            return if live(soonest, now) {
+                Glance::Listed
+            } else {
+                Glance::Closer
+            };
+        }
+        n += 1;
+    }
+    Glance::Nothing
+}
+
+#[inline(always)]
+fn glance6(packet: &Packet, config: &Config, now: u64) -> Glance {
+    if config.list_hosts6 == 0 {
+        return Glance::Nothing;
+    }
+    let [low, high] = native(&packet.src);
+    let places = buckets6(&packet.src, config.table_seed, config.list_buckets6);
+    let mut n = 0;
+    while n < 2 {
+        let Some(bucket) = LIST6.get_ptr(places[n]) else {
+            return Glance::Nothing;
+        };
+        let addrs = bucket.cast::<[u64; 2]>();
+        let mut found = 0_u64;
+        let mut slot = 0;
+        while slot < BUCKET6 {
+            // SAFETY: as in `host6`.
+            let other = unsafe { addrs.add(slot).read() };
+            let differs = (other[0] ^ low) | (other[1] ^ high);
+            // The uppermost bit is set if nothing differs.
+            found |= !differs & differs.wrapping_sub(1);
+            slot += 1;
+        }
+        if (found as i64) < 0 {
+            let soonest = SOONEST6.get(places[n] >> GROUP6_SHIFT).map_or(0, |s| *s);
+            return if live(soonest, now) {
+                Glance::Listed
+            } else {
+                Glance::Closer
+            };
+        }
+        n += 1;
+    }
+    Glance::Nothing
+}
+
+#[inline(always)]
+fn host(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
+    match packet.family {
+        Family::V4 => host4(packet, config, now, sampled),
+        Family::V6 => host6(packet, config, now, sampled),
+        Family::Other => false,
+    }
+}
+
+/// Whether a host of a list is the source, by slot and end; counts the hit if `sampled`: 1 or 0. For those few
+/// packets of which [`glance`] does not say it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn secmesh_range(
+pub extern "C" fn secmesh_host(
     packet: *const Packet,
     config: *const Config,
     now: u64,
@@ -87,12 +270,31 @@ pub extern "C" fn secmesh_range(
     // SAFETY: the one caller passes a packet on its stack, all of it written, and the configuration's entry; the
     // verifier checks that.
     let (packet, config) = unsafe { (&*packet, &*config) };
+    host(packet, config, now, sampled != 0).into()
+}
+
+/// Whether a range of a list in this half names the source: 1 or 0. A function of its own: its searches need the
+/// most registers, and most of what lists name are hosts.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn secmesh_range(
+    packet: *const Packet,
+    config: *const Config,
+    half: u32,
+    now: u64,
+    sampled: u32,
+) -> u32 {
+    if packet.is_null() || config.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `secmesh_host`.
+    let (packet, config) = unsafe { (&*packet, &*config) };
     let found = match packet.family {
-        Family::V4 => range4(packet, config, now, sampled != 0),
-        Family::V6 => range6(packet, config, now, sampled != 0),
+        Family::V4 => range4(packet, config, half & 1, now, sampled != 0),
+        Family::V6 => range6(packet, config, half & 1, now, sampled != 0),
         Family::Other => false,
     };
-    u32::from(found)
+    found.into()
 }
 
 #[inline(always)]
@@ -186,8 +388,7 @@ fn host6(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
 }
 
 #[inline(always)]
-fn range4(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
-    let half = config.list_half & 1;
+fn range4(packet: &Packet, config: &Config, half: u32, now: u64, sampled: bool) -> bool {
     if config.list_ranges4[half as usize] == 0 {
         return false;
     }
@@ -231,8 +432,7 @@ fn range4(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
 }
 
 #[inline(always)]
-fn range6(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
-    let half = config.list_half & 1;
+fn range6(packet: &Packet, config: &Config, half: u32, now: u64, sampled: bool) -> bool {
     let count = config.list_ranges6[half as usize];
     if count == 0 {
         return false;

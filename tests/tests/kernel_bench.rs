@@ -25,7 +25,7 @@ fn every_row_is_measured_and_says_whether_its_bar_is_met() -> Result<()> {
     let _absent = std::fs::remove_file(&plot);
     let rows = rows?;
     let groups: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
-    let expected = ["blocklist", "drop", "flood", "pass", "syn"];
+    let expected = ["blocklist", "drop", "flood", "load", "pass", "syn"];
     ensure!(groups == BTreeSet::from(expected), "{groups:?}");
     for row in &rows {
         let told = || format!("{row:?}");

@@ -13,6 +13,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use secmesh::dataplane::{Compiled, LoadOptions, Span, TableError};
+use secmesh_common::{
+    config::Config,
+    list::{ListRange4, ListRange6},
+};
 use secmesh_tests::{
     chaos::mono_ns,
     kernel::{BPFFS, Kernel, isolated, options},
@@ -81,24 +85,30 @@ fn the_kernel_drops_what_lists_name_and_nothing_beside_it() -> Result<()> {
 fn no_packet_slips_through_while_lists_are_replaced() -> Result<()> {
     let seed = seed()?;
     let mut random = Random(seed);
-    let mut kernel = Kernel::load(&crowded())?;
     let pair = pair(&mut random);
+    during_replacements(&pair, &mut random, BURST).with_context(|| format!("SECMESH_SEED={seed}"))
+}
+
+/// Sends packets while one list replaces the other: those in both are dropped, those in neither pass, always.
+fn during_replacements(pair: &Pair, random: &mut Random, burst: u32) -> Result<()> {
+    let mut kernel = Kernel::load(&crowded())?;
     replace(&mut kernel.lists, &pair.lists[0])?;
     let (mut runner, lists) = kernel.apart();
     let done = AtomicBool::new(false);
     let (mut packets, mut sources) = (0, BTreeSet::new());
     thread::scope(|scope| -> Result<()> {
         let replacing = scope.spawn(|| -> Result<()> {
-            let result =
-                (1..=REPLACEMENTS).try_for_each(|n| replace(lists, &pair.lists[n % 2]).map(drop));
+            let [first, second] = &pair.lists;
+            let next = |n| if n % 2 == 0 { first } else { second };
+            let result = (1..=REPLACEMENTS).try_for_each(|n| replace(lists, next(n)).map(drop));
             done.store(true, Ordering::Release);
             result
         });
         let mut check = |addr: IpAddr, wanted: bool| -> Result<()> {
-            let moved = runner.run(&frame(addr), BURST)?;
-            packets += u64::from(BURST);
+            let moved = runner.run(&frame(addr), burst)?;
+            packets += u64::from(burst);
             sources.insert(addr);
-            let is = dropped(&moved, BURST).with_context(|| addr.to_string())?;
+            let is = dropped(&moved, burst).with_context(|| addr.to_string())?;
             ensure!(is == wanted, "{addr}: dropped: {is}");
             Ok(())
         };
@@ -110,8 +120,7 @@ fn no_packet_slips_through_while_lists_are_replaced() -> Result<()> {
         }
         let replaced = replacing.join();
         result.and(replaced.map_err(|_panic| anyhow!("the thread panicked"))?)
-    })
-    .with_context(|| format!("SECMESH_SEED={seed}"))?;
+    })?;
     ensure!(packets > 0, "nothing was compared");
     println!(
         "{packets} packets of {} sources during {REPLACEMENTS} replacements of {} entries",
@@ -119,6 +128,110 @@ fn no_packet_slips_through_while_lists_are_replaced() -> Result<()> {
         pair.lists[0].len()
     );
     Ok(())
+}
+
+/// The ranges of one half as the kernel has them, and what is searched for them.
+#[derive(Debug, PartialEq)]
+struct Half {
+    ranges4: Vec<ListRange4>,
+    ranges6: Vec<ListRange6>,
+    search6: Vec<u64>,
+    index: Vec<u32>,
+}
+
+/// Which half of the ranges packets are compared with.
+fn half_in_use(kernel: &mut Kernel) -> Result<u32> {
+    let config: Config = kernel.map("CONFIG")?.get(&0, 0)?;
+    Ok(config.list_half & 1)
+}
+
+fn read_half(kernel: &mut Kernel, half: u32) -> Result<Half> {
+    fn part<V: aya::Pod>(kernel: &mut Kernel, name: &str, half: u32) -> Result<Vec<V>> {
+        let map = kernel.map::<V>(name)?;
+        let length = map.len() / 2;
+        let all = (half * length)..((half + 1) * length);
+        Ok(all.map(|n| map.get(&n, 0)).collect::<Result<_, _>>()?)
+    }
+    Ok(Half {
+        ranges4: part(kernel, "RANGE4", half)?,
+        ranges6: part(kernel, "RANGE6", half)?,
+        search6: part(kernel, "SEARCH6", half)?,
+        index: part(kernel, "INDEX", half)?,
+    })
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_replacement_leaves_the_ranges_in_use_as_they_are_and_switches() -> Result<()> {
+    let seed = seed()?;
+    let mut random = Random(seed);
+    let mut kernel = Kernel::load(&crowded())?;
+    let pair = pair(&mut random);
+    replace(&mut kernel.lists, &pair.lists[0])?;
+    for n in 1..5 {
+        let half = half_in_use(&mut kernel)?;
+        let before = read_half(&mut kernel, half)?;
+        ensure!(
+            before.ranges4.iter().any(|range| range.end > 0),
+            "SECMESH_SEED={seed}, replacement {n}: the half in use is empty"
+        );
+        replace(&mut kernel.lists, &pair.lists[n % 2])?;
+        ensure!(
+            half_in_use(&mut kernel)? != half,
+            "SECMESH_SEED={seed}, replacement {n}: the same half"
+        );
+        ensure!(
+            read_half(&mut kernel, half)? == before,
+            "SECMESH_SEED={seed}, replacement {n}: written while packets were compared with it"
+        );
+    }
+    Ok(())
+}
+
+/// Lists of ranges alone, some of which stay. Those that come and go lie before them, so that a replacement moves
+/// each one that stays, and the index is written last where they are.
+fn moving_ranges() -> Pair {
+    let (mut stay4, mut stay6, mut both, mut neither) = (vec![], vec![], vec![], vec![]);
+    for n in 0..64_u32 {
+        let (a, b) = (
+            0xdb00_0000 + n * 0x1_0000,
+            (0xfd01 << 112) + (u128::from(n) << 80),
+        );
+        stay4.push(span(a, a + 0xff, 1));
+        stay6.push(span(b, b + 0xff, 2));
+        both.extend([v4(a), v4(a + 0xff), v6(b), v6(b + 0xff)]);
+        neither.extend([v4(a - 1), v4(a + 0x100), v6(b - 1), v6(b + 0x100)]);
+    }
+    let (mut more4, mut more6) = (vec![], vec![]);
+    for n in 0..900_u32 {
+        let (a, b) = (
+            0x0a00_0000 + n * 0x200,
+            (0xfd00 << 112) + (u128::from(n) << 80),
+        );
+        more4.push(span(a, a + 0xff, 3));
+        more6.push(span(b, b + 0xff, 4));
+    }
+    let lists = |ranges4: Vec<_>, ranges6: Vec<_>| Compiled {
+        ranges4,
+        ranges6,
+        ..Compiled::default()
+    };
+    more4.extend_from_slice(&stay4);
+    more6.extend_from_slice(&stay6);
+    Pair {
+        lists: [lists(more4, more6), lists(stay4, stay6)],
+        both,
+        neither,
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn no_packet_slips_through_between_ranges_that_move() -> Result<()> {
+    let seed = seed()?;
+    // Few packets in one go, so that one of them meets each moment of a replacement.
+    during_replacements(&moving_ranges(), &mut Random(seed), BURST / 20)
+        .with_context(|| format!("SECMESH_SEED={seed}"))
 }
 
 #[test]

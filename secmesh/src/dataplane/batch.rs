@@ -1,6 +1,7 @@
 //! Many elements of an array map by one system call; aya writes one with each.
 
 use std::{
+    borrow::Borrow,
     io,
     os::fd::{AsFd as _, AsRawFd as _},
 };
@@ -42,26 +43,46 @@ const _: () = assert!(
 /// # Errors
 ///
 /// The kernel's refusal, such as elements beyond the map's end; those before are written then.
-pub(super) fn set<V: Pod>(
-    array: &Array<MapData, V>,
+pub fn set<T: Borrow<MapData>, V: Pod>(
+    array: &Array<T, V>,
     first: u32,
     values: &[V],
 ) -> Result<(), MapError> {
     let mut at = first;
     for part in values.chunks(MOST) {
         let keys: Vec<u32> = (at..).take(part.len()).collect();
-        call(array, &keys, part).map_err(|io_error| {
-            MapError::SyscallError(SyscallError {
-                call: "bpf_map_update_batch",
-                io_error,
-            })
-        })?;
+        set_each(array, &keys, part)?;
         at = at.saturating_add(u32::try_from(part.len()).unwrap_or(u32::MAX));
     }
     Ok(())
 }
 
-fn call<V: Pod>(array: &Array<MapData, V>, keys: &[u32], values: &[V]) -> io::Result<()> {
+/// Writes each of `values` into the element of `keys` at the same place, in that order.
+///
+/// # Errors
+///
+/// As [`set`].
+pub fn set_each<T: Borrow<MapData>, V: Pod>(
+    array: &Array<T, V>,
+    keys: &[u32],
+    values: &[V],
+) -> Result<(), MapError> {
+    for (keys, values) in keys.chunks(MOST).zip(values.chunks(MOST)) {
+        call(array, keys, values).map_err(|io_error| {
+            MapError::SyscallError(SyscallError {
+                call: "bpf_map_update_batch",
+                io_error,
+            })
+        })?;
+    }
+    Ok(())
+}
+
+fn call<T: Borrow<MapData>, V: Pod>(
+    array: &Array<T, V>,
+    keys: &[u32],
+    values: &[V],
+) -> io::Result<()> {
     // aya checked when it made the array that the map's elements are as long as a value.
     let mut attr = UpdateMany {
         in_batch: 0,

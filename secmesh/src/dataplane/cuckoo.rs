@@ -1,16 +1,19 @@
 //! Where the hosts of a bucketed cuckoo hash are, and the writes that bring the kernel's copy up to date.
 //!
 //! The kernel only reads; all moving is done here. A host that must make room is written in its other bucket
-//! first and only then overwritten in the first, so a reader finds it at any time.
+//! first and only then overwritten in the first, so a reader finds it at any time. Hosts that come into free slots,
+//! that change in their slots or that go are written many at a time; a move is written by itself.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
-use secmesh_common::list::{EXPIRY_NEVER, MIN_BUCKETS};
+use secmesh_common::list::MIN_BUCKETS;
 
 use super::TableError;
 
 /// Longest chain of moves before an insertion gives up.
 const MAX_MOVES: usize = 500;
+/// Changes that wait to be written together: many, so that those of one bucket become one write.
+const MOST_WAITING: usize = 1 << 16;
 
 /// A family's keys and hash.
 pub(super) trait Geometry {
@@ -44,46 +47,58 @@ pub(super) fn slots_of<G: Geometry>(buckets: u32) -> u32 {
     buckets.saturating_mul(u32::try_from(G::SLOTS).unwrap_or(u32::MAX))
 }
 
-/// One bucket that has to be written.
-pub(super) struct Write<'a, K: Copy> {
-    pub bucket: u32,
-    /// The one slot that changes.
-    pub slot: usize,
-    /// All slots of the bucket as they are to be.
-    pub slots: &'a [Option<(K, Value)>],
-    /// All slots of the buckets of its group.
-    pub group: &'a [Option<(K, Value)>],
+/// A host and what it carries; none is a free slot.
+pub(super) type Slot<K> = Option<(K, Value)>;
+
+/// How changes have to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Hosts that come into free slots, or that stay and carry something else. Nobody looks for them yet, or whoever
+    /// finds them may find either: in any order, what is beside a slot first.
+    Come,
+    /// Hosts that go: in any order, what is beside a slot last.
+    Go,
+    /// One slot whose host is in its other bucket, too, and gives way: whoever looks must be told before.
+    Move,
 }
 
-impl<K: Copy> Write<'_, K> {
-    /// What the changed slot is to hold.
-    pub fn value(&self) -> Option<Value> {
-        let (_, value) = self.slots.get(self.slot).copied().flatten()?;
-        Some(value)
-    }
+/// A slot that has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Change<K> {
+    pub bucket: u32,
+    pub slot: usize,
+    /// What was there.
+    old: Slot<K>,
+}
 
-    /// When the first host of the group ends.
-    pub fn soonest(&self) -> u32 {
-        let ends = self
-            .group
-            .iter()
-            .flatten()
-            .map(|(_, (expires, _))| *expires);
-        ends.min().unwrap_or(EXPIRY_NEVER)
-    }
+/// Where the writes go.
+pub(super) trait Sink<G: Geometry> {
+    /// Writes what `table` has in these slots.
+    ///
+    /// # Errors
+    /// The kernel's refusal; part of it may be written then.
+    fn publish(
+        &mut self,
+        table: &Cuckoo<G>,
+        way: Way,
+        changes: &[Change<G::Key>],
+    ) -> Result<(), TableError>;
 }
 
 /// The user-space side of one host table.
 pub(super) struct Cuckoo<G: Geometry> {
     seed: u64,
     buckets: u32,
-    slots: Vec<Option<(G::Key, Value)>>,
+    slots: Vec<Slot<G::Key>>,
     len: usize,
     /// State of the walk's choices; any non-zero value does.
     walk: u64,
+    /// Changes that are to be written, all of them one way.
+    waiting: Vec<Change<G::Key>>,
+    way: Way,
+    /// Slots of which a refused write may have changed something.
+    unsure: BTreeSet<(u32, usize)>,
 }
-
-type Sink<'a, K> = &'a mut dyn FnMut(Write<'_, K>) -> Result<(), TableError>;
 
 impl<G: Geometry> Cuckoo<G> {
     /// An empty table of so many buckets.
@@ -94,12 +109,10 @@ impl<G: Geometry> Cuckoo<G> {
             slots: vec![None; buckets as usize * G::SLOTS],
             len: 0,
             walk: seed | 1,
+            waiting: Vec::new(),
+            way: Way::Come,
+            unsure: BTreeSet::new(),
         }
-    }
-
-    /// Number of buckets.
-    pub fn buckets(&self) -> u32 {
-        self.buckets
     }
 
     /// Hosts in it.
@@ -128,13 +141,13 @@ impl<G: Geometry> Cuckoo<G> {
     }
 
     /// What should be in a bucket.
-    pub fn bucket(&self, bucket: u32) -> &[Option<(G::Key, Value)>] {
+    pub fn bucket(&self, bucket: u32) -> &[Slot<G::Key>] {
         let start = bucket as usize * G::SLOTS;
         self.slots.get(start..start + G::SLOTS).unwrap_or_default()
     }
 
     /// What should be in the buckets of its group.
-    pub fn group(&self, bucket: u32) -> &[Option<(G::Key, Value)>] {
+    pub fn group(&self, bucket: u32) -> &[Slot<G::Key>] {
         let size = G::GROUP * G::SLOTS;
         let start = bucket as usize / G::GROUP.max(1) * size;
         let end = self.slots.len().min(start + size);
@@ -154,32 +167,80 @@ impl<G: Geometry> Cuckoo<G> {
             })
     }
 
+    /// Changes a slot, now in the table and with the next [`Cuckoo::flush`] in the kernel.
     fn put(
         &mut self,
-        bucket: u32,
-        slot: usize,
-        host: Option<(G::Key, Value)>,
-        sink: Sink<'_, G::Key>,
+        (bucket, slot): (u32, usize),
+        host: Slot<G::Key>,
+        sink: &mut dyn Sink<G>,
     ) -> Result<(), TableError> {
         let at = bucket as usize * G::SLOTS + slot;
-        let Some(place) = self.slots.get_mut(at) else {
+        let Some(old) = self.slots.get(at).copied() else {
             return Ok(());
         };
-        let old = std::mem::replace(place, host);
-        let slots = self.bucket(bucket);
-        let group = self.group(bucket);
-        if let Err(error) = sink(Write {
-            bucket,
-            slot,
-            slots,
-            group,
-        }) {
-            if let Some(place) = self.slots.get_mut(at) {
-                *place = old;
-            }
-            return Err(error);
+        let way = match (old, host) {
+            (Some((old, _)), Some((new, _))) if old != new => Way::Move,
+            (_, Some(_)) => Way::Come,
+            // The rest of a move that was not finished.
+            (Some((old, _)), None) if self.find(old) != Some((bucket, slot)) => Way::Move,
+            (_, None) => Way::Go,
+        };
+        if way != self.way || way == Way::Move || self.waiting.len() >= MOST_WAITING {
+            self.flush(sink)?;
         }
-        self.len = self.len + usize::from(host.is_some()) - usize::from(old.is_some());
+        self.way = way;
+        self.set(at, host);
+        self.waiting.push(Change { bucket, slot, old });
+        Ok(())
+    }
+
+    fn set(&mut self, at: usize, host: Slot<G::Key>) {
+        if let Some(place) = self.slots.get_mut(at) {
+            self.len = self.len + usize::from(host.is_some()) - usize::from(place.is_some());
+            *place = host;
+        }
+    }
+
+    /// Writes what waits.
+    fn flush(&mut self, sink: &mut dyn Sink<G>) -> Result<(), TableError> {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let result = sink.publish(self, self.way, &waiting);
+        if result.is_err() {
+            // Some may be written and some not. Whatever the kernel may have is kept here, so that what is wanted the
+            // next time, too, is not taken out between; it is written once more then.
+            for change in waiting.iter().rev() {
+                if self.way != Way::Come {
+                    let at = change.bucket as usize * G::SLOTS + change.slot;
+                    self.set(at, change.old);
+                }
+                self.unsure.insert((change.bucket, change.slot));
+            }
+        }
+        // Its memory is used again.
+        self.waiting = waiting;
+        self.waiting.clear();
+        result
+    }
+
+    /// Writes the slots of which it is not known what the kernel has.
+    fn settle(&mut self, sink: &mut dyn Sink<G>) -> Result<(), TableError> {
+        if self.unsure.is_empty() {
+            return Ok(());
+        }
+        let changes: Vec<Change<G::Key>> = self
+            .unsure
+            .iter()
+            .map(|(bucket, slot)| Change {
+                bucket: *bucket,
+                slot: *slot,
+                old: self.bucket(*bucket).get(*slot).copied().flatten(),
+            })
+            .collect();
+        sink.publish(self, Way::Come, &changes)?;
+        self.unsure.clear();
         Ok(())
     }
 
@@ -224,12 +285,12 @@ impl<G: Geometry> Cuckoo<G> {
         &mut self,
         key: G::Key,
         value: Value,
-        sink: Sink<'_, G::Key>,
+        sink: &mut dyn Sink<G>,
     ) -> Result<bool, TableError> {
+        let host = Some((key, value));
         if let Some((bucket, slot)) = self.find(key) {
-            let same = self.bucket(bucket).get(slot) == Some(&Some((key, value)));
-            if !same {
-                self.put(bucket, slot, Some((key, value)), sink)?;
+            if self.bucket(bucket).get(slot) != Some(&host) {
+                self.put((bucket, slot), host, sink)?;
             }
             return Ok(false);
         }
@@ -239,14 +300,14 @@ impl<G: Geometry> Cuckoo<G> {
             .ok_or(TableError::Crowded)?;
         // From the free end: each host is in its new slot before its old one is given away.
         for pair in path.windows(2).rev() {
-            let [(from, from_slot), (to, to_slot)] = pair else {
+            let [(from, from_slot), to] = pair else {
                 continue;
             };
             let host = self.bucket(*from).get(*from_slot).copied().flatten();
-            self.put(*to, *to_slot, host, sink)?;
+            self.put(*to, host, sink)?;
         }
-        if let Some((bucket, slot)) = path.first() {
-            self.put(*bucket, *slot, Some((key, value)), sink)?;
+        if let Some(place) = path.first() {
+            self.put(*place, host, sink)?;
         }
         Ok(true)
     }
@@ -264,7 +325,21 @@ impl<G: Geometry> Cuckoo<G> {
     pub fn replace(
         &mut self,
         wanted: impl Iterator<Item = (G::Key, Value)> + Clone,
-        sink: Sink<'_, G::Key>,
+        sink: &mut dyn Sink<G>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(usize, usize), TableError> {
+        self.settle(sink)?;
+        let result = self.make(wanted, sink, progress);
+        // What waits goes the same way if it was too crowded.
+        let flushed = self.flush(sink);
+        let counts = result?;
+        flushed.map(|()| counts)
+    }
+
+    fn make(
+        &mut self,
+        wanted: impl Iterator<Item = (G::Key, Value)> + Clone,
+        sink: &mut dyn Sink<G>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<(usize, usize), TableError> {
         let mut removed = 0;
@@ -276,7 +351,7 @@ impl<G: Geometry> Cuckoo<G> {
                     let Some((key, _)) = host else { continue };
                     let stray = self.find(key) != Some((bucket, slot));
                     if stray || !keep.contains(&key) {
-                        self.put(bucket, slot, None, sink)?;
+                        self.put((bucket, slot), None, sink)?;
                         removed += usize::from(self.find(key).is_none());
                     }
                 }

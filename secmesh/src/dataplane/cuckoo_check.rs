@@ -1,31 +1,32 @@
 //! What must hold of the host tables at every moment: a table without a kernel, whose reader looks at the
 //! published buckets as the kernel does. The unit tests and a fuzz target drive it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     TableError,
-    cuckoo::{Cuckoo, Geometry, Value, Write},
+    cuckoo::{Change, Cuckoo, Geometry, Sink, Slot, Value, Way},
 };
 
 /// Hosts and what they carry.
 pub type Hosts<K> = BTreeMap<K, Value>;
 
-type Bucket<K> = Vec<Option<(K, Value)>>;
+type Bucket<K> = Vec<Slot<K>>;
 
 /// A table and the copy of it that a reader sees.
 pub(super) struct Published<G: Geometry> {
     seed: u64,
     table: Cuckoo<G>,
     buckets: Vec<Bucket<G::Key>>,
+    /// Hosts that were not in their first bucket at some time since readers were last told of a move: a reader may
+    /// have looked there then and go on to the second bucket now.
+    lacked: BTreeSet<G::Key>,
+    /// The last replacement failed.
+    failed: bool,
 }
 
 /// What the reader finds: the first bucket may be older than the second.
-fn look<K: Copy + Eq>(
-    first: &[Option<(K, Value)>],
-    second: &[Option<(K, Value)>],
-    key: K,
-) -> Option<Value> {
+fn look<K: Copy + Eq>(first: &[Slot<K>], second: &[Slot<K>], key: K) -> Option<Value> {
     first
         .iter()
         .chain(second)
@@ -41,6 +42,8 @@ impl<G: Geometry<Key: std::fmt::Debug>> Published<G> {
             seed,
             table: Cuckoo::new(seed, buckets),
             buckets: vec![vec![None; G::SLOTS]; buckets as usize],
+            lacked: BTreeSet::new(),
+            failed: false,
         }
     }
 
@@ -80,7 +83,8 @@ impl<G: Geometry<Key: std::fmt::Debug>> Published<G> {
     ///
     /// # Panics
     /// When a host that is in the old and in the new set is not found after a write, or by a reader who read
-    /// one bucket before that write and the other one after it; and when the table is not `wanted` in the end.
+    /// one bucket before that write and the other one after it and was not told of a move; and when the table is
+    /// not `wanted` in the end.
     pub fn replace(
         &mut self,
         wanted: &Hosts<G::Key>,
@@ -92,57 +96,43 @@ impl<G: Geometry<Key: std::fmt::Debug>> Published<G> {
             .filter(|k| wanted.contains_key(k))
             .copied()
             .collect();
-        let count = u32::try_from(self.buckets.len()).unwrap_or(1);
-        let (seed, buckets) = (self.seed, &mut self.buckets);
-        let mut writes = 0;
-        let mut publish = |write: Write<'_, G::Key>| {
-            if fails_at.is_some_and(|n| writes >= n) {
-                return Err(TableError::Kernel {
-                    map: "LIST4",
-                    reason: "refused by the test".into(),
-                });
-            }
-            writes += 1;
-            let at = write.bucket as usize;
-            let before = buckets.get(at).cloned().unwrap_or_default();
-            if let Some(bucket) = buckets.get_mut(at) {
-                bucket.clear();
-                bucket.extend_from_slice(write.slots);
-            }
-            for key in &both {
-                let places = G::places(*key, seed, count);
-                let [a, b] = places.map(|n| buckets.get(n as usize).map_or(&[][..], Vec::as_slice));
-                let good = [old.get(key).copied(), wanted.get(key).copied()];
-                let found = look(a, b, *key);
-                assert!(
-                    found.is_some() && good.contains(&found),
-                    "write {writes}, of bucket {at}: {key:?} is {found:?}, not of {good:?}"
-                );
-                // Read the first one before the write, the second after it.
-                let first = if places[0] == write.bucket {
-                    &before
-                } else {
-                    a
-                };
-                let found = look(first, b, *key);
-                assert!(
-                    found.is_some() && good.contains(&found),
-                    "beside write {writes}, of bucket {at}: {key:?} is {found:?}, not of {good:?}"
-                );
-            }
-            Ok(())
+        // What a refused write was to say of them: it may be written before what is wanted now.
+        let refused: Hosts<G::Key> = both
+            .iter()
+            .filter_map(|key| {
+                let (bucket, slot) = self.table.find(*key)?;
+                self.table.bucket(bucket).get(slot).copied().flatten()
+            })
+            .collect();
+        // Who comes, comes for readers who begin after that.
+        self.lacked.retain(|key| old.contains_key(key));
+        let mut check = Check {
+            seed: self.seed,
+            buckets: &mut self.buckets,
+            lacked: &mut self.lacked,
+            old: &old,
+            refused: &refused,
+            wanted,
+            both: &both,
+            fails_at,
+            writes: 0,
         };
+        check.note::<G>();
         let hosts = wanted.iter().map(|(k, v)| (*k, *v));
-        let result = self.table.replace(hosts, &mut publish, &mut |_| {});
+        let result = self.table.replace(hosts, &mut check, &mut |_| {});
         if let Ok((added, removed)) = result {
             assert_eq!(&self.hosts(), wanted);
             // Once each: a second copy would not be changed with the first.
             let copies = self.buckets.iter().flatten().flatten().count();
             assert_eq!((copies, self.table.len()), (wanted.len(), wanted.len()));
-            let kept = both.len();
-            assert_eq!((added, removed), (wanted.len() - kept, old.len() - kept));
+            // What a refused write has not written counts as there.
+            if !std::mem::take(&mut self.failed) {
+                let kept = both.len();
+                assert_eq!((added, removed), (wanted.len() - kept, old.len() - kept));
+            }
             assert!(wanted.keys().all(|k| self.table.find(*k).is_some()));
         } else {
+            self.failed = true;
             let held = self.hosts();
             assert!(
                 both.iter().all(|k| held.contains_key(k)),
@@ -150,6 +140,93 @@ impl<G: Geometry<Key: std::fmt::Debug>> Published<G> {
             );
         }
         result
+    }
+}
+
+/// Writes buckets and looks after each one.
+struct Check<'a, K> {
+    seed: u64,
+    buckets: &'a mut [Bucket<K>],
+    lacked: &'a mut BTreeSet<K>,
+    old: &'a Hosts<K>,
+    refused: &'a Hosts<K>,
+    wanted: &'a Hosts<K>,
+    both: &'a [K],
+    fails_at: Option<usize>,
+    writes: usize,
+}
+
+impl<G: Geometry<Key: std::fmt::Debug>> Sink<G> for Check<'_, G::Key> {
+    fn publish(
+        &mut self,
+        table: &Cuckoo<G>,
+        way: Way,
+        changes: &[Change<G::Key>],
+    ) -> Result<(), TableError> {
+        assert!(way != Way::Move || changes.len() == 1, "{way:?}");
+        let mut written = BTreeSet::new();
+        for bucket in changes.iter().map(|change| change.bucket) {
+            if !written.insert(bucket) {
+                continue;
+            }
+            if self.fails_at.is_some_and(|n| self.writes >= n) {
+                return Err(TableError::Kernel {
+                    map: "LIST4",
+                    reason: "refused by the test".into(),
+                });
+            }
+            self.writes += 1;
+            self.write::<G>(bucket, table.bucket(bucket), way);
+        }
+        Ok(())
+    }
+}
+
+impl<K: Copy + Ord + std::fmt::Debug> Check<'_, K> {
+    fn write<G: Geometry<Key = K>>(&mut self, bucket: u32, slots: &[Slot<K>], way: Way) {
+        if way == Way::Move {
+            // Readers are told: who began before looks again.
+            self.lacked.clear();
+            self.note::<G>();
+        }
+        if let Some(published) = self.buckets.get_mut(bucket as usize) {
+            published.clear();
+            published.extend_from_slice(slots);
+        }
+        self.note::<G>();
+        let writes = self.writes;
+        for key in self.both {
+            let [first, second] = self.pair::<G>(*key);
+            let good = [self.old, self.refused, self.wanted].map(|hosts| hosts.get(key).copied());
+            let found = look(first, second, *key);
+            assert!(
+                found.is_some() && good.contains(&found),
+                "write {writes}, of bucket {bucket}: {key:?} is {found:?}, not of {good:?}"
+            );
+            // Who read the first bucket when it was not there, and the second one now.
+            let found = look(&[], second, *key);
+            assert!(
+                !self.lacked.contains(key) || (found.is_some() && good.contains(&found)),
+                "beside write {writes}, of bucket {bucket}: {key:?} is {found:?}, not of {good:?}"
+            );
+        }
+    }
+
+    fn pair<G: Geometry<Key = K>>(&self, key: K) -> [&[Slot<K>]; 2] {
+        let count = u32::try_from(self.buckets.len()).unwrap_or(1);
+        G::places(key, self.seed, count)
+            .map(|n| self.buckets.get(n as usize).map_or(&[][..], Vec::as_slice))
+    }
+
+    /// Notes who is not in the bucket that is looked at first.
+    fn note<G: Geometry<Key = K>>(&mut self) {
+        let lacking: Vec<K> = self
+            .both
+            .iter()
+            .filter(|key| look(self.pair::<G>(**key)[0], &[], **key).is_none())
+            .copied()
+            .collect();
+        self.lacked.extend(lacking);
     }
 }
 
@@ -253,16 +330,18 @@ mod tests {
     #[test]
     fn an_end_between_the_two_writes_of_a_move_leaves_no_old_copy() {
         let mut twice = 0;
+        let mut refused = 0;
         for fails_at in 0..300 {
             let mut table = Published::<Four>::new(11, 17);
             let crowd = hosts4(&(0..235).collect::<Vec<_>>(), 0);
-            assert!(table.replace(&crowd, Some(fails_at)).is_err() || fails_at >= 235);
+            refused += usize::from(table.replace(&crowd, Some(fails_at)).is_err());
             let copies = table.buckets.iter().flatten().flatten().count();
             twice += copies - table.hosts().len();
             table.restart();
             let shorter: Hosts<u32> = crowd.keys().take(150).map(|k| (*k, (1, 9))).collect();
             assert!(table.replace(&shorter, None).is_ok());
         }
+        assert!(refused > 20, "{refused} writes");
         assert!(twice > 0, "no end came between two such writes");
     }
 }

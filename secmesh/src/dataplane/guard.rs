@@ -10,12 +10,12 @@ use std::{
 
 use aya::maps::{Array, MapData};
 use secmesh_common::list::{
-    GUARD_DECISION, GUARD_LIST, GUARD_MAX_WORDS, GUARD_MIN_WORDS, GUARD_PER_WORD, GUARD4_LONG,
-    GUARD6_LONG, GUARD6_SHORT, GuardPlace, WIDE4_DECISION, WIDE4_LIST, WIDE6_DECISION, WIDE6_LIST,
-    guard_shift, guard4_long, guard4_short, guard6_long, guard6_short,
+    GUARD_BITS, GUARD_DECISION, GUARD_HOST, GUARD_MAX_WORDS, GUARD_MIN_WORDS, GUARD_PER_WORD,
+    GUARD_RANGE, GUARD4_LONG, GUARD6_LONG, GUARD6_SHORT, GuardPlace, WIDE4_DECISION, WIDE4_LIST,
+    WIDE6_DECISION, WIDE6_LIST, guard_shift, guard4_long, guard4_short, guard6_long, guard6_short,
 };
 
-use super::{DataplaneError, TableError, cell::ConfigCell};
+use super::{DataplaneError, TableError, batch, cell::ConfigCell};
 use crate::addr::Prefix;
 
 /// Bit of [`secmesh_common::config::Config::guard6_off`] that decisions set.
@@ -23,14 +23,24 @@ const OFF_DECISIONS: u32 = 1;
 /// The bit that lists set.
 const OFF_LISTS: u32 = 2;
 
-/// Neighbourhoods for each entry of the lists: one packet in so many of those that nothing blocks is looked up
-/// for nothing. More would make the guard itself the cache miss that it is to save.
-const PER_ENTRY: u64 = 8;
+/// Entries of the lists for each word of a guard: one packet in five of those that nothing blocks is looked up for
+/// nothing, or fewer. Larger guards would themselves be the cache miss that they are to save.
+const PER_WORD: u64 = 4;
+
+/// The lists' bits of all neighbourhoods of a word.
+const LIST_BITS: u64 = {
+    let (mut bits, mut n) = (0, 0);
+    while n < GUARD_PER_WORD {
+        bits |= (GUARD_HOST | GUARD_RANGE) << (n * GUARD_BITS);
+        n += 1;
+    }
+    bits
+};
 
 /// Words of a guard for tables of so many entries: a power of two.
 pub(super) fn words_for(addresses: u32, prefixes: u32) -> u32 {
-    let places = (u64::from(addresses) + u64::from(prefixes)) * PER_ENTRY;
-    let words = places.div_ceil(GUARD_PER_WORD.into()).next_power_of_two();
+    let entries = u64::from(addresses) + u64::from(prefixes);
+    let words = entries.div_ceil(PER_WORD).next_power_of_two();
     u32::try_from(words)
         .unwrap_or(GUARD_MAX_WORDS)
         .clamp(GUARD_MIN_WORDS, GUARD_MAX_WORDS)
@@ -47,34 +57,35 @@ pub(super) struct ListPlanes {
 }
 
 impl ListPlanes {
-    fn set(plane: &mut [u64], place: GuardPlace) {
+    fn set(plane: &mut [u64], place: GuardPlace, is_host: bool) {
+        let bit = if is_host { GUARD_HOST } else { GUARD_RANGE };
         if let Some(word) = plane.get_mut(place.word as usize) {
-            *word |= GUARD_LIST << place.shift;
+            *word |= bit << place.shift;
         }
     }
 
-    /// Guards an IPv4 range, both ends included.
-    pub fn add4(&mut self, start: u32, end: u32) {
+    /// Guards an IPv4 host, or range with both ends included, which are in different tables.
+    pub fn add4(&mut self, start: u32, end: u32, is_host: bool) {
         if (end >> 8) - (start >> 8) < 1 << (24 - GUARD4_LONG) {
             for block in (start >> 8)..=(end >> 8) {
                 let place = guard4_long(block << 8, self.seed, self.shift);
-                Self::set(&mut self.v4, place);
+                Self::set(&mut self.v4, place, is_host);
             }
             return;
         }
         self.wide |= WIDE4_LIST;
         for block in (start >> 16)..=(end >> 16) {
             let place = guard4_short(block << 16, self.seed, self.shift);
-            Self::set(&mut self.v4, place);
+            Self::set(&mut self.v4, place, is_host);
         }
     }
 
-    /// Guards an IPv6 range, both ends included.
-    pub fn add6(&mut self, start: u128, end: u128) {
+    /// Guards an IPv6 host or range.
+    pub fn add6(&mut self, start: u128, end: u128, is_host: bool) {
         let (first, last) = (high(start), high(end));
         if last >> 16 == first >> 16 {
             let place = guard6_long(first, self.seed, self.shift);
-            Self::set(&mut self.v6, place);
+            Self::set(&mut self.v6, place, is_host);
             return;
         }
         let (first, last) = (first >> 32, last >> 32);
@@ -85,7 +96,7 @@ impl ListPlanes {
         self.wide |= WIDE6_LIST;
         for block in first..=last {
             let place = guard6_short(block << 32, self.seed, self.shift);
-            Self::set(&mut self.v6, place);
+            Self::set(&mut self.v6, place, is_host);
         }
     }
 }
@@ -93,6 +104,10 @@ impl ListPlanes {
 /// The upper half of an IPv6 address.
 fn high(addr: u128) -> u64 {
     u64::try_from(addr >> 64).unwrap_or(u64::MAX)
+}
+
+fn guard_name(v4: bool) -> &'static str {
+    if v4 { "GUARD4" } else { "GUARD6" }
 }
 
 struct Inner {
@@ -241,7 +256,7 @@ impl Guard {
             return Ok(None);
         };
         let refused = |e: aya::maps::MapError| TableError::Kernel {
-            map: if v4 { "GUARD4" } else { "GUARD6" },
+            map: guard_name(v4),
             reason: e.to_string(),
         };
         let there = map.get(&n, 0).map_err(refused)?;
@@ -263,19 +278,22 @@ impl Guard {
     }
 
     fn write_lists(&self, wanted: &ListPlanes, clear: bool) -> Result<(), TableError> {
-        let list_bits = GUARD_LIST * 0x5555_5555_5555_5555;
         let mut inner = self.lock();
         if !clear {
             inner.write_wide(Some((wanted, true)))?;
         }
         for (family, plane) in [&wanted.v4, &wanted.v6].into_iter().enumerate() {
-            for (n, want) in (0u32..).zip(plane.iter()) {
-                let Some(have) = inner.words.get(family).and_then(|w| w.get(n as usize)) else {
-                    continue;
-                };
-                let kept = if clear { have & !list_bits } else { *have };
-                inner.write(family == 0, n, kept | want)?;
-            }
+            let Some(words) = inner.words.get(family) else {
+                continue;
+            };
+            let changed = (0u32..)
+                .zip(words.iter().zip(plane))
+                .filter_map(|(n, (have, want))| {
+                    let kept = if clear { have & !LIST_BITS } else { *have };
+                    (*have != kept | want).then_some((n, kept | want))
+                });
+            let (places, values) = changed.unzip();
+            inner.write_many(family == 0, places, values)?;
         }
         if clear {
             inner.write_wide(Some((wanted, false)))?;
@@ -349,11 +367,38 @@ impl Inner {
             return Ok(());
         }
         map.set(n, value, 0).map_err(|e| TableError::Kernel {
-            map: if v4 { "GUARD4" } else { "GUARD6" },
+            map: guard_name(v4),
             reason: e.to_string(),
         })?;
         *word = value;
         Ok(())
+    }
+
+    /// As [`Inner::write`], many words by few calls.
+    fn write_many(
+        &mut self,
+        v4: bool,
+        places: Vec<u32>,
+        values: Vec<u64>,
+    ) -> Result<(), TableError> {
+        let family = usize::from(!v4);
+        let (Some(map), Some(words)) = (self.maps.get(family), self.words.get_mut(family)) else {
+            return Ok(());
+        };
+        let result = batch::set_each(map, &places, &values);
+        for (n, value) in places.into_iter().zip(values) {
+            if let Some(word) = words.get_mut(n as usize) {
+                // Some may have been written, so a failure is followed by a look.
+                *word = match result {
+                    Ok(()) => value,
+                    Err(_) => map.get(&n, 0).unwrap_or(u64::MAX),
+                };
+            }
+        }
+        result.map_err(|e| TableError::Kernel {
+            map: guard_name(v4),
+            reason: e.to_string(),
+        })
     }
 
     /// Says which wide neighbourhoods are to be asked, and switches the IPv6 guard off while a prefix is blocked

@@ -58,6 +58,7 @@ use secmesh_common::{
 
 pub use self::{
     attach::{AttachMode, AttachedInterface},
+    batch::set as set_elements,
     captures::CaptureReader,
     counters::CounterReader,
     driver::driver_of,
@@ -79,7 +80,7 @@ use self::{
     change::{Change, Found},
     cookies::CookieMaps,
     guard::Guard,
-    lists::ListMaps,
+    lists::{ListMaps, RangeMaps},
     processes::ProcessOffsets,
 };
 pub use crate::config::{CookieMode, Mode};
@@ -482,10 +483,12 @@ impl Dataplane {
             soonest6: array(&mut self.ebpf, "SOONEST6")?,
             listed4: array(&mut self.ebpf, "LISTED4")?,
             listed6: array(&mut self.ebpf, "LISTED6")?,
-            ranges4: array(&mut self.ebpf, "RANGE4")?,
-            ranges6: array(&mut self.ebpf, "RANGE6")?,
-            search6: array(&mut self.ebpf, "SEARCH6")?,
-            index: array(&mut self.ebpf, "INDEX")?,
+            ranges: RangeMaps {
+                ranges4: array(&mut self.ebpf, "RANGE4")?,
+                ranges6: array(&mut self.ebpf, "RANGE6")?,
+                search6: array(&mut self.ebpf, "SEARCH6")?,
+                index: array(&mut self.ebpf, "INDEX")?,
+            },
         };
         ListTables::new(maps, self.guard.clone(), self.config.clone())
             .map_err(DataplaneError::Table)

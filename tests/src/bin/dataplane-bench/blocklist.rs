@@ -31,7 +31,7 @@ use crate::{
     Effort,
     addresses::{Blocked, Random, address},
     flood::{self, Line},
-    median, million, ours,
+    median, ours,
     peers::{Ipset, Nft, SetKind},
     plot,
 };
@@ -82,7 +82,6 @@ pub fn rows(effort: &Effort, plot: Option<&Path>) -> Result<Vec<Row>> {
         Row::not_measured(GROUP, name, "ns/packet", &why)
     }));
     rows.extend(growth(&sizes));
-    rows.extend(million::rows(&effort)?);
     Ok(rows)
 }
 

@@ -33,11 +33,11 @@ const SOURCES: usize = 1 << 17;
 /// One turn's figures, or the medians of several.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figures {
-    /// Packets dropped per second, millions.
+    /// Packets dropped per second while the generator sends, millions.
     pub dropped_mpps: f64,
     /// The receiver's processor time for each of them, ns.
     pub cpu_ns: f64,
-    /// Frames that the generator made per second, millions.
+    /// Frames that the generator made per second while it sent, millions.
     pub offered_mpps: f64,
 }
 
@@ -98,11 +98,12 @@ impl<F: FnMut(&Wire) -> Result<u64>> Line<F> {
             sent.frames
         );
         if keep {
-            let seconds = sent.elapsed.as_secs_f64();
+            // What the ring holds beyond it is dropped in no time.
+            let seconds = sent.sending.as_secs_f64();
             self.turns.push(Figures {
                 dropped_mpps: dropped as f64 / seconds / 1e6,
                 cpu_ns: cpu as f64 / dropped as f64,
-                offered_mpps: sent.rate() / 1e6,
+                offered_mpps: sent.sending_rate() / 1e6,
             });
         }
         Ok(())

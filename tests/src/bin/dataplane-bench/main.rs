@@ -53,6 +53,8 @@ enum Group {
     Syn,
     /// Blocklists of many sizes.
     Blocklist,
+    /// A list of a million addresses, from text to kernel.
+    Load,
 }
 
 /// How much is measured.
@@ -146,6 +148,7 @@ fn main() -> Result<()> {
             Group::Flood => flood::rows(&effort)?,
             Group::Syn => syn::rows(&effort)?,
             Group::Blocklist => blocklist::rows(&effort, arguments.plot.as_deref())?,
+            Group::Load => million::rows(&effort)?,
         });
     }
     println!("{}", serde_json::to_string_pretty(&rows)?);

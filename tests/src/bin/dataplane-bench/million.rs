@@ -22,7 +22,7 @@ use xtask::bench::Row;
 
 use crate::{Effort, addresses::Blocked, ours};
 
-const GROUP: &str = "blocklist";
+const GROUP: &str = "load";
 
 /// Measures.
 pub fn rows(effort: &Effort) -> Result<Vec<Row>> {

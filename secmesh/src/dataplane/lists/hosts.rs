@@ -1,0 +1,470 @@
+//! One family's host table: the cuckoo hash that says where each host is, and the kernel's maps of it.
+//!
+//! What is beside a slot is written before its address comes, and cleared after its address went: whoever finds an
+//! address finds its own end, or that of the host which takes its place, which matters for a host that is being
+//! taken out only.
+
+use std::collections::BTreeMap;
+
+use aya::{
+    Pod,
+    maps::{Array, MapData},
+};
+use secmesh_common::list::{
+    BUCKET4, BUCKET6, EXPIRY_NEVER, GROUP6_SHIFT, ListBucket4, ListBucket6, Listed, buckets4,
+    buckets6,
+};
+
+use super::{Differences, count, refused};
+use crate::dataplane::{
+    TableError, batch,
+    cell::ConfigCell,
+    cuckoo::{Change, Cuckoo, Geometry, Sink, Slot, Value, Way},
+    tables::words,
+};
+
+/// A family's host table in the kernel.
+pub(in crate::dataplane) trait Family: Geometry {
+    /// One element of [`Family::LIST`].
+    type Bucket: Pod + PartialEq + Default;
+    /// The map of buckets.
+    const LIST: &'static str;
+    /// The map of what is beside their slots.
+    const LISTED: &'static str;
+
+    /// A bucket with these hosts; `soonest` is when the first one of its group ends.
+    fn bucket(n: u32, slots: &[Slot<Self::Key>], soonest: u32, hash: Hash) -> Self::Bucket;
+
+    /// The address in a slot, of a host or not.
+    fn key(bucket: &Self::Bucket, slot: usize) -> Option<Self::Key>;
+
+    /// When the first host ends, if buckets themselves say so; else a map of groups does.
+    fn soonest(bucket: &Self::Bucket) -> Option<u32>;
+
+    /// Whether a bucket that was never written, all zeros, holds nobody.
+    fn is_empty_as_made(n: u32, hash: Hash) -> bool;
+
+    /// Says that a host was moved, for those who read meanwhile.
+    fn tell_of_move(config: &ConfigCell) -> Result<(), TableError>;
+}
+
+/// What places follow from.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::dataplane) struct Hash {
+    seed: u64,
+    buckets: u32,
+}
+
+/// IPv4 hosts.
+pub(in crate::dataplane) struct Four;
+/// IPv6 hosts.
+pub(in crate::dataplane) struct Six;
+
+impl Geometry for Four {
+    type Key = u32;
+    const SLOTS: usize = BUCKET4;
+    const LOAD_EIGHTHS: usize = 7;
+    const GROUP: usize = 1;
+
+    fn places(key: u32, seed: u64, buckets: u32) -> [u32; 2] {
+        buckets4(key.to_be(), seed, buckets)
+    }
+}
+
+impl Geometry for Six {
+    type Key = u128;
+    const SLOTS: usize = BUCKET6;
+    const LOAD_EIGHTHS: usize = 7;
+    const GROUP: usize = 1 << GROUP6_SHIFT;
+
+    fn places(key: u128, seed: u64, buckets: u32) -> [u32; 2] {
+        buckets6(&words(key.to_be_bytes()), seed, buckets)
+    }
+}
+
+impl Family for Four {
+    type Bucket = ListBucket4;
+    const LIST: &'static str = "LIST4";
+    const LISTED: &'static str = "LISTED4";
+
+    fn bucket(n: u32, slots: &[Slot<u32>], soonest: u32, hash: Hash) -> ListBucket4 {
+        let free = stranger(|addr| Self::places(addr, hash.seed, hash.buckets), n).to_be_bytes();
+        let mut bucket = ListBucket4 {
+            addrs: [free; BUCKET4],
+            soonest,
+        };
+        for (to, from) in bucket.addrs.iter_mut().zip(slots) {
+            *to = from.map_or(free, |(addr, _)| addr.to_be_bytes());
+        }
+        bucket
+    }
+
+    fn key(bucket: &ListBucket4, slot: usize) -> Option<u32> {
+        bucket.addrs.get(slot).map(|addr| u32::from_be_bytes(*addr))
+    }
+
+    fn soonest(bucket: &ListBucket4) -> Option<u32> {
+        Some(bucket.soonest)
+    }
+
+    fn is_empty_as_made(_n: u32, _hash: Hash) -> bool {
+        // Its soonest end has passed, and nothing beside it is in force.
+        true
+    }
+
+    fn tell_of_move(config: &ConfigCell) -> Result<(), TableError> {
+        tell(config, |c| &mut c.list_moves4)
+    }
+}
+
+impl Family for Six {
+    type Bucket = ListBucket6;
+    const LIST: &'static str = "LIST6";
+    const LISTED: &'static str = "LISTED6";
+
+    fn bucket(n: u32, slots: &[Slot<u128>], _soonest: u32, hash: Hash) -> ListBucket6 {
+        let free = stranger(|addr| Self::places(addr.into(), hash.seed, hash.buckets), n);
+        let free = u128::from(free).to_be_bytes();
+        let mut bucket = ListBucket6 {
+            addrs: [free; BUCKET6],
+        };
+        for (to, from) in bucket.addrs.iter_mut().zip(slots) {
+            *to = from.map_or(free, |(addr, _)| addr.to_be_bytes());
+        }
+        bucket
+    }
+
+    fn key(bucket: &ListBucket6, slot: usize) -> Option<u128> {
+        let addr = bucket.addrs.get(slot)?;
+        Some(u128::from_be_bytes(*addr))
+    }
+
+    fn soonest(_bucket: &ListBucket6) -> Option<u32> {
+        None
+    }
+
+    fn is_empty_as_made(n: u32, hash: Hash) -> bool {
+        // Zeros are an address, too: somebody may look for it here.
+        !Self::places(0, hash.seed, hash.buckets).contains(&n)
+    }
+
+    fn tell_of_move(config: &ConfigCell) -> Result<(), TableError> {
+        tell(config, |c| &mut c.list_moves6)
+    }
+}
+
+fn tell(
+    config: &ConfigCell,
+    moves: impl FnOnce(&mut secmesh_common::config::Config) -> &mut u32,
+) -> Result<(), TableError> {
+    let told = config.update(|c| {
+        let moves = moves(c);
+        *moves = moves.wrapping_add(1);
+    });
+    told.map_err(|e| TableError::Kernel {
+        map: "CONFIG",
+        reason: e.to_string(),
+    })
+}
+
+/// An address that belongs into other buckets: nobody who looks into this one looks for it.
+fn stranger(places: impl Fn(u32) -> [u32; 2], bucket: u32) -> u32 {
+    (0..u32::MAX)
+        .find(|addr| !places(*addr).contains(&bucket))
+        .unwrap_or(u32::MAX)
+}
+
+/// When the soonest of these hosts ends.
+fn soonest<K>(slots: &[Slot<K>]) -> u32 {
+    let ends = slots.iter().flatten().map(|(_, (expires, _))| *expires);
+    ends.min().unwrap_or(EXPIRY_NEVER)
+}
+
+/// Where the table beside a host table has what belongs to a slot.
+fn beside<G: Geometry>(bucket: u32, slot: usize) -> u32 {
+    bucket
+        .saturating_mul(count(G::SLOTS))
+        .saturating_add(count(slot))
+}
+
+/// What goes beside a slot; a free one is all zeros.
+fn listed(value: Option<Value>) -> Listed {
+    let (expires, list) = value.unwrap_or_default();
+    Listed {
+        expires,
+        list,
+        ..Listed::default()
+    }
+}
+
+/// When the first host of each group of buckets ends, where that is a map of its own, and what is in that map.
+struct Groups {
+    map: Array<MapData, u32>,
+    known: Vec<u32>,
+}
+
+/// The kernel's maps of a host table.
+struct HostMaps<F: Family> {
+    list: Array<MapData, F::Bucket>,
+    listed: Array<MapData, Listed>,
+    groups: Option<Groups>,
+    config: ConfigCell,
+    hash: Hash,
+}
+
+/// One family's host table.
+pub(in crate::dataplane) struct HostTable<F: Family> {
+    table: Cuckoo<F>,
+    maps: HostMaps<F>,
+}
+
+impl<F: Family> HostTable<F> {
+    /// Takes the maps over, and what an earlier agent left in them if `has_hosts`, so that a replacement writes only
+    /// what differs. `soonest` says when groups end, for a family whose buckets do not say it.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn open(
+        list: Array<MapData, F::Bucket>,
+        listed: Array<MapData, Listed>,
+        soonest: Option<Array<MapData, u32>>,
+        config: ConfigCell,
+        has_hosts: bool,
+    ) -> Result<Self, TableError> {
+        let hash = Hash {
+            seed: config.get().table_seed,
+            buckets: list.len(),
+        };
+        let groups = soonest
+            .map(|map| {
+                let known: Result<Vec<u32>, _> = (0..map.len()).map(|n| map.get(&n, 0)).collect();
+                let known = known.map_err(refused("SOONEST6"))?;
+                Ok(Groups { map, known })
+            })
+            .transpose()?;
+        let mut this = Self {
+            table: Cuckoo::new(hash.seed, hash.buckets),
+            maps: HostMaps {
+                list,
+                listed,
+                groups,
+                config,
+                hash,
+            },
+        };
+        if has_hosts {
+            this.learn()?;
+        }
+        this.fill()?;
+        Ok(this)
+    }
+
+    fn learn(&mut self) -> Result<(), TableError> {
+        for n in 0..self.maps.hash.buckets {
+            let bucket = self.maps.list.get(&n, 0).map_err(refused(F::LIST))?;
+            for slot in 0..F::SLOTS {
+                let at = beside::<F>(n, slot);
+                let there = self.maps.listed.get(&at, 0).map_err(refused(F::LISTED))?;
+                if there.expires != 0
+                    && let Some(key) = F::key(&bucket, slot)
+                {
+                    self.table.learn(key, (there.expires, there.list), n, slot);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A new table is all zeros, which may be an address: the buckets where somebody would look for it get others.
+    fn fill(&mut self) -> Result<(), TableError> {
+        let hash = self.maps.hash;
+        let Some(zeros) = F::key(&F::Bucket::default(), 0) else {
+            return Ok(());
+        };
+        for n in F::places(zeros, hash.seed, hash.buckets) {
+            if F::is_empty_as_made(n, hash) {
+                continue;
+            }
+            let list = &mut self.maps.list;
+            if list.get(&n, 0).map_err(refused(F::LIST))? == F::Bucket::default() {
+                let free = F::bucket(n, &[], EXPIRY_NEVER, hash);
+                list.set(n, free, 0).map_err(refused(F::LIST))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Buckets.
+    pub fn buckets(&self) -> u32 {
+        self.maps.hash.buckets
+    }
+
+    /// Hosts in it.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Hosts that it takes.
+    pub fn capacity(&self) -> usize {
+        self.table.capacity()
+    }
+
+    /// Makes the table hold these hosts; see [`Cuckoo::replace`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn replace(
+        &mut self,
+        wanted: impl Iterator<Item = (F::Key, Value)> + Clone,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(usize, usize), TableError> {
+        self.table.replace(wanted, &mut self.maps, progress)
+    }
+
+    /// What is beside a host; `None` if there is no such host.
+    pub fn beside(&self, key: F::Key) -> Option<Listed> {
+        let (bucket, slot) = self.table.find(key)?;
+        let at = beside::<F>(bucket, slot);
+        self.maps.listed.get(&at, 0).ok()
+    }
+
+    /// Looks at a bucket, at what is beside it, and at the soonest end, and writes what differs. An end that is too
+    /// soon only costs a look beside.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn audit(&mut self, n: u32, found: &mut Differences) -> Result<(), TableError> {
+        let maps = &mut self.maps;
+        let slots = self.table.bucket(n);
+        let group = soonest(self.table.group(n));
+        if let Some(groups) = &mut maps.groups
+            && (n as usize).is_multiple_of(F::GROUP)
+        {
+            let at = n / count(F::GROUP);
+            if groups.map.get(&at, 0).map_err(refused("SOONEST6"))? > group {
+                found.note(true, false);
+                groups.set(&[(at, group)])?;
+            }
+        }
+        for (at, wanted) in (beside::<F>(n, 0)..).zip(slots) {
+            let there = maps.listed.get(&at, 0).map_err(refused(F::LISTED))?;
+            let right = listed(wanted.map(|(_, value)| value));
+            if (there.expires, there.list) != (right.expires, right.list) {
+                found.note(wanted.is_some(), true);
+                maps.listed.set(at, right, 0).map_err(refused(F::LISTED))?;
+            }
+        }
+        let there = maps.list.get(&n, 0).map_err(refused(F::LIST))?;
+        if there == F::Bucket::default()
+            && slots.iter().all(Option::is_none)
+            && F::is_empty_as_made(n, maps.hash)
+        {
+            return Ok(());
+        }
+        let right = F::bucket(n, slots, group, maps.hash);
+        let mut wrong = false;
+        for (slot, wanted) in slots.iter().enumerate() {
+            if F::key(&there, slot) != F::key(&right, slot) {
+                found.note(wanted.is_some(), true);
+                wrong = true;
+            }
+        }
+        let late = F::soonest(&there) > F::soonest(&right);
+        if !(wrong || late) {
+            return Ok(());
+        }
+        found.note(late && !wrong, false);
+        maps.list.set(n, right, 0).map_err(refused(F::LIST))
+    }
+}
+
+impl Groups {
+    fn set(&mut self, ends: &[(u32, u32)]) -> Result<(), TableError> {
+        let (keys, values): (Vec<u32>, Vec<u32>) = ends.iter().copied().unzip();
+        batch::set_each(&self.map, &keys, &values).map_err(refused("SOONEST6"))?;
+        for (n, end) in ends {
+            if let Some(known) = self.known.get_mut(*n as usize) {
+                *known = *end;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F: Family> HostMaps<F> {
+    fn write_beside(
+        &self,
+        table: &Cuckoo<F>,
+        changes: &[Change<F::Key>],
+    ) -> Result<(), TableError> {
+        let (keys, values): (Vec<u32>, Vec<Listed>) = changes
+            .iter()
+            .map(|change| {
+                let host = table.bucket(change.bucket).get(change.slot);
+                let value = host.copied().flatten().map(|(_, value)| value);
+                (beside::<F>(change.bucket, change.slot), listed(value))
+            })
+            .unzip();
+        batch::set_each(&self.listed, &keys, &values).map_err(refused(F::LISTED))
+    }
+
+    fn write_buckets(&self, table: &Cuckoo<F>, buckets: &[u32]) -> Result<(), TableError> {
+        let values: Vec<F::Bucket> = buckets
+            .iter()
+            .map(|n| {
+                let slots = table.bucket(*n);
+                F::bucket(*n, slots, soonest(slots), self.hash)
+            })
+            .collect();
+        batch::set_each(&self.list, buckets, &values).map_err(refused(F::LIST))
+    }
+}
+
+impl<F: Family> Sink<F> for HostMaps<F> {
+    fn publish(
+        &mut self,
+        table: &Cuckoo<F>,
+        way: Way,
+        changes: &[Change<F::Key>],
+    ) -> Result<(), TableError> {
+        let mut buckets: Vec<u32> = changes.iter().map(|change| change.bucket).collect();
+        buckets.sort_unstable();
+        buckets.dedup();
+        if way == Way::Move {
+            F::tell_of_move(&self.config)?;
+        }
+        // A group's soonest end comes down before a host comes that ends sooner, and goes up after one went.
+        let (mut sooner, mut later) = (BTreeMap::new(), BTreeMap::new());
+        if let Some(groups) = &self.groups {
+            for n in &buckets {
+                let group = *n / count(F::GROUP);
+                if sooner.contains_key(&group) || later.contains_key(&group) {
+                    continue;
+                }
+                let end = soonest(table.group(*n));
+                match groups.known.get(group as usize) {
+                    Some(known) if end < *known => sooner.insert(group, end),
+                    Some(known) if end > *known => later.insert(group, end),
+                    _ => None,
+                };
+            }
+        }
+        let set_ends = |this: &mut Self, ends: BTreeMap<u32, u32>| match &mut this.groups {
+            Some(groups) if !ends.is_empty() => groups.set(&ends.into_iter().collect::<Vec<_>>()),
+            _ => Ok(()),
+        };
+        let comes = changes.iter().any(|change| {
+            let host = table.bucket(change.bucket).get(change.slot);
+            host.is_some_and(Option::is_some)
+        });
+        set_ends(self, sooner)?;
+        if comes {
+            self.write_beside(table, changes)?;
+        }
+        self.write_buckets(table, &buckets)?;
+        if !comes {
+            self.write_beside(table, changes)?;
+        }
+        set_ends(self, later)
+    }
+}
