@@ -23,9 +23,9 @@ const OFF_DECISIONS: u32 = 1;
 /// The bit that lists set.
 const OFF_LISTS: u32 = 2;
 
-/// Entries of the lists for each word of a guard: one packet in five of those that nothing blocks is looked up for
+/// Entries of the lists for each word of a guard: one packet in seven of those that nothing blocks is looked up for
 /// nothing, or fewer. Larger guards would themselves be the cache miss that they are to save.
-const PER_WORD: u64 = 4;
+const PER_WORD: u64 = 3;
 
 /// The lists' bits of all neighbourhoods of a word.
 const LIST_BITS: u64 = {
