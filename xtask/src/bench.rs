@@ -202,7 +202,8 @@ const MESH: &str = "mesh-bench";
 /// As [`dataplane`].
 pub fn mesh(selection: &Selection) -> anyhow::Result<Report> {
     let binary = binary(MESH)?;
-    let mut command = Command::new(binary);
+    // Network namespaces are root's.
+    let mut command = sh::as_root(&binary)?;
     if selection.full {
         command.arg("--full");
     }

@@ -75,6 +75,9 @@ impl Engine {
             return;
         }
         self.connected.insert(peer);
+        if self.seen.len() < 2 * MAX_NODES {
+            self.seen.insert(peer);
+        }
         // Own votes on what is still open, so that a mesh that was split can decide after all.
         let votes = self
             .own_votes
@@ -93,6 +96,10 @@ impl Engine {
         self.backlog.insert(peer, batches);
         self.tell_sums(call, peer);
         self.send_backlog(call);
+        if self.roster.get(&peer).is_none() {
+            // It was admitted and has now been started: its epoch may come.
+            self.membership_known(call);
+        }
     }
 
     /// Says what is here in 256 sums; the peer answers with what it has where its own differ.

@@ -11,6 +11,8 @@
 //! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
 //! - `statements`: what this node states about the others; where everybody stands
+//! - `standings`: the evidence and the epochs: what each node deserves to weigh, and whether all is here
+//! - `turn`: who agrees at once and who only if that was not enough
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
 
@@ -22,14 +24,15 @@ mod inventory;
 mod io;
 mod membership;
 mod questions;
+mod standings;
 mod statements;
 mod sync;
+mod turn;
 mod view;
 mod votes;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
@@ -40,13 +43,12 @@ use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
-use super::epoch::{
-    Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval, Standings,
-};
+use super::epoch::{Chain, EpochProof, EpochSeal, Lock, LockState, SignedRemoval};
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
 use super::roster::{Registry, Roster};
+use super::trust::EpochFold;
 use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
 use super::wire::MAX_MESSAGE;
 use crate::addr::Prefix;
@@ -129,6 +131,9 @@ pub struct Engine {
     known: VecDeque<Roster>,
     grants: BTreeMap<TicketId, SignedGrant>,
     connected: BTreeSet<NodeId>,
+    /// Nodes that were connected since this one began: they run, or did. Who was admitted and never started
+    /// is proposed by nobody, or it would get weight that nobody can use.
+    seen: BTreeSet<NodeId>,
     /// What is still to be sent to a peer that came up.
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
@@ -136,6 +141,8 @@ pub struct Engine {
     incidents: Incidents,
     /// Releases that peers asked for and this node would agree to, since when.
     considered: BTreeMap<IncidentKey, u64>,
+    /// Blocks that this node would agree to, and when it does if no certificate came by then.
+    in_turn: BTreeMap<IncidentKey, u64>,
     evidence: BTreeMap<(Prefix, AttackClass), Evidence>,
     windows: BTreeMap<NodeId, ReplayWindow>,
     proofs: BTreeMap<NodeId, EquivocationProof>,
@@ -159,7 +166,8 @@ pub struct Engine {
     seals: BTreeMap<NodeId, EpochSeal>,
     /// The epoch that this node's own was asked for last.
     seal_asked: u64,
-    standings: Arc<dyn Standings>,
+    /// What the evidence says each node deserves.
+    standings: EpochFold,
     /// When the current epoch was adopted here; 0 before the first tick.
     epoch_since_us: u64,
     /// Admissions or removals wait for the next epoch.
@@ -168,6 +176,7 @@ pub struct Engine {
     /// Who was told last how far this node is, and when.
     asked: NodeId,
     asked_us: u64,
+    turns_asked: u64,
     looking: Looking,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
@@ -195,11 +204,13 @@ impl Engine {
             known: VecDeque::new(),
             grants: BTreeMap::new(),
             connected: BTreeSet::new(),
+            seen: BTreeSet::new(),
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
             incidents: Incidents::default(),
             considered: BTreeMap::new(),
+            in_turn: BTreeMap::new(),
             evidence: BTreeMap::new(),
             windows: BTreeMap::new(),
             proofs: BTreeMap::new(),
@@ -215,12 +226,13 @@ impl Engine {
             removals: BTreeMap::new(),
             seals: BTreeMap::new(),
             seal_asked: 0,
-            standings: Arc::new(Neutral),
+            standings: EpochFold::default(),
             epoch_since_us: 0,
             membership_due: false,
             epoch_proofs: BTreeMap::new(),
             asked: NodeId([0; 16]),
             asked_us: 0,
+            turns_asked: 0,
             looking: Looking::No,
             refusals: BTreeMap::new(),
             last_state: None,
@@ -377,6 +389,7 @@ impl Engine {
             self.forget(&id);
         }
         self.agree_to_releases(call);
+        self.concur_late(call);
         self.tick_epochs(call);
         self.send_backlog(call);
         self.tick_statements(call);

@@ -69,6 +69,28 @@ impl Chain {
         true
     }
 
+    /// The epoch right before `number`, if `number` itself was skipped.
+    pub fn gap_before(&self, number: u64) -> Option<&CertifiedEpoch> {
+        let at = self.epochs.partition_point(|e| e.record.number < number);
+        let next = self.epochs.get(at)?;
+        let before = self.epochs.get(at.checked_sub(1)?)?;
+        let skipped = next.record.number > number && before.record.number + 1 == number;
+        skipped.then_some(before)
+    }
+
+    /// Puts a verified epoch where it was skipped. False if it was not.
+    pub fn fill(&mut self, epoch: CertifiedEpoch) -> bool {
+        let number = epoch.record.number;
+        if self.gap_before(number).is_none() {
+            return false;
+        }
+        let at = self.epochs.partition_point(|e| e.record.number < number);
+        self.bytes = self.bytes.saturating_add(epoch.to_bytes().len());
+        self.numbers.insert(epoch.record.hash(), number);
+        self.epochs.insert(at, epoch);
+        true
+    }
+
     /// Whether more is kept than should be.
     pub const fn is_long(&self) -> bool {
         self.epochs.len() > MAX_CHAIN || self.bytes > MAX_CHAIN_BYTES

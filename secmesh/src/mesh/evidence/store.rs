@@ -68,6 +68,8 @@ pub enum EvidenceFileError {
 pub struct EvidenceFile {
     path: PathBuf,
     file: File,
+    /// Whether something was appended that the disk may not have yet.
+    unsynced: bool,
     /// Where the next record begins.
     end: u64,
 }
@@ -167,7 +169,7 @@ impl EvidenceFile {
                 existed,
                 ..Recovered::default()
             };
-            return Ok((Self { path, file, end }, recovered));
+            return Ok((Self::at(path, file, end), recovered));
         }
         let Some(mut rest) = bytes.strip_prefix(header.as_slice()) else {
             return Err(wrong_header(path, &bytes));
@@ -196,7 +198,33 @@ impl EvidenceFile {
             file.sync_all().map_err(io)?;
         }
         file.seek(SeekFrom::Start(end)).map_err(io)?;
-        Ok((Self { path, file, end }, recovered))
+        Ok((Self::at(path, file, end), recovered))
+    }
+
+    const fn at(path: PathBuf, file: File, end: u64) -> Self {
+        Self {
+            path,
+            file,
+            unsynced: false,
+            end,
+        }
+    }
+
+    /// Waits until the disk has everything that was appended.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn sync(&mut self) -> Result<(), EvidenceFileError> {
+        if self.unsynced {
+            self.file
+                .sync_data()
+                .map_err(|source| EvidenceFileError::Io {
+                    path: self.path.clone(),
+                    source,
+                })?;
+            self.unsynced = false;
+        }
+        Ok(())
     }
 
     /// Appends a statement; `durable` waits until the disk has it, and with it all before.
@@ -231,6 +259,7 @@ impl EvidenceFile {
                 source,
             });
         }
+        self.unsynced = !durable;
         self.end += len64(bytes.len());
         Ok(())
     }
