@@ -93,7 +93,9 @@ fn render(view: &TrustView, all: bool, now_us: u64, paint: Paint) -> String {
         view.frontier.get(..12).unwrap_or_default()
     );
     if !view.complete {
-        text.push_str("Some evidence that the epochs rest on is not here yet; it comes from the peers.\n");
+        text.push_str(
+            "Some evidence that the epochs rest on is not here yet; it comes from the peers.\n",
+        );
     }
     text
 }

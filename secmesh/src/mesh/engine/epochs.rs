@@ -9,8 +9,8 @@ use crate::mesh::cert::CertError;
 use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::{
     App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
-    EpochSeal, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S,
-    Proposal, Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, needed, next_weights,
+    EpochSeal, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S, Proposal,
+    Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, needed, next_weights,
 };
 use crate::mesh::evidence::Frontier;
 use crate::mesh::ids::{Hash, NodeId};
@@ -132,9 +132,7 @@ impl Engine {
     fn next_members(&self) -> Vec<(&NodeRecord, u64)> {
         let number = self.roster.epoch().saturating_add(1);
         let mut new = self.eligible();
-        new.retain(|record| {
-            record.node == self.config.node || self.seen.contains(&record.node)
-        });
+        new.retain(|record| record.node == self.config.node || self.seen.contains(&record.node));
         let replaced: BTreeSet<&PublicKey> = new.iter().map(|r| &r.vote_key).collect();
         let mut members: Vec<(&NodeRecord, u64)> = self
             .roster
@@ -794,7 +792,10 @@ impl Engine {
             if let Some(peer) = next {
                 self.asked = peer;
                 // What was skipped is asked for less often: perhaps nobody keeps it any more.
-                match self.gap_after().filter(|_| self.turns_asked.is_multiple_of(GAP_TURNS)) {
+                match self
+                    .gap_after()
+                    .filter(|_| self.turns_asked.is_multiple_of(GAP_TURNS))
+                {
                     Some(before) => call.out.push(Output::Send {
                         to: peer,
                         bytes: Message::EpochWant(before).to_bytes(),

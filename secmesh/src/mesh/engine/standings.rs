@@ -9,9 +9,7 @@ use super::{Call, Engine};
 use crate::mesh::epoch::EpochRecord;
 use crate::mesh::evidence::{CulpritKeys, Frontier};
 use crate::mesh::ids::NodeId;
-use crate::mesh::trust::{
-    Known, Member, Members, Params, PastEpoch, Rules, TrustReport, WINDOW,
-};
+use crate::mesh::trust::{Known, Member, Members, Params, PastEpoch, Rules, TrustReport, WINDOW};
 
 impl Engine {
     /// What the fold needs to know of an epoch's members; none if the admission of one is not known.
@@ -32,7 +30,9 @@ impl Engine {
     fn past_epochs(&self) -> Option<Vec<PastEpoch>> {
         let epochs = self.chain.epochs();
         let tip = epochs.last()?.record.number;
-        let first = tip.saturating_sub(u64::try_from(WINDOW).unwrap_or(u64::MAX)).max(1);
+        let first = tip
+            .saturating_sub(u64::try_from(WINDOW).unwrap_or(u64::MAX))
+            .max(1);
         let kept = self.chain.after(first - 1);
         let numbers = kept.iter().map(|epoch| epoch.record.number);
         if !numbers.eq(first..=tip) {

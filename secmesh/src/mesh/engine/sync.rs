@@ -112,7 +112,9 @@ impl Engine {
                     continue;
                 }
                 until.insert(*author, size);
-            } else if head.size <= set.head(author).size && set.root_at(author, head.size) != Some(head.root) {
+            } else if head.size <= set.head(author).size
+                && set.root_at(author, head.size) != Some(head.root)
+            {
                 // Two histories, and one statement proves it: each head names the root before it.
                 probes.push(Range {
                     author: *author,

@@ -23,7 +23,8 @@ impl Engine {
         let incident = self.incidents.get(key)?;
         let tally = self.tally(incident);
         let missing = tally.needed.saturating_sub(tally.weight).max(1);
-        let place = |node: &NodeId| sha256(&[key.0.as_bytes().as_slice(), node.as_bytes()].concat());
+        let place =
+            |node: &NodeId| sha256(&[key.0.as_bytes().as_slice(), node.as_bytes()].concat());
         let mine = place(&me);
         let mut before = 0_u64;
         for (node, member) in self.roster.members() {

@@ -54,6 +54,10 @@ impl std::fmt::Debug for Known<'_> {
 }
 
 type Changes = BTreeMap<NodeId, VecDeque<Change>>;
+/// What each node deserves.
+type Targets = Arc<BTreeMap<NodeId, u32>>;
+/// A current epoch, and a frontier after it.
+type Place = (Hash, Hash);
 
 /// Everything up to the beginning of the current epoch.
 #[derive(Debug, Clone)]
@@ -71,8 +75,8 @@ struct Cache {
     checks: Checks,
     base: Option<Base>,
     /// By current epoch and frontier: what each node deserves.
-    tried: VecDeque<((Hash, Hash), Arc<BTreeMap<NodeId, u32>>)>,
-    report: Option<((Hash, Hash), Arc<TrustReport>)>,
+    tried: VecDeque<(Place, Targets)>,
+    report: Option<(Place, Arc<TrustReport>)>,
 }
 
 /// The fold over the certified epochs, which remembers what it has computed.
@@ -169,7 +173,7 @@ impl EpochFold {
             &mut |_| {},
         )
         .ok()?;
-        let targets: Arc<BTreeMap<NodeId, u32>> = Arc::new(
+        let targets: Targets = Arc::new(
             members
                 .keys()
                 .map(|node| (*node, fold.weight(node)))

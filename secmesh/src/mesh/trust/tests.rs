@@ -6,8 +6,8 @@ use super::fold::Checks;
 use super::*;
 use crate::mesh::evidence::testing::*;
 use crate::mesh::evidence::{
-    Body, CulpritKeys, Dossier, EvidenceSet, Frontier, LogHead, Misconduct, Outcome, OutcomeKind, ProofKind,
-    Remediation, Ruling, Say, Statement,
+    Body, CulpritKeys, Dossier, EvidenceSet, Frontier, LogHead, Misconduct, Outcome, OutcomeKind,
+    ProofKind, Remediation, Ruling, Say, Statement,
 };
 use crate::mesh::ids::{DecisionId, NodeId};
 use crate::mesh::testing::*;

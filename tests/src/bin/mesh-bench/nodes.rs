@@ -168,11 +168,21 @@ pub(crate) fn latency(effort: Effort) -> Result<Vec<Row>> {
         missed(missing)
     );
     Ok(vec![
-        Row::new("latency", "alert to kernel on 4 nodes, p50", median(times.clone()), "ms")
-            .bar(Bar::AtMost(5.0))
-            .note(note),
-        Row::new("latency", "alert to kernel on 4 nodes, p99", percentile(&times, 0.99), "ms")
-            .bar(Bar::AtMost(25.0)),
+        Row::new(
+            "latency",
+            "alert to kernel on 4 nodes, p50",
+            median(times.clone()),
+            "ms",
+        )
+        .bar(Bar::AtMost(5.0))
+        .note(note),
+        Row::new(
+            "latency",
+            "alert to kernel on 4 nodes, p99",
+            percentile(&times, 0.99),
+            "ms",
+        )
+        .bar(Bar::AtMost(25.0)),
     ])
 }
 
@@ -245,7 +255,11 @@ pub(crate) fn idle(effort: Effort) -> Result<Vec<Row>> {
         .iter()
         .filter_map(|node| Some(node.agent.as_ref()?.pid))
         .collect();
-    let read = || pids.iter().map(|pid| usage(*pid)).collect::<Result<Vec<_>>>();
+    let read = || {
+        pids.iter()
+            .map(|pid| usage(*pid))
+            .collect::<Result<Vec<_>>>()
+    };
     let (start, before) = (Instant::now(), read()?);
     std::thread::sleep(effort.quiet);
     let (seconds, after) = (start.elapsed().as_secs_f64(), read()?);

@@ -71,8 +71,13 @@ pub(crate) fn rows(effort: Effort) -> Result<Vec<Row>> {
         rates.push(f64::from(taken) / start.elapsed().as_secs_f64());
     }
     Ok(vec![
-        Row::new("votes", "votes read and verified by a core", median(rates), "1/s")
-            .bar(Bar::AtLeast(20_000.0))
-            .note("Ed25519, strict, one at a time"),
+        Row::new(
+            "votes",
+            "votes read and verified by a core",
+            median(rates),
+            "1/s",
+        )
+        .bar(Bar::AtLeast(20_000.0))
+        .note("Ed25519, strict, one at a time"),
     ])
 }

@@ -462,7 +462,10 @@ fn a_ledger_fork_becomes_a_statement_that_takes_its_nodes_weight_everywhere() {
         .iter()
         .filter(|s| matches!(s.body, Body::Misconduct(_)))
         .count();
-    assert_eq!(stated, 1, "each waits its turn, and one statement is enough");
+    assert_eq!(
+        stated, 1,
+        "each waits its turn, and one statement is enough"
+    );
     // One that does not hold proves who states it a forger.
     let mut bytes = proof.to_bytes();
     let last = bytes.len() - 20;
