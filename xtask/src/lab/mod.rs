@@ -211,12 +211,7 @@ impl Lab {
                 "--advertise",
                 &advertise,
             ])?;
-            // Loading its programs takes an agent most of a second of one processor: the next one joins
-            // and loads meanwhile.
-            self.spawn_agent(node.number)?;
-        }
-        for number in 2..=self.options.nodes {
-            self.wait_for_agent(number)?;
+            self.start_agent(node.number)?;
         }
         self.wait_for_mesh()
     }
