@@ -91,8 +91,14 @@ fn make() -> Option<Mesh> {
         .collect();
     let certificate = certificate(&roster, block, &ballots);
     ballots.push(ballot(&roster, 1, Action::release(subject)));
-    let release = OperatorRelease::new(roster.mesh(), roster.epoch_hash(), subject, T0, 600)
-        .sign(&operator());
+    let release = OperatorRelease::new(
+        roster.mesh(),
+        roster.epoch_hash(),
+        Action::release(subject),
+        T0,
+        600,
+    )
+    .sign(&operator());
     let next = next_epoch(&roster, &genesis, &members);
     Some(Mesh {
         genesis: genesis.sign(&operator()),
@@ -247,20 +253,7 @@ fn ballot(roster: &Roster, number: u8, action: Action) -> Ballot {
 fn certificate(roster: &Roster, action: Action, ballots: &[Ballot]) -> Certificate {
     let mut votes: Vec<CertVote> = ballots
         .iter()
-        .map(|ballot| {
-            let vote = ballot.signed.vote;
-            CertVote {
-                voter: vote.voter,
-                incarnation: vote.incarnation,
-                verdict: vote.verdict,
-                evidence_root: vote.evidence_root,
-                detector_hash: vote.detector_hash,
-                sequence: vote.sequence,
-                issued_at_us: vote.issued_at_us,
-                valid_for_s: vote.valid_for_s,
-                signature: ballot.signed.signature,
-            }
-        })
+        .map(|ballot| CertVote::from(&ballot.signed))
         .collect();
     votes.sort_by_key(|vote| vote.voter);
     Certificate {

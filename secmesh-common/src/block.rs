@@ -8,6 +8,8 @@ pub mod origin {
     pub const NODE: u32 = 2;
     /// An operator's command on this node.
     pub const OPERATOR: u32 = 3;
+    /// The address of a node that the mesh has cut off.
+    pub const QUARANTINE: u32 = 4;
 }
 
 /// Key of the exact IPv4 block map.

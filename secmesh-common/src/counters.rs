@@ -189,6 +189,10 @@ counters! {
     drop_bad_cookie / DropBadCookie,
     /// Packets that `bad_cookie` would have dropped in enforce mode.
     would_drop_bad_cookie / WouldDropBadCookie,
+    /// Packets dropped for the reason `quarantine`.
+    drop_quarantine / DropQuarantine,
+    /// Packets that `quarantine` would have dropped in enforce mode.
+    would_drop_quarantine / WouldDropQuarantine,
     /// Dropped or challenged packets that the allowlist let through, other than blocks.
     pass_allowlist_other / PassAllowlistOther,
     /// Connection attempts answered with a SYN cookie.

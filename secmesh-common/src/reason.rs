@@ -99,6 +99,8 @@ reasons! {
     /// To a flooded listener: an acknowledgement that carries no cookie of ours, or a fragmented attempt, which
     /// could not carry one.
     BadCookie = 23, "bad_cookie", DropBadCookie, WouldDropBadCookie;
+    /// The source is the address of a node that the mesh has cut off.
+    Quarantine = 24, "quarantine", DropQuarantine, WouldDropQuarantine;
 }
 
 impl Reason {

@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::bpf_map_lookup_elem,
 };
 use secmesh_common::{
-    block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4},
+    block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, origin},
     config::Config,
     counters::{Counter, Counters},
     list::{GUARD_DECISION, GUARD_LIST, HOT_FLUSH_NS, HotSource, hot_place},
@@ -60,6 +60,7 @@ pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdi
             Exact::No => {}
             Exact::Yes => return Verdict::Blocked(Reason::Exact),
             Exact::Hot => return Verdict::Vetted(Reason::Exact),
+            Exact::Quarantined => return Verdict::Blocked(Reason::Quarantine),
         }
         if let Some(reason) = prefix(packet, config, counters) {
             return Verdict::Blocked(reason);
@@ -81,6 +82,7 @@ enum Exact {
     No,
     Yes,
     Hot,
+    Quarantined,
 }
 
 #[inline(always)]
@@ -161,6 +163,11 @@ fn exact(packet: &Packet, config: &Config, counters: &mut Counters) -> Exact {
     };
     if !count_hit(entry, packet, config, counters) {
         return Exact::No;
+    }
+    // SAFETY: as in `count_hit`.
+    if unsafe { (*entry).flags } & 0xff == origin::QUARANTINE {
+        // Never hot, since a hot source's reason is not kept; there are few of them.
+        return Exact::Quarantined;
     }
     if is_allowed(packet) {
         // Never hot, so that the allowlist is asked for each of its packets.

@@ -16,9 +16,11 @@ pub mod kernel;
 pub mod lists;
 pub mod livegen;
 pub mod netns;
+pub mod partition;
 pub mod random;
 pub mod sizes;
 pub mod verdicts;
+pub mod wallclock;
 pub mod wire;
 
 use std::net::IpAddr;

@@ -4,15 +4,12 @@
 //! (`tests/src/wallclock.c`): the machine's own clock stays what it is.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::IpAddr;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use secmesh_tests::chaos::{Flood, attacker, decisions_on};
+use secmesh_tests::wallclock::WallClock;
 use secmesh_tests::{PATIENCE, options, wait_for_blocks};
 use xtask::clock;
 use xtask::lab::generators::Kind;
@@ -20,64 +17,10 @@ use xtask::lab::net::Family;
 use xtask::lab::pinned;
 use xtask::lab::state::Node;
 use xtask::lab::{Lab, Options};
-use xtask::sh;
 
 const HOUR: i64 = 3_600;
 /// How far an end may lie from where it was, ns: the two clocks are read one after the other, on a busy machine.
 const NEAR_NS: u64 = 1_000_000_000;
-
-/// An agent's wall clock; its files are removed with it.
-struct WallClock {
-    folder: PathBuf,
-    seconds: File,
-}
-
-impl WallClock {
-    /// Makes the library, and a stand-in for `binary` that runs under it.
-    fn make(binary: &Path) -> Result<(Self, PathBuf)> {
-        let folder = std::env::temp_dir().join(format!("secmesh-clock-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        let library = folder.join("wallclock.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/wallclock.c");
-        sh::output(
-            Command::new("cc")
-                .args(["-shared", "-fPIC", "-O1", "-o"])
-                .args([&library, &source]),
-        )?;
-        let file = folder.join("seconds");
-        let seconds = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&file)?;
-        let stand_in = folder.join("secmesh");
-        let script = format!(
-            "#!/bin/sh\nLD_PRELOAD={} SECMESH_TEST_CLOCK={} exec {} \"$@\"\n",
-            library.display(),
-            file.display(),
-            binary.display()
-        );
-        std::fs::write(&stand_in, script)?;
-        std::fs::set_permissions(&stand_in, std::fs::Permissions::from_mode(0o755))?;
-        let clock = Self { folder, seconds };
-        clock.set(0)?;
-        Ok((clock, stand_in))
-    }
-
-    /// Sets it to so many seconds from the machine's.
-    fn set(&self, seconds: i64) -> Result<()> {
-        self.seconds
-            .write_all_at(&seconds.to_ne_bytes(), 0)
-            .context("cannot set the clock")
-    }
-}
-
-impl Drop for WallClock {
-    fn drop(&mut self) {
-        // In the folder for temporary files; what is left of it there is no harm.
-        let _gone = std::fs::remove_dir_all(&self.folder);
-    }
-}
 
 /// When the kernel ends the block of `address`, `CLOCK_MONOTONIC` ns; past the agent.
 fn kernel_end(node: &Node, address: IpAddr) -> Result<Option<u64>> {
@@ -109,7 +52,7 @@ fn step(lab: &Lab, clock: &WallClock, seconds: i64) -> Result<()> {
 #[ignore = "needs root: cargo xtask test runs it"]
 fn a_clock_that_jumps_an_hour_neither_ends_a_block_nor_makes_it_longer() -> Result<()> {
     let built = options()?;
-    let (clock, stand_in) = WallClock::make(&built.binary)?;
+    let (clock, stand_in) = WallClock::make(&built.binary, None)?;
     let lab = Lab::start(
         Options {
             binary: stand_in,

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use secmesh::{
     dataplane::{AuditCursor, Compiled, LoadOptions, Span},
     respond::Now,
 };
+use secmesh_common::list::{EXPIRY_NEVER, ListRange4};
 use secmesh_tests::{
     chaos::mono_ns,
     kernel::{BPFFS, Kernel, isolated, options},
@@ -87,6 +88,64 @@ fn one_wrong_word_among_a_million_entries_is_found_and_put_right() -> Result<()>
         ensure!(audit(&mut kernel, now)? == (0, 1), "not found, or not once");
         ensure!(guard.get(&word, 0)? == right, "not put right");
         ensure!(audit(&mut kernel, now)? == (0, 0), "found again");
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn ranges_that_have_ended_are_no_difference_and_are_not_brought_back() -> Result<()> {
+    isolated(|| {
+        let pins = std::path::PathBuf::from(BPFFS).join("secmesh-ended");
+        let mut kernel = Kernel::load(&LoadOptions {
+            pin_dir: Some(pins.clone()),
+            ..options()
+        })?;
+        let now = Now {
+            unix_us: 1_700_000_000_000_000,
+            mono_ns: mono_ns()?,
+        };
+        let end = 1_700_000_060;
+        let wanted = Compiled {
+            ranges4: vec![Span {
+                start: 0xcb00_7100,
+                end: 0xcb00_71ff,
+                expires_unix_s: end,
+                list: 1,
+            }],
+            ranges6: vec![Span {
+                start: 0x2001_0db8 << 96,
+                end: (0x2001_0db9 << 96) - 1,
+                expires_unix_s: end,
+                list: 1,
+            }],
+            ..Compiled::default()
+        };
+        kernel.lists.replace(&wanted, 0, now, &mut |_| {})?;
+        ensure!(audit(&mut kernel, now)? == (0, 0), "differences at once");
+        let later = Now {
+            unix_us: now.unix_us + 120_000_000,
+            mono_ns: now.mono_ns + 120_000_000_000,
+        };
+        ensure!(
+            audit(&mut kernel, later)? == (0, 0),
+            "what has ended is taken for a difference"
+        );
+
+        // Somebody who lets an ended range go on is found.
+        let map = MapData::from_pin(pins.join("RANGE4"))?;
+        let mut ranges: Array<MapData, ListRange4> = Array::try_from(Map::Array(map))?;
+        let at = (0..ranges.len())
+            .find(|n| ranges.get(n, 0).is_ok_and(|r| r.start == 0xcb00_7100))
+            .context("the range is not in the table")?;
+        let right = ranges.get(&at, 0)?;
+        let lasting = ListRange4 {
+            expires: EXPIRY_NEVER,
+            ..right
+        };
+        ranges.set(at, lasting, 0)?;
+        ensure!(audit(&mut kernel, later)? == (1, 0), "not found");
+        ensure!(ranges.get(&at, 0)?.expires != EXPIRY_NEVER, "not put right");
         Ok(())
     })
 }

@@ -1,14 +1,18 @@
 //! The guard in front of all block tables: nothing that is blocked goes unguarded, and nothing is guarded for
 //! ever.
 
-use std::{collections::BTreeSet, error::Error, net::IpAddr, str::FromStr};
+use std::{collections::BTreeSet, error::Error, net::IpAddr, path::PathBuf, str::FromStr};
 
 use anyhow::{Result, ensure};
-use secmesh::{addr::Prefix, dataplane::Compiled};
-use secmesh_common::block::origin;
+use aya::maps::{HashMap, Map, MapData};
+use secmesh::{
+    addr::Prefix,
+    dataplane::{Compiled, LoadOptions},
+};
+use secmesh_common::block::{Addr4, BlockEntry, origin};
 use secmesh_tests::{
     chaos::mono_ns,
-    kernel::{Kernel, LONG_NS, options, shown},
+    kernel::{BPFFS, Kernel, LONG_NS, isolated, options, shown},
     lists::{frame, oracle, replace, span},
     random::{Random, seed},
 };
@@ -87,4 +91,44 @@ fn decisions_and_lists_share_a_neighbourhood_without_lifting_each_others_guard()
         "SECMESH_SEED={seed}: the guard is still off: {off}"
     );
     Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn entries_of_somebody_else_take_no_guard_along_and_leave_none() -> Result<()> {
+    isolated(|| {
+        let pins = PathBuf::from(BPFFS).join("secmesh-guard");
+        let mut kernel = Kernel::load(&LoadOptions {
+            pin_dir: Some(pins.clone()),
+            ..options()
+        })?;
+        kernel.dataplane.set_sizes(16, 16, 0)?;
+        let map = MapData::from_pin(pins.join("BLOCK4"))?;
+        let mut entries: HashMap<MapData, Addr4, BlockEntry> =
+            HashMap::try_from(Map::HashMap(map))?;
+        let key = Addr4 {
+            addr: [10, 1, 2, 3],
+        };
+        let (strange, ours): (Prefix, Prefix) = ("10.1.2.3".parse()?, "10.1.2.4".parse()?);
+        let end_ns = mono_ns()? + LONG_NS;
+        kernel.blocks.put(&ours, end_ns, 1, origin::OPERATOR)?;
+
+        let entry = BlockEntry {
+            expires_ns: end_ns,
+            ..BlockEntry::default()
+        };
+        entries.insert(key, entry, 0)?;
+        kernel.blocks.put(&strange, end_ns, 1, origin::OPERATOR)?;
+        kernel.blocks.remove(&strange)?;
+        let moved = kernel.run_many(&frame(ours.addr()), 1)?;
+        ensure!(moved.drop_exact == 1, "unguarded: {}", shown(&moved));
+
+        kernel.blocks.put(&strange, end_ns, 1, origin::OPERATOR)?;
+        entries.remove(&key)?;
+        kernel.blocks.remove(&strange)?;
+        kernel.blocks.remove(&ours)?;
+        let left = kernel.guards()?;
+        ensure!(left.is_empty(), "guarded: {left:?}");
+        Ok(())
+    })
 }

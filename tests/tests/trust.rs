@@ -41,6 +41,17 @@ fn weights(view: &Value) -> Vec<(String, u64)> {
     weights
 }
 
+/// The hour of the wall clock that the view is of.
+fn hour(view: &Value) -> u64 {
+    view.get("epoch").and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// What is left of a newcomer's weight after one false positive: four misses. When the hour turns they fade
+/// by a sixteenth, and the test may run across a turn.
+fn is_lowered(weight: u64, turned: bool) -> bool {
+    weight == 33 || (turned && weight == 34)
+}
+
 /// Waits until all nodes say the same, and `holds` of it.
 fn agree(lab: &Lab, nodes: usize, holds: impl Fn(&Value) -> bool) -> Result<Value> {
     let until = Instant::now() + CONVERGES;
@@ -88,7 +99,7 @@ fn the_operators_verdict_costs_those_who_confirmed_the_same_on_every_node_and_su
     let judged = agree(&lab, 4, |view| {
         weights(view)
             .iter()
-            .filter(|(_, weight)| *weight == 33)
+            .filter(|(_, weight)| is_lowered(*weight, hour(view) > hour(&before)))
             .count()
             == 2
     })?;
@@ -103,8 +114,14 @@ fn the_operators_verdict_costs_those_who_confirmed_the_same_on_every_node_and_su
     lab.start_agent(2)?;
     lab.wait_for_mesh()?;
     let after = agree(&lab, 4, |_| true)?;
+    let turned = hour(&after) > hour(&judged);
+    let same = weights(&after).iter().eq(weights(&judged).iter());
+    let faded = weights(&after)
+        .iter()
+        .zip(&weights(&judged))
+        .all(|(now, then)| now == then || (now.0 == then.0 && is_lowered(now.1, turned)));
     ensure!(
-        weights(&after) == weights(&judged),
+        same || (turned && faded),
         "before the kill {judged:#}, after it {after:#}"
     );
     let statements = |view: &Value| view.get("frontier").cloned();

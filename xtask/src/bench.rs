@@ -196,21 +196,37 @@ pub fn dataplane(selection: &Selection) -> anyhow::Result<Report> {
 /// The binary of the tests' package that measures the mesh.
 const MESH: &str = "mesh-bench";
 
-/// Builds the benchmark of the mesh, runs it, and gives its report.
+/// The group of rows that the simulation gives.
+const SIMULATION: &str = "simulation";
+
+/// Builds the benchmarks of the mesh, runs them, and gives their report.
 ///
 /// # Errors
 /// As [`dataplane`].
 pub fn mesh(selection: &Selection) -> anyhow::Result<Report> {
-    let binary = binary(MESH)?;
-    // Network namespaces are root's.
-    let mut command = sh::as_root(&binary)?;
-    if selection.full {
-        command.arg("--full");
+    let all = selection.rows.is_empty();
+    let others: Vec<&String> = selection.rows.iter().filter(|r| *r != SIMULATION).collect();
+    let simulated = all || others.len() < selection.rows.len();
+    let mut rows = Vec::new();
+    if all || !others.is_empty() {
+        // Network namespaces are root's.
+        let mut command = sh::as_root(&binary(MESH)?)?;
+        if selection.full {
+            command.arg("--full");
+        }
+        for row in others {
+            command.args(["--row", row]);
+        }
+        rows.extend(report("mesh", &mut command)?.rows);
     }
-    for row in &selection.rows {
-        command.args(["--row", row]);
+    if simulated {
+        rows.extend(crate::sim::growth()?.rows);
     }
-    report("mesh", &mut command)
+    Ok(Report {
+        suite: "mesh".to_owned(),
+        machine: Machine::here(),
+        rows,
+    })
 }
 
 fn binary(name: &str) -> anyhow::Result<PathBuf> {

@@ -12,6 +12,7 @@ use crate::build::{self, BINARY_VARIABLE, Executable, Mode};
 use crate::fuzz;
 use crate::setup::{self, Profile};
 use crate::sh;
+use crate::sim;
 use crate::term::{Style, paint};
 
 /// What to leave out.
@@ -107,6 +108,7 @@ pub fn run(selection: Selection) -> anyhow::Result<()> {
         totals.take(step, &logs)?;
     }
     totals.take(user_tests(), &logs)?;
+    totals.take(simulation(selection)?, &logs)?;
     if !selection.quick {
         totals.take(fuzzers()?, &logs)?;
         totals.take_root_tests("packets through the kernel", "kernel", Needs::Kernel, &logs)?;
@@ -216,6 +218,34 @@ fn user_tests() -> Step {
         ])],
         tests: true,
     }
+}
+
+/// Seeds of the simulation; with `--full` thousands, and the planted bugs that they have to find.
+fn simulation(selection: Selection) -> anyhow::Result<Step> {
+    let this = std::env::current_exe().context("cannot find this program's own file")?;
+    let command = |args: &[&str]| {
+        let mut command = sh::command(&this);
+        command.args(args);
+        command
+    };
+    let seeds = if selection.full {
+        sim::FULL_SEEDS
+    } else {
+        sim::STEP_SEEDS
+    };
+    let mut commands = vec![command(&["sim", "--seeds", seeds])];
+    if selection.full {
+        commands.push(command(&["sim", "--planted", "all"]));
+    }
+    if !selection.quick {
+        commands.push(command(&["sim-marker"]));
+    }
+    Ok(Step {
+        name: "simulated mesh",
+        file: "simulation",
+        commands,
+        tests: false,
+    })
 }
 
 /// The log of [`kernels`].

@@ -12,6 +12,7 @@ pub mod lab;
 pub mod run;
 pub mod setup;
 pub mod sh;
+pub mod sim;
 pub mod stop;
 pub mod term;
 pub mod vm;

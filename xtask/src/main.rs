@@ -12,6 +12,7 @@ use xtask::fuzz;
 use xtask::lab::{attack, command, generators::Kind, net::MAX_NODES};
 use xtask::run;
 use xtask::setup::{self, Profile};
+use xtask::sim;
 use xtask::vm::{self, Series};
 
 /// What a developer of secmesh types.
@@ -97,6 +98,21 @@ enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Run the decision core in a simulated world: seeds, liars, faults, planted bugs.
+    ///
+    /// Exit code 1 if a rule did not hold; the command that repeats the seed is printed.
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:\n  cargo xtask sim\n  cargo xtask sim --seeds 5000\n  cargo xtask sim --seed 17 --trace\n  cargo xtask sim --planted all"
+    )]
+    Sim {
+        /// Given on to the simulation; `--help` says what it takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Look whether bugs can be planted in the agent's binary.
+    #[command(hide = true)]
+    SimMarker,
     /// Run a mesh with an attacker and a client in network namespaces, until Ctrl-C.
     #[command(
         after_help = "Examples:\n  cargo xtask lab\n  cargo xtask lab --nodes 7 --keep\n  cargo xtask lab attack syn-flood\n  cargo xtask lab attack port-scan --ipv6 --json"
@@ -144,7 +160,8 @@ enum Task {
 enum Suite {
     /// The kernel program beside xdp-filter, nftables, ipset and the kernel's own cookies.
     Dataplane,
-    /// What the mesh costs: ledger, votes, from an alert to every kernel, doing nothing.
+    /// The mesh: what the ledger, votes and doing nothing cost, from an alert to every kernel, and what a decision
+    /// costs as the mesh grows, in a simulated network.
     Mesh,
 }
 
@@ -245,6 +262,8 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             list,
             json,
         ),
+        Task::Sim { args } => sim::run(&args),
+        Task::SimMarker => sim::check_agent(),
         Task::Vm {
             kernel,
             json,
@@ -349,6 +368,10 @@ mod tests {
             "xtask bench dataplane --json",
             "xtask bench mesh --row ledger --json",
             "xtask bench dataplane --row flood --row syn --full",
+            "xtask sim",
+            "xtask sim --seeds 5 --json",
+            "xtask sim --seed 5 --trace --help",
+            "xtask bench mesh --row simulation --json",
             "xtask fuzz",
             "xtask fuzz --list --json",
             "xtask fuzz packet ticket --time 5m",

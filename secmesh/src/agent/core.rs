@@ -15,8 +15,11 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+use super::liveness::Watchman;
 use super::notary::Notary;
 use super::outbox::Outbox;
+use super::quarantine::CutOff;
+use super::ratify::Ratification;
 use super::{
     AgentError, Options,
     capture::Captures,
@@ -38,7 +41,7 @@ use crate::{
     detect::{Alert, Detectors, TimeBase},
     ledger::{LedgerHandle, Record, fork::LedgerForkProof},
     mesh::{
-        engine::{Engine, Input, Policy},
+        engine::{Automatic, Engine, Input, Policy},
         identity::Identity,
         ids::{Hash, NodeId},
         store::MeshStore,
@@ -137,12 +140,17 @@ pub(super) struct Agent {
     pub book: Book,
     pub ledger: LedgerHandle,
     pub notary: Notary,
+    pub watchman: Watchman,
     /// When the ledger was last shown to witnesses, on the monotonic clock.
     pub checkpointed_ns: u64,
     pub transport: TransportHandle,
     pub allowed: Arc<AllowedPeers>,
     pub store: MeshStore,
     pub trust: TrustWork,
+    pub cut_off: CutOff,
+    pub ratification: Ratification,
+    /// Peers that the operator of this node protects by their addresses, and why.
+    pub chosen_peers: BTreeMap<NodeId, String>,
     pub tally: Tally,
     pub watch: Watched,
     pub started_ns: u64,
@@ -193,6 +201,9 @@ pub(super) struct View<'a> {
     pub protected: &'a [(Prefix, String)],
     pub table: &'a BlockTable,
     pub now_ns: u64,
+    /// Peers that the operator of this node protects, and why.
+    pub chosen: &'a BTreeMap<NodeId, String>,
+    pub automatic: Automatic,
 }
 
 impl Policy for View<'_> {
@@ -211,6 +222,14 @@ impl Policy for View<'_> {
             entry.last_hit_ns == 0
                 || self.now_ns.saturating_sub(entry.last_hit_ns) / 1000 > QUIET_US
         })
+    }
+
+    fn vetoes_node(&self, node: &NodeId) -> Option<String> {
+        self.chosen.get(node).cloned()
+    }
+
+    fn quarantines(&self) -> Automatic {
+        self.automatic
     }
 }
 
@@ -375,6 +394,7 @@ impl Agent {
         if let Ok(value) = serde_json::to_value(&alert) {
             self.record(&Record::Alert { alert: value });
         }
+        self.suspect(&alert).await;
         if self.alerts.len() >= MAX_ALERTS {
             self.alerts.pop_front();
         }
@@ -402,13 +422,17 @@ impl Agent {
                 info!(peer = %self.name_of(&node), "connected");
                 self.notary.up(node);
                 self.drive(Input::PeerUp(node)).await;
+                self.swim_up(node).await;
             }
             TransportEvent::PeerDown { node } => {
                 warn!(peer = %self.name_of(&node), "disconnected");
                 self.notary.down(node);
                 self.drive(Input::PeerDown(node)).await;
+                self.swim_down(node).await;
             }
+            TransportEvent::Garbage { from } => self.drive(Input::Garbage(from)).await,
             TransportEvent::Message { from, bytes } => {
+                self.swim_heard(from).await;
                 self.drive(Input::Message {
                     from,
                     bytes: &bytes,
@@ -431,7 +455,11 @@ impl Agent {
         let now = self.now();
         self.check_trial();
         self.look_at_interfaces(now);
+        let steps = self.tally.clock_steps;
         self.notice_clock_step(now);
+        if self.tally.clock_steps != steps {
+            self.drive(Input::ClockSet).await;
+        }
         self.captures.tick(now.mono_ns);
         self.renew_unilateral(now).await;
         for over in self.blocks.tick(&mut self.table, now) {
@@ -453,6 +481,8 @@ impl Agent {
             self.unwatch(addr);
         }
         self.escalate().await;
+        self.renew_quarantines();
+        self.ratify().await;
         self.gather_evidence(now).await;
         self.reconcile_a_little(now);
         self.update_sizes();
@@ -463,6 +493,7 @@ impl Agent {
         }
         self.refresh_cookies(false);
         self.checkpoint(now);
+        self.swim_tick().await;
         self.drive(Input::Tick).await;
     }
 

@@ -14,6 +14,7 @@ use crate::{
     detect::Alert,
     ledger::{EffectKind, LedgerError, Record, fork::LedgerForkProof},
     mesh::{
+        admission::AdmittedRecord,
         cert::CertVerdict,
         crypto::sha256,
         decision::{Decision, Warrant},
@@ -41,6 +42,8 @@ impl Agent {
                 protected: &self.protected,
                 table: &self.table,
                 now_ns,
+                chosen: &self.chosen_peers,
+                automatic: self.options.config.mesh.quarantine,
             },
             &mut out,
         );
@@ -48,6 +51,7 @@ impl Agent {
         // this input's outputs are carried out.
         let mut rechecks = Vec::new();
         let mut seals = Vec::new();
+        let mut swim = Vec::new();
         for output in out {
             match output {
                 Output::Persist(vote) => {
@@ -62,14 +66,15 @@ impl Agent {
                 }
                 Output::PersistEpoch(_)
                 | Output::Epoch(_)
+                | Output::ForkedEpoch(_)
                 | Output::Seal(_)
                 | Output::SealSeen { .. }
                 | Output::Removal(_)
                 | Output::EpochLie(_) => {
                     seals.extend(self.epoch_output(output));
                 }
-                Output::Broadcast(bytes) => self.outbox.broadcast(Bytes::from(bytes)),
-                Output::Send { to, bytes } => self.outbox.send(to, Bytes::from(bytes)),
+                Output::Broadcast(bytes) => self.leave(None, bytes).await,
+                Output::Send { to, bytes } => self.leave(Some(to), bytes).await,
                 Output::Watch {
                     subject,
                     until_unix_us,
@@ -81,6 +86,8 @@ impl Agent {
                 }
                 Output::Decide(decision) => self.decided(&decision),
                 Output::Release(decision) => self.released(&decision),
+                Output::Quarantine(decision) => self.quarantined(&decision),
+                Output::Readmit(decision) => self.readmitted(&decision),
                 Output::Vetoed {
                     decision,
                     subject,
@@ -91,16 +98,9 @@ impl Agent {
                 Output::Ledger { from, message } => {
                     self.notary.message(self.engine.roster(), from, *message);
                 }
+                Output::Swim { from, message } => swim.push((from, message)),
                 Output::Admitted(record) => self.admitted(&record),
-                Output::TicketBurned(record) => {
-                    warn!(name = %record.record.name, node = %record.record.node, "a second node came with a used ticket: neither is a member any more; invite the honest one anew");
-                    self.record(&Record::Refused {
-                        source: record.record.node.to_string(),
-                        reason: RefusalReason::TicketReused.name().to_owned(),
-                        count: 1,
-                    });
-                    self.membership_changed();
-                }
+                Output::TicketBurned(record) => self.ticket_burned(&record),
                 Output::GrantOpened(grant) => {
                     self.record(&Record::Grant {
                         grant: BASE64_STANDARD.encode(grant.to_bytes()),
@@ -115,35 +115,37 @@ impl Agent {
                 Output::VoteSeen(vote) => self.vote_seen(&vote),
                 Output::Refused { from, reason } => self.refused(&from, reason),
                 Output::QuorumState(state) => {
-                    info!(
-                        reachable = state.reachable_weight,
-                        total = state.total_weight,
-                        nodes = state.nodes,
-                        "quorum is {}",
-                        state.state
-                    );
+                    self.ratification.quorum(state.state);
+                    self.quorum_changed(&state);
                 }
             }
         }
         for seal in seals {
             Box::pin(self.drive(Input::Sealed(Box::new(seal)))).await;
         }
+        for (from, message) in swim {
+            Box::pin(self.swim_message(from, *message)).await;
+        }
         if !rechecks.is_empty() {
             self.recheck(rechecks).await;
         }
     }
 
+    fn ticket_burned(&mut self, admitted: &AdmittedRecord) {
+        let record = &admitted.record;
+        warn!(name = %record.name, node = %record.node, "a second node came with a used ticket: neither is a member any more; invite the honest one anew");
+        self.record(&Record::Refused {
+            source: record.node.to_string(),
+            reason: RefusalReason::TicketReused.name().to_owned(),
+            count: 1,
+        });
+        self.membership_changed();
+    }
+
     /// Puts a vote on its way to the disk; what leaves after it waits for that.
     async fn persist(&mut self, record: &Record) {
         let queued = match self.ledger.append_pending(record) {
-            Ok(answer) => {
-                self.outbox.gate(answer);
-                if self.outbox.is_full() {
-                    self.outbox.drain().await
-                } else {
-                    Ok(())
-                }
-            }
+            Ok(answer) => self.outbox.gate(answer).await,
             // No place in the queue: then the loop waits for one, and for what is ahead of it.
             Err(LedgerError::QueueFull) => match self.outbox.drain().await {
                 Ok(()) => self.ledger.append_durable(record).await.map(|_| ()),
@@ -156,10 +158,22 @@ impl Agent {
         }
     }
 
+    /// Sends to one peer or to all, behind the votes that are on their way to the disk.
+    pub(super) async fn leave(&mut self, to: Option<NodeId>, bytes: Vec<u8>) {
+        let bytes = Bytes::from(bytes);
+        let left = match to {
+            Some(to) => self.outbox.send(to, bytes).await,
+            None => self.outbox.broadcast(bytes).await,
+        };
+        if let Err(error) = left {
+            self.not_persisted(&error);
+        }
+    }
+
     /// A vote is not on the disk. The engine may still hold it, so nothing of this node leaves any more
     /// until it is started again on a disk that works.
     pub(super) fn not_persisted(&mut self, error: &LedgerError) {
-        error!(%error, "a vote is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+        error!(%error, "a vote is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
         self.tally.votes_not_sent += 1;
         self.outbox.silence();
     }
@@ -269,8 +283,11 @@ impl Agent {
             overridden: Vec::new(),
             final_hits: None,
         };
-        // The outcome is in the book and in the record.
-        drop(self.enforce(entry, None));
+        let id = entry.id.clone();
+        // A failure is in the book and in the record.
+        if self.enforce(entry, None).is_ok() {
+            self.ratification.blocked_alone(subject, &id);
+        }
     }
 
     /// Puts a decision into the kernel first, then into the book and the record.
@@ -338,25 +355,29 @@ impl Agent {
     }
 
     fn decided(&mut self, decision: &Decision) {
+        let Some(subject) = decision.action.subject.prefix() else {
+            return;
+        };
         let entry = Entry {
-            reason: self.network_reason(&decision.action.subject),
-            ..self.entry_of(decision)
+            reason: self.network_reason(&subject),
+            ..self.entry_about(decision, subject)
         };
         info!(subject = %entry.subject, class = %entry.class, decision = %entry.id, "the mesh has decided: blocked");
-        let (id, subject) = (entry.id.clone(), entry.subject);
+        let id = entry.id.clone();
         if self.enforce(entry, Some(&decision.warrant)).is_ok() {
             self.await_outcome(id, subject, self.clock.unix_us());
         }
     }
 
-    pub(super) fn entry_of(&mut self, decision: &Decision) -> Entry {
+    /// The book's entry for what a decision means for `subject`.
+    pub(super) fn entry_about(&mut self, decision: &Decision, subject: Prefix) -> Entry {
         let votes = decision
             .verdict
             .as_ref()
             .map_or_else(Vec::new, |verdict| self.votes_of(verdict));
         Entry {
             id: decision.id.to_string(),
-            subject: decision.action.subject,
+            subject,
             class: decision.action.class,
             scope: DecisionScope::Mesh,
             origin: Origin::Quorum,
@@ -399,11 +420,13 @@ impl Agent {
     /// A release: every mesh-wide block of the subject ends here, and this node's own ones too, for
     /// they rest on the same sightings.
     fn released(&mut self, decision: &Decision) {
-        let subject = decision.action.subject;
+        let Some(subject) = decision.action.subject.prefix() else {
+            return;
+        };
         info!(%subject, decision = %decision.id, "the mesh has decided: released");
         let entry = Entry {
             state: DecisionState::Released,
-            ..self.entry_of(decision)
+            ..self.entry_about(decision, subject)
         };
         self.record_decision(&entry, Some(&decision.warrant));
         // What an operator of this node asked for is not the mesh's to end.
@@ -423,7 +446,12 @@ impl Agent {
             self.escalation.released(subject, now.unix_us);
         }
         let mut claims = self.blocks.claims(subject);
-        claims.retain(|(_, claim)| operators_too || claim.origin != Origin::Operator);
+        claims.retain(|(_, claim)| match claim.origin {
+            Origin::Operator => operators_too,
+            // Ends with the readmission of the node, and with nothing else.
+            Origin::Quarantine => false,
+            Origin::Quorum | Origin::Unilateral => true,
+        });
         let count = claims.len();
         for (id, _) in claims {
             let hits = self.hits_of(subject);
@@ -484,7 +512,7 @@ impl Agent {
             let entry = Entry {
                 state: DecisionState::Vetoed,
                 reason: Some(reason.to_owned()),
-                ..self.entry_of(&decision)
+                ..self.entry_about(&decision, *subject)
             };
             self.record_decision(&entry, Some(&decision.warrant));
             self.book.put(entry);

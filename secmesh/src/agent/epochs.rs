@@ -15,7 +15,8 @@ use crate::{
         crypto::sha256,
         engine::{Engine, Input, Output},
         epoch::{
-            CertifiedEpoch, EpochProof, EpochSeal, MAX_CHAIN_BYTES, SignedRemoval, StoredEpochs,
+            CertifiedEpoch, EpochProof, EpochSeal, LockState, MAX_CHAIN_BYTES, SignedRemoval,
+            StoredEpochs,
         },
         ids::to_hex,
         roster::Tolerance,
@@ -32,6 +33,22 @@ const MAX_EPOCHS_FILE: u64 = 2 * MAX_CHAIN_BYTES as u64 + (1 << 20);
 /// Two records of 60 kB at most, and signatures.
 const MAX_LOCK_FILE: u64 = 256 << 10;
 
+fn without_lock(why: &str) -> String {
+    format!(
+        "{why}; without it this node may contradict what it has signed: have it removed (secmesh peers \
+         remove) and join anew"
+    )
+}
+
+/// Puts down that nothing was signed, before the first epochs are on the disk, so that a file that is missing
+/// later was lost.
+fn begin_lock(state: &StateDir, engine: &Engine) -> Result<(), StateError> {
+    if state.has(LOCK_FILE) || state.has(EPOCHS_FILE) {
+        return Ok(());
+    }
+    state.write(LOCK_FILE, &LockState::unsigned(engine.roster()).to_bytes())
+}
+
 /// Gives the engine back what it knew and had signed.
 pub(super) fn restore(state: &StateDir, engine: &mut Engine) -> Result<(), AgentError> {
     let damaged = |file: &str, detail: String| StateError::Damaged {
@@ -39,6 +56,10 @@ pub(super) fn restore(state: &StateDir, engine: &mut Engine) -> Result<(), Agent
         detail,
     };
     if state.has(EPOCHS_FILE) {
+        // It was there before the first epochs were: without it nobody knows what this node has signed.
+        if !state.has(LOCK_FILE) {
+            return Err(damaged(LOCK_FILE, without_lock("it is missing")).into());
+        }
         let bytes = read_capped(&state.file(EPOCHS_FILE), MAX_EPOCHS_FILE)?;
         let stored = StoredEpochs::from_bytes(&bytes).map_err(|e| {
             damaged(
@@ -52,15 +73,9 @@ pub(super) fn restore(state: &StateDir, engine: &mut Engine) -> Result<(), Agent
     }
     if state.has(LOCK_FILE) {
         let bytes = read_capped(&state.file(LOCK_FILE), MAX_LOCK_FILE)?;
-        engine.restore_lock(&bytes).map_err(|e| {
-            damaged(
-                LOCK_FILE,
-                format!(
-                    "{e}; without it this node may contradict what it has signed: have it removed \
-                     (secmesh peers remove) and join anew"
-                ),
-            )
-        })?;
+        engine
+            .restore_lock(&bytes)
+            .map_err(|e| damaged(LOCK_FILE, without_lock(&e.to_string())))?;
     }
     Ok(())
 }
@@ -71,6 +86,7 @@ impl Agent {
         match output {
             Output::PersistEpoch(state) => self.persist_epoch_lock(&state),
             Output::Epoch(epoch) => self.epoch_began(&epoch),
+            Output::ForkedEpoch(epoch) => self.epoch_forked(&epoch),
             Output::Seal(sealed) => match sealed.sign(self.identity.ledger_pq_key()) {
                 Ok(seal) => return Some(seal),
                 Err(error) => error!(%error, "this epoch is not sealed by this node"),
@@ -92,7 +108,7 @@ impl Agent {
                 .map_err(|e| e.to_string())
         });
         if let Err(error) = written {
-            error!(%error, "a vote on the next epoch is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+            error!(%error, "a vote on the next epoch is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
             self.tally.votes_not_sent += 1;
             self.outbox.silence();
         }
@@ -100,6 +116,7 @@ impl Agent {
 
     fn epoch_began(&mut self, epoch: &CertifiedEpoch) {
         self.save_epochs();
+        self.record_epoch(epoch);
         let roster = self.engine.roster();
         info!(
             epoch = epoch.record.number,
@@ -108,12 +125,27 @@ impl Agent {
             weight = roster.total(),
             "a new epoch is in force"
         );
+        self.membership_changed();
+    }
+
+    /// Both are in the record then, with who signed them.
+    fn epoch_forked(&mut self, epoch: &CertifiedEpoch) {
+        error!(
+            epoch = epoch.record.number,
+            own = %self.engine.roster().epoch_hash(),
+            other = %epoch.record.hash(),
+            "two epochs of one number are certified: a third of the weight lies or keys were stolen; this node \
+             stays with its own. Compare who signed them (secmesh ledger show) and remove those who signed both"
+        );
+        self.record_epoch(epoch);
+    }
+
+    fn record_epoch(&self, epoch: &CertifiedEpoch) {
         self.record(&Record::Epoch {
             number: epoch.record.number,
             hash: epoch.record.hash().to_string(),
             epoch: BASE64_STANDARD.encode(epoch.to_bytes()),
         });
-        self.membership_changed();
     }
 
     /// Seals go into the record until they suffice: with the epoch's entry they prove it, offline.
@@ -147,8 +179,10 @@ impl Agent {
 
     fn save_epochs(&mut self) {
         let bytes = self.engine.stored_epochs().to_bytes();
-        if let Err(error) = self.state.write(EPOCHS_FILE, &bytes) {
-            error!(%error, "the epoch is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+        let written = begin_lock(&self.state, &self.engine)
+            .and_then(|()| self.state.write(EPOCHS_FILE, &bytes));
+        if let Err(error) = written {
+            error!(%error, "the epoch is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
             self.tally.votes_not_sent += 1;
             self.outbox.silence();
         }
@@ -267,5 +301,51 @@ impl Agent {
             proof: BASE64_STANDARD.encode(&bytes),
             hash: to_hex(&sha256(&bytes)),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::crypto::Signer;
+    use crate::mesh::engine::EngineConfig;
+    use crate::mesh::testing::{genesis, node_id, records};
+
+    fn engine() -> Engine {
+        let config = EngineConfig {
+            genesis: genesis(),
+            node: node_id(1),
+            incarnation: 1,
+            signer: Signer::from_secret(&[1; 32]),
+            evidence_ttl_s: 60,
+        };
+        Engine::new(config, records(&["a", "b", "c", "d"]))
+    }
+
+    #[test]
+    fn what_was_signed_is_known_to_be_lost() {
+        let dir = std::env::temp_dir().join(format!("secmesh-epochs-{}", std::process::id()));
+        let state = StateDir::create(&dir).unwrap();
+        let started = || restore(&state, &mut engine());
+        // Before the first epoch there is nothing.
+        assert!(started().is_ok());
+        let made = engine();
+        begin_lock(&state, &made).unwrap();
+        let epochs = made.stored_epochs().to_bytes();
+        state.write(EPOCHS_FILE, &epochs).unwrap();
+        let after = started();
+        std::fs::remove_file(state.file(LOCK_FILE)).unwrap();
+        let lost = started().map_err(|e| e.to_string());
+        // Nor is it made anew.
+        begin_lock(&state, &made).unwrap();
+        let made_anew = state.has(LOCK_FILE);
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(after.is_ok());
+        let lost = lost.unwrap_err();
+        assert!(
+            lost.contains("epoch-lock.bin") && lost.contains("join anew"),
+            "{lost}"
+        );
+        assert!(!made_anew);
     }
 }

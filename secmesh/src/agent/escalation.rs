@@ -49,7 +49,7 @@ pub(super) struct Escalation {
 impl Escalation {
     /// A block went into force.
     pub(super) fn blocked(&mut self, entry: &Entry) {
-        if entry.origin == Origin::Operator {
+        if matches!(entry.origin, Origin::Operator | Origin::Quarantine) {
             return;
         }
         let Some(network) = network_of(&entry.subject) else {
@@ -89,7 +89,7 @@ fn counted<'a>(active: impl Iterator<Item = &'a Entry>, since_unix_us: u64) -> B
     active
         .filter(|e| {
             e.subject.is_single()
-                && e.origin != Origin::Operator
+                && !matches!(e.origin, Origin::Operator | Origin::Quarantine)
                 && e.created_unix_us > since_unix_us
         })
         .map(|e| e.subject)
@@ -177,6 +177,8 @@ impl Agent {
             protected: &self.protected,
             table: &self.table,
             now_ns: self.clock.mono_ns(),
+            chosen: &BTreeMap::new(),
+            automatic: self.options.config.mesh.quarantine,
         };
         if let Some(why) = view.vetoes(&network) {
             debug!(%network, why, "not escalated");

@@ -5,7 +5,7 @@ use crate::{
     addr::Prefix,
     api::lists::ListCover,
     api::types::{
-        DecisionScope, DecisionState, DecisionView, Explanation, IncidentView, KernelEntry,
+        DecisionScope, DecisionState, DecisionView, Explanation, IncidentView, KernelEntry, Origin,
     },
     config::Mode,
     respond::refusal,
@@ -84,6 +84,7 @@ impl Agent {
         let how = self.what_happens();
         // Of a network it matters why all of it is meant.
         let why = match &decision.reason {
+            Some(reason) if decision.origin == Origin::Quarantine => format!(": {reason}"),
             Some(reason) if !decision.subject.is_single() => {
                 format!(": all of {}, {reason}", decision.subject)
             }
@@ -152,9 +153,10 @@ impl Agent {
             .incidents(Some(subject))
             .into_iter()
             .filter(|i| !i.decided)
-            .map(|i| IncidentView {
+            .filter_map(|i| Some((i.action.subject.prefix()?, i)))
+            .map(|(subject, i)| IncidentView {
                 id: i.incident.to_string(),
-                subject: i.action.subject,
+                subject,
                 class: i.action.class,
                 action: i.action.kind.to_string(),
                 weight: i.verdict.weight,

@@ -13,7 +13,7 @@ use crate::{
         admission::AdmittedRecord,
         engine::Input,
         identity::ed25519_spki_sha256,
-        ids::TicketId,
+        ids::{NodeId, TicketId},
         join::JoinReply,
         transport::{PeerAddress, PeerIdentity},
     },
@@ -81,9 +81,15 @@ impl Agent {
     pub(super) fn apply_membership(&self) {
         let me = self.engine.node();
         let records = self.engine.reachable_records();
-        let members = records
-            .iter()
-            .map(|r| (r.tls_spki_sha256, PeerIdentity::Member(r.node)));
+        let cut_off = |node: &NodeId| *node != me && self.engine.is_quarantined(node);
+        let members = records.iter().map(|r| {
+            let who = if cut_off(&r.node) {
+                PeerIdentity::Quarantined(r.node)
+            } else {
+                PeerIdentity::Member(r.node)
+            };
+            (r.tls_spki_sha256, who)
+        });
         let tickets = self.engine.open_grants().map(|grant| {
             (
                 ed25519_spki_sha256(&grant.grant.ticket_key),
@@ -93,7 +99,7 @@ impl Agent {
         self.allowed.replace(members.chain(tickets));
         let peers = records
             .iter()
-            .filter(|record| record.node != me)
+            .filter(|record| record.node != me && !cut_off(&record.node))
             .filter_map(|record| {
                 Some(PeerAddress {
                     node: record.node,
@@ -135,7 +141,7 @@ impl Agent {
         entries.extend(
             self.proven
                 .iter()
-                .filter(|(node, _)| !liars.contains(node))
+                .filter(|(node, _)| !liars.contains(node) && !self.engine.is_quarantined(node))
                 .filter_map(|(node, ip)| {
                     let member = self.engine.roster().get(node)?;
                     let reason = format!("{} {}", AllowReason::MeshPeer, member.record.name);
@@ -175,6 +181,7 @@ impl Agent {
     /// Makes the kernel's allowlist equal to ours, and lets go of blocks that it now forbids.
     pub(super) fn write_allowlist(&mut self) {
         let prefixes = self.allowlist.prefixes();
+        self.chosen_peers = self.chosen_peers();
         if let Err(error) = self.allows.replace(&prefixes) {
             error!(%error, "the kernel's allowlist is incomplete");
         }

@@ -184,6 +184,7 @@ impl Agent {
             (Origin::Quorum, "quorum"),
             (Origin::Unilateral, "unilateral"),
             (Origin::Operator, "operator"),
+            (Origin::Quarantine, "quarantine"),
         ] {
             let n = active.get(&origin).copied().unwrap_or(0);
             text.sample(&[("origin", name)], count(n));
@@ -213,17 +214,27 @@ impl Agent {
         .sample(&[("kind", "t_lo")], quorum.t_lo)
         .sample(&[("kind", "t_hi")], quorum.t_hi)
         .sample(&[("kind", "needed")], quorum.needed)
+        .sample(&[("kind", "quarantined")], quorum.quarantined_weight)
+        .family(
+            "secmesh_quarantined_nodes",
+            Kind::Gauge,
+            "Nodes that are cut off.",
+        )
+        .sample(&[], count(self.engine.quarantined().count()))
         .family(
             "secmesh_peers",
             Kind::Gauge,
-            "Other nodes of the mesh: those that are members, and those that are connected.",
+            "Other nodes of the mesh: members, connected ones, and members by whether they are there (alive, suspect, down).",
         )
         .sample(
             &[("state", "member")],
             count(self.engine.roster().len().saturating_sub(1)),
         )
-        .sample(&[("state", "connected")], count(self.engine.connected().len()))
-        .family(
+        .sample(&[("state", "connected")], count(self.engine.connected().len()));
+        for (state, n) in self.liveness_counts() {
+            text.sample(&[("state", state)], n);
+        }
+        text.family(
             "secmesh_epoch",
             Kind::Gauge,
             "Number of the roster's epoch.",

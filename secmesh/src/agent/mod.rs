@@ -15,18 +15,23 @@ mod explain;
 mod interfaces;
 mod limits;
 mod lists;
+mod liveness;
 mod membership;
 mod metrics;
 mod mode;
 mod notary;
 mod outbox;
 mod protect;
+mod quarantine;
+mod ratify;
 mod reconcile;
 mod recover;
 mod requests;
 mod setup;
 mod trust;
+mod unblock;
 mod watch;
+mod witnessed;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -78,6 +83,17 @@ pub enum AgentError {
     /// The record.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// What this node has signed cannot be read back.
+    #[error(
+        "the votes that this node has signed cannot all be read from the ledger {}: {why}; without them it may contradict itself, which counts as a lie for good\n  remedy: look at the disk and `secmesh ledger verify`, and start again; if it stays so, have the node removed (`secmesh peers remove`) and join anew with an empty state directory",
+        path.display()
+    )]
+    OwnVotes {
+        /// The ledger.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// The statements of the nodes.
     #[error(transparent)]
     Evidence(#[from] crate::mesh::evidence::EvidenceFileError),

@@ -1,9 +1,8 @@
 //! The node as a witness of its peers' ledgers, and as one that has witnesses: what of that needs the
 //! disk, beside the loop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use super::witnessed::{Telling, Witnessed};
 use crate::clock::Clock;
 use crate::ledger::fork::LedgerForkProof;
 use crate::ledger::{LedgerHandle, LedgerKeys};
@@ -19,15 +19,15 @@ use crate::mesh::message::{Message, pack};
 use crate::mesh::roster::Roster;
 use crate::mesh::transport::TransportHandle;
 use crate::mesh::witness::{
-    Answer, LedgerMessage, LogKeys, MAX_FILE, Offer, Publisher, Step, Told, Witness, WitnessRefusal,
+    Answer, LedgerMessage, LogKeys, Offer, Publisher, Step, Told, Witness, WitnessRefusal,
 };
-use crate::state::{PRIVATE, StateDir, read_capped, write_atomic};
+use crate::state::{PRIVATE, StateDir, write_atomic};
 
 /// Most messages that wait.
 const QUEUE: usize = 256;
 /// Most proofs that wait for the loop.
 const FOUND: usize = 16;
-/// Most checkpoints of others told to a peer at once; the rest follows with the next checkpoints.
+/// Most checkpoints of others told to a peer at once; the rest have their turn with the next peer or round.
 const TELL: usize = 64;
 const DIR: &str = "witness";
 
@@ -80,12 +80,17 @@ impl Notary {
         let (found, forks) = mpsc::channel(FOUND);
         let counters = Arc::new(NotaryCounters::default());
         let node = NodeId(parts.keys.node);
+        let dir = parts.state.file(DIR);
+        if !dir.exists()
+            && let Err(error) = std::fs::DirBuilder::new().mode(0o700).create(&dir)
+        {
+            error!(%error, dir = %dir.display(), "this node cannot be a witness: nothing can be remembered");
+        }
         let mut desk = Desk {
-            dir: parts.state.file(DIR),
-            witness: Witness::new(node, parts.keys.key.clone()),
+            witnessed: Witnessed::new(dir, Witness::new(node, parts.keys.key.clone())),
             publisher: Publisher::new(parts.keys.public()),
-            blocked: BTreeSet::new(),
-            told: BTreeMap::new(),
+            telling: Telling::default(),
+            news: Telling::default(),
             turn: 0,
             ledger: parts.ledger,
             transport: parts.transport,
@@ -93,7 +98,9 @@ impl Notary {
             found,
             counters: Arc::clone(&counters),
         };
-        desk.restore(parts.roster);
+        for (_, member) in parts.roster.members() {
+            desk.witnessed.recall(&LogKeys::of(&member.record));
+        }
         tokio::spawn(desk.run(tasks));
         (Self { queue, counters }, forks)
     }
@@ -138,13 +145,11 @@ impl Notary {
 
 /// The task's end of it.
 struct Desk {
-    dir: PathBuf,
-    witness: Witness,
+    witnessed: Witnessed,
     publisher: Publisher,
-    /// Ledgers of which the memory is damaged: nothing is cosigned, or a rollback would pass.
-    blocked: BTreeSet<NodeId>,
-    /// Size of each ledger when it was last told to others.
-    told: BTreeMap<NodeId, u64>,
+    /// For peers that come, and for those that are there.
+    telling: Telling,
+    news: Telling,
     turn: usize,
     ledger: LedgerHandle,
     transport: TransportHandle,
@@ -154,32 +159,6 @@ struct Desk {
 }
 
 impl Desk {
-    fn restore(&mut self, roster: &Roster) {
-        if !self.dir.exists()
-            && let Err(error) = std::fs::DirBuilder::new().mode(0o700).create(&self.dir)
-        {
-            error!(%error, dir = %self.dir.display(), "this node cannot be a witness: nothing can be remembered");
-        }
-        for (_, member) in roster.members() {
-            let log = LogKeys::of(&member.record);
-            let path = file(&self.dir, &log.node);
-            if !path.exists() {
-                continue;
-            }
-            let restored = read_capped(&path, MAX_FILE)
-                .map_err(|e| e.to_string())
-                .and_then(|bytes| {
-                    self.witness
-                        .restore(&log, &bytes)
-                        .map_err(|e| e.to_string())
-                });
-            if let Err(error) = restored {
-                error!(%error, path = %path.display(), node = %log.node, "what was witnessed of a ledger is damaged: it is not cosigned any more; restore the file, or remove it to begin anew");
-                self.blocked.insert(log.node);
-            }
-        }
-    }
-
     async fn run(mut self, mut tasks: mpsc::Receiver<Task>) {
         while let Some(task) = tasks.recv().await {
             match task {
@@ -190,8 +169,8 @@ impl Desk {
                 } => self.message(&from, about, message).await,
                 Task::Round(connected) => self.round(&connected).await,
                 Task::Up(peer) => {
-                    let all: Vec<LedgerMessage> = self.witness.last_seen().take(TELL).collect();
-                    self.tell(peer, all);
+                    let next = self.telling.next(self.witnessed.sizes(), TELL);
+                    self.tell(peer, self.witnessed.messages(&next));
                 }
                 Task::Down(peer) => self.publisher.gone(&peer),
             }
@@ -203,7 +182,7 @@ impl Desk {
             LedgerMessage::Offer(offer) => self.offered(from, &offer).await,
             LedgerMessage::Answer(answer) => self.answered(from, &answer).await,
             LedgerMessage::Seen { note, .. } => {
-                let fork = about.and_then(|log| self.witness.seen(&log, &note));
+                let fork = about.and_then(|log| self.witnessed.seen(&log, &note));
                 if let Some(proof) = fork {
                     self.fork(proof).await;
                 }
@@ -218,27 +197,29 @@ impl Desk {
     }
 
     async fn offered(&mut self, log: &LogKeys, offer: &Offer) {
-        if self.blocked.contains(&log.node) {
+        let now_s = self.now_s();
+        let Some(step) = self.witnessed.offer(log, offer, now_s) else {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return;
-        }
-        let now_s = self.now_s();
+        };
         let Step {
             persist,
             answer,
             fork,
             refused,
-        } = self.witness.offer(log, offer, now_s);
+        } = step;
         if let Some(bytes) = persist {
-            let path = file(&self.dir, &log.node);
+            let path = self.witnessed.file(&log.node);
             let written =
                 tokio::task::spawn_blocking(move || write_atomic(&path, &bytes, PRIVATE)).await;
             if !matches!(written, Ok(Ok(()))) {
                 // The witness knows more than the disk does, so an offer that goes back is still
-                // found while it runs; it must not say that it remembers.
+                // found while it runs; it must not say that it remembers. The same offer again is
+                // written again.
                 warn!(node = %log.node, ?written, "a checkpoint is not remembered, so it is not cosigned");
                 return;
             }
+            self.witnessed.written(&log.node);
         }
         if let Some(answer) = answer {
             if matches!(
@@ -294,30 +275,16 @@ impl Desk {
             }
             Err(error) => debug!(%error, "no checkpoint"),
         }
-        let news: Vec<LedgerMessage> = self
-            .witness
-            .last_seen()
-            .filter(|message| match message {
-                LedgerMessage::Seen { node, .. } => {
-                    self.witness.size_of(node) != self.told.get(node).copied()
-                }
-                _ => false,
-            })
-            .take(TELL)
-            .collect();
-        for message in &news {
-            if let LedgerMessage::Seen { node, .. } = message
-                && let Some(size) = self.witness.size_of(node)
-            {
-                self.told.insert(*node, size);
-            }
+        if connected.is_empty() {
+            return;
         }
-        if news.is_empty() || connected.is_empty() {
+        let news = self.news.news(self.witnessed.sizes(), TELL);
+        if news.is_empty() {
             return;
         }
         self.turn = self.turn.wrapping_add(1);
         if let Some(peer) = connected.iter().nth(self.turn % connected.len()) {
-            self.tell(*peer, news);
+            self.tell(*peer, self.witnessed.messages(&news));
         }
     }
 
@@ -359,8 +326,4 @@ impl Desk {
         // The loop is gone when the agent stops; the proof is found again.
         drop(self.found.send(proof).await);
     }
-}
-
-fn file(dir: &Path, node: &NodeId) -> PathBuf {
-    dir.join(node.to_string())
 }

@@ -62,18 +62,27 @@ impl<C: Carrier> Outbox<C> {
     }
 
     /// Everything from now on waits for this answer of the ledger.
-    pub fn gate(&mut self, answer: Answer) {
-        self.put(Item::Gate(answer));
+    ///
+    /// # Errors
+    /// As [`Outbox::next`], where so much waits that this has to.
+    pub async fn gate(&mut self, answer: Answer) -> Result<(), LedgerError> {
+        self.put(Item::Gate(answer)).await
     }
 
     /// To every peer.
-    pub fn broadcast(&mut self, bytes: Bytes) {
-        self.put(Item::Broadcast(bytes));
+    ///
+    /// # Errors
+    /// As [`Outbox::gate`].
+    pub async fn broadcast(&mut self, bytes: Bytes) -> Result<(), LedgerError> {
+        self.put(Item::Broadcast(bytes)).await
     }
 
     /// To one peer.
-    pub fn send(&mut self, to: NodeId, bytes: Bytes) {
-        self.put(Item::Send(to, bytes));
+    ///
+    /// # Errors
+    /// As [`Outbox::gate`].
+    pub async fn send(&mut self, to: NodeId, bytes: Bytes) -> Result<(), LedgerError> {
+        self.put(Item::Send(to, bytes)).await
     }
 
     /// Nothing leaves any more.
@@ -82,17 +91,16 @@ impl<C: Carrier> Outbox<C> {
         self.waiting.clear();
     }
 
-    /// Whether so much waits that the loop should.
-    pub fn is_full(&self) -> bool {
-        self.waiting.len() >= MOST
-    }
-
-    fn put(&mut self, item: Item) {
+    async fn put(&mut self, item: Item) -> Result<(), LedgerError> {
         if self.silenced {
-            return;
+            return Ok(());
         }
         self.waiting.push_back(item);
         self.flush();
+        if self.waiting.len() >= MOST {
+            return self.drain().await;
+        }
+        Ok(())
     }
 
     /// Sends what waits for nothing.
@@ -172,22 +180,24 @@ mod tests {
         }
     }
 
-    fn put(outbox: &mut Outbox<Sent>, text: &'static str) {
-        outbox.broadcast(Bytes::from_static(text.as_bytes()));
+    async fn put(outbox: &mut Outbox<Sent>, text: &'static str) {
+        let bytes = Bytes::from_static(text.as_bytes());
+        outbox.broadcast(bytes).await.unwrap();
     }
 
     #[tokio::test]
     async fn what_follows_a_vote_waits_for_it_and_keeps_its_order() {
         let sent = Sent::default();
         let mut outbox = Outbox::new(sent.clone());
-        put(&mut outbox, "a");
+        put(&mut outbox, "a").await;
         assert_eq!(sent.text(), "a", "behind no vote, at once");
         let (first, answer) = oneshot::channel();
-        outbox.gate(answer);
-        put(&mut outbox, "b");
+        outbox.gate(answer).await.unwrap();
+        put(&mut outbox, "b").await;
         let (second, answer) = oneshot::channel();
-        outbox.gate(answer);
-        outbox.send(NodeId([1; 16]), Bytes::from_static(b"c"));
+        outbox.gate(answer).await.unwrap();
+        let c = Bytes::from_static(b"c");
+        outbox.send(NodeId([1; 16]), c).await.unwrap();
         // The second vote is on the disk first; the first one still holds everything back.
         second.send(Ok(2)).unwrap();
         let given_up = tokio::time::timeout(Duration::from_millis(20), outbox.next()).await;
@@ -196,7 +206,7 @@ mod tests {
         first.send(Ok(1)).unwrap();
         outbox.drain().await.unwrap();
         assert_eq!(sent.text(), "abc");
-        put(&mut outbox, "d");
+        put(&mut outbox, "d").await;
         assert_eq!(sent.text(), "abcd");
     }
 
@@ -206,29 +216,48 @@ mod tests {
             let sent = Sent::default();
             let mut outbox = Outbox::new(sent.clone());
             let (vote, answer) = oneshot::channel();
-            outbox.gate(answer);
-            put(&mut outbox, "a");
+            outbox.gate(answer).await.unwrap();
+            put(&mut outbox, "a").await;
             if lost {
                 drop(vote);
             } else {
                 vote.send(Err(LedgerError::QueueFull)).unwrap();
             }
             outbox.drain().await.unwrap_err();
-            put(&mut outbox, "b");
+            put(&mut outbox, "b").await;
             assert_eq!(sent.text(), "");
         }
     }
 
     #[tokio::test]
-    async fn it_says_when_too_much_waits() {
-        let mut outbox = Outbox::new(Sent::default());
-        let (_vote, answer) = oneshot::channel();
-        outbox.gate(answer);
-        while !outbox.is_full() {
-            put(&mut outbox, "x");
+    async fn when_too_much_waits_whatever_it_is_the_loop_waits_too() {
+        for of_one in [false, true] {
+            let sent = Sent::default();
+            let mut outbox = Outbox::new(sent.clone());
+            let (vote, answer) = oneshot::channel();
+            outbox.gate(answer).await.unwrap();
+            let x = Bytes::from_static(b"x");
+            for _ in 0..MOST - 2 {
+                outbox.broadcast(x.clone()).await.unwrap();
+            }
+            assert_eq!(outbox.waiting.len(), MOST - 1);
+            let last = async {
+                if of_one {
+                    outbox.send(NodeId([1; 16]), x.clone()).await
+                } else {
+                    outbox.broadcast(x.clone()).await
+                }
+            };
+            let mut last = Box::pin(last);
+            let given_up = tokio::time::timeout(Duration::from_millis(20), &mut last).await;
+            assert!(
+                given_up.is_err(),
+                "the loop goes on though {MOST} things wait"
+            );
+            vote.send(Ok(1)).unwrap();
+            last.await.unwrap();
+            assert_eq!(sent.text().len(), MOST - 1);
+            assert!(outbox.waiting.is_empty());
         }
-        assert_eq!(outbox.waiting.len(), MOST);
-        outbox.silence();
-        assert!(!outbox.is_full());
     }
 }

@@ -71,7 +71,10 @@ impl Reconciler {
 fn remove_strays(blocks: &Blocks, kernel: &mut dyn Kernel, page: &Page) -> Reconciled {
     let mut done = Reconciled::default();
     for (prefix, flags) in page {
-        let ours = matches!(flags & 0xff, origin::MESH | origin::NODE | origin::OPERATOR);
+        let ours = matches!(
+            flags & 0xff,
+            origin::MESH | origin::NODE | origin::OPERATOR | origin::QUARANTINE
+        );
         if !ours || blocks.is_desired(prefix) {
             continue;
         }

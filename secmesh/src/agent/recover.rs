@@ -9,12 +9,19 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use secmesh_common::block::origin;
 use tracing::{info, warn};
 
-use super::core::{Agent, MAX_ALERTS};
+use super::{
+    AgentError,
+    core::{Agent, MAX_ALERTS},
+    quarantine::Remembered,
+};
 use crate::{
     api::types::{DecisionScope, DecisionState, Origin},
     detect::Alert,
     ledger::{self, EffectKind, Record},
-    mesh::vote::AttackClass,
+    mesh::{
+        engine::{Engine, RestoreError},
+        vote::AttackClass,
+    },
     respond::{Claim, ClaimError, Entry, Reconciled},
 };
 
@@ -35,44 +42,74 @@ pub(super) struct Memory {
     released_here: BTreeMap<String, (Entry, Option<Vec<u8>>)>,
     /// How decisions ended here, of which some are recorded again behind their end.
     ends: BTreeMap<String, EffectKind>,
+    /// Who was cut off, and taken back.
+    quarantines: Remembered,
     /// Releases, which the engine must know again.
     releases: Vec<(Vec<u8>, u64)>,
 }
 
-/// Reads the ledger at `path`. Entries that are not understood are skipped: their signatures were
-/// checked when it was opened, so they come from another version.
-pub(super) fn read(path: &Path, now_unix_us: u64) -> Memory {
+/// Kinds of entries that hold an own vote: as it was signed, or carried out of an older segment.
+const WITH_VOTES: [u8; 2] = [4, 17];
+
+/// Reads the ledger at `path`, which was opened for writing just now: what a crash left unfinished is cut
+/// off. Entries that are not understood are skipped: their signatures were checked when it was opened, so
+/// they come from another version.
+///
+/// # Errors
+/// [`AgentError::OwnVotes`] if any of it cannot be read: an own vote may be in that part.
+pub(super) fn read(path: &Path, now_unix_us: u64) -> Result<Memory, AgentError> {
     let mut memory = Memory::default();
-    let entries = match ledger::iter(path) {
-        Ok(entries) => entries,
-        Err(error) => {
-            warn!(%error, "the ledger cannot be read back");
-            return memory;
-        }
-    };
-    for entry in entries {
-        let Ok(entry) = entry else {
-            // A torn tail; opening for writing has cut it off or will refuse.
-            break;
-        };
+    for entry in ledger::iter(path).map_err(|error| own_votes(path, &error))? {
+        let entry = entry.map_err(|error| own_votes(path, &error))?;
         match entry.record() {
             Ok(record) => memory.take(record, now_unix_us),
+            Err(error) if WITH_VOTES.contains(&entry.kind) => {
+                return Err(own_votes(path, &format!("entry {}: {error}", entry.seq)));
+            }
             Err(error) => warn!(entry = entry.seq, %error, "an entry of another version, skipped"),
         }
     }
-    memory
+    Ok(memory)
+}
+
+fn own_votes(path: &Path, why: &dyn std::fmt::Display) -> AgentError {
+    AgentError::OwnVotes {
+        path: path.to_owned(),
+        why: why.to_string(),
+    }
+}
+
+/// What does not decode is no vote, and is told from one when it is given to the engine.
+fn vote_bytes(text: &str) -> Vec<u8> {
+    BASE64_STANDARD.decode(text).unwrap_or_default()
 }
 
 impl Memory {
+    /// Gives the engine back what this node has signed.
+    ///
+    /// # Errors
+    /// [`AgentError::OwnVotes`] for one that is no vote. Those of an earlier incarnation are not this node's.
+    pub(super) fn restore_votes(
+        &mut self,
+        path: &Path,
+        engine: &mut Engine,
+    ) -> Result<(), AgentError> {
+        for vote in self.votes.drain(..) {
+            match engine.restore_vote(&vote) {
+                Ok(()) | Err(RestoreError::NotOwn) => {}
+                Err(error) => return Err(own_votes(path, &error)),
+            }
+        }
+        Ok(())
+    }
+
     fn take(&mut self, record: Record, now_unix_us: u64) {
         match record {
             Record::VoteSigned { vote } => {
-                if let Ok(bytes) = BASE64_STANDARD.decode(vote) {
-                    if self.votes.len() >= MAX_VOTES {
-                        self.votes.pop_front();
-                    }
-                    self.votes.push_back(bytes);
+                if self.votes.len() >= MAX_VOTES {
+                    self.votes.pop_front();
                 }
+                self.votes.push_back(vote_bytes(&vote));
             }
             Record::Equivocation { proof, .. } => {
                 self.proofs.extend(BASE64_STANDARD.decode(proof).ok());
@@ -115,6 +152,14 @@ impl Memory {
             Record::LedgerFork { proof, .. } => {
                 self.forks.extend(BASE64_STANDARD.decode(proof).ok());
             }
+            Record::Quarantine {
+                warrant,
+                certified_unix_us,
+                addresses,
+                ..
+            } => self
+                .quarantines
+                .take(&warrant, certified_unix_us, &addresses),
             Record::Carried { what, .. } => self.carried(*what, now_unix_us),
             _ => {}
         }
@@ -140,9 +185,7 @@ impl Memory {
     fn carried(&mut self, record: Record, now_unix_us: u64) {
         match record {
             Record::VoteSigned { vote } => {
-                if let Ok(bytes) = BASE64_STANDARD.decode(vote) {
-                    self.votes.push_front(bytes);
-                }
+                self.votes.push_front(vote_bytes(&vote));
             }
             Record::Decision { ref decision, .. } => {
                 let id = decision.clone();
@@ -171,11 +214,6 @@ impl Agent {
         let skipped = |what: &str, error: &dyn std::fmt::Display| {
             warn!(%error, "{what} of the ledger is not taken back");
         };
-        for vote in &memory.votes {
-            if let Err(error) = self.engine.restore_vote(vote) {
-                skipped("a vote", &error);
-            }
-        }
         for proof in &memory.proofs {
             if let Err(error) = self.engine.restore_proof(proof) {
                 skipped("a proof", &error);
@@ -194,6 +232,8 @@ impl Agent {
                 skipped("a release", &error);
             }
         }
+        // Before the decisions: whose votes count in those depends on it.
+        self.recover_quarantines(memory.quarantines);
         self.alerts = memory.alerts;
         let mut restored = 0usize;
         let all = memory
@@ -216,6 +256,10 @@ impl Agent {
                         continue;
                     }
                 }
+            }
+            // Written anew already, for those who still are.
+            if entry.origin == Origin::Quarantine {
+                continue;
             }
             if entry.state == DecisionState::Active
                 && !self.forbids(&entry.subject, &entry.overridden)
@@ -266,6 +310,8 @@ impl Agent {
             let origin = match kernel.flags & 0xff {
                 origin::MESH => Origin::Quorum,
                 origin::NODE => Origin::Unilateral,
+                // Of a node that is not cut off any more: reconciling removes it.
+                origin::QUARANTINE => continue,
                 _ => Origin::Operator,
             };
             let rule = self.book.next_rule();
@@ -292,5 +338,92 @@ impl Agent {
             adopted += 1;
         }
         adopted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Ledger, LedgerKeys, Retention};
+    use crate::mesh::engine::EngineConfig;
+    use crate::mesh::testing::{
+        T0, admitted, ballot, genesis, node_id, pq, roster, signer, subject,
+    };
+    use crate::mesh::vote::{Action, Verdict};
+    use crate::state::{PRIVATE, read_capped, write_atomic};
+    use ed25519_dalek::SigningKey;
+    use std::sync::Arc;
+
+    fn engine() -> Engine {
+        Engine::new(
+            EngineConfig {
+                genesis: genesis(),
+                node: node_id(1),
+                incarnation: 1,
+                signer: signer(1),
+                evidence_ttl_s: 60,
+            },
+            [admitted(1, "a")],
+        )
+    }
+
+    /// A ledger of votes by node `i`, and the bytes of its only segment.
+    fn ledger(dir: &Path, i: u8, votes: u64) -> std::path::PathBuf {
+        let keys = LedgerKeys {
+            node: [9; 16],
+            key: SigningKey::from_bytes(&[7; 32]),
+            pq: Arc::new(pq(7)),
+        };
+        let (mut ledger, _) = Ledger::open(dir, keys, Retention::default(), 99).unwrap();
+        for sequence in 1..=votes {
+            let action = Action::block(subject(), AttackClass::SynFlood, &genesis().params);
+            let ballot = ballot(&roster(&["a"]), i, action, Verdict::Confirm, sequence, T0);
+            let vote = BASE64_STANDARD.encode(ballot.to_bytes());
+            ledger
+                .append(T0 + sequence, &Record::VoteSigned { vote })
+                .unwrap();
+            ledger.sync().unwrap();
+        }
+        let mut files = std::fs::read_dir(dir).unwrap();
+        files
+            .find_map(|file| {
+                let path = file.unwrap().path();
+                (path.metadata().unwrap().len() > 1_000).then_some(path)
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn own_votes_are_read_back_and_those_of_others_left_out() {
+        for (i, restored) in [(1, 3), (2, 0)] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("ledger");
+            ledger(&path, i, 3);
+            let mut engine = engine();
+            let mut memory = read(&path, T0).unwrap();
+            assert_eq!(memory.votes.len(), 3);
+            memory.restore_votes(&path, &mut engine).unwrap();
+            assert_eq!(engine.sequence(), restored);
+        }
+    }
+
+    #[test]
+    fn a_node_that_cannot_read_all_its_votes_does_not_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let segment = ledger(&path, 1, 8);
+        let mut bytes = read_capped(&segment, 1 << 20).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        write_atomic(&segment, &bytes, PRIVATE).unwrap();
+        let error = read(&path, T0).unwrap_err().to_string();
+        assert!(error.contains("remedy"), "{error}");
+        std::fs::remove_file(&segment).unwrap();
+        read(&path, T0).unwrap_err();
+        // What is in the place of a vote and is none.
+        let mut memory = Memory::default();
+        let vote = "?".to_owned();
+        memory.take(Record::VoteSigned { vote }, T0);
+        memory.restore_votes(&path, &mut engine()).unwrap_err();
     }
 }

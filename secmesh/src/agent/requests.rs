@@ -16,14 +16,11 @@ use super::{
 use crate::{
     addr::Prefix,
     api::types::{
-        BlockTotals, DecisionScope, DecisionState, DecisionView, Done, InviteTerms, LedgerView,
-        MetricsText, NodeView, Peer, ReconcileTotals, ReleaseTerms, Request, Status,
+        BlockTotals, DecisionState, DecisionView, Done, InviteTerms, LedgerView, MetricsText,
+        NodeView, ReconcileTotals, ReleaseTerms, Request, Status,
     },
     ledger::{LedgerState, Record},
-    mesh::{
-        admission::SignedGrant, decision::SignedRelease, engine::Input, ids::to_hex,
-        vote::is_network,
-    },
+    mesh::{admission::SignedGrant, engine::Input, ids::to_hex, vote::Action},
     respond::{Entry, Source},
 };
 
@@ -55,8 +52,21 @@ impl Agent {
                 text: self.metrics(),
             }),
             Request::Peers {} => to_value(&self.peers()),
+            Request::MeshDigest {} => {
+                let now = self.clock.unix_us();
+                to_value(&self.engine.whole_digest(now))
+            }
             Request::Epoch {} => to_value(&self.epoch_view()),
             Request::RemoveNode { signed } => self.remove_node(&signed).await,
+            Request::Quarantine {
+                node,
+                reason,
+                signed,
+            } => self.quarantine(&node, reason, signed).await,
+            Request::Readmit { node, signed } => self.readmit(&node, signed).await,
+            Request::OrderTerms { node, readmit } => self
+                .order_terms(&node, readmit)
+                .and_then(|terms| to_value(&terms)),
             Request::Alerts { limit } => {
                 to_value(&self.alerts.iter().rev().take(limit).collect::<Vec<_>>())
             }
@@ -79,18 +89,17 @@ impl Agent {
                 signed,
                 false_positive,
                 verdict,
-            } => match self.judge(subject, false_positive, verdict).await {
-                Ok(()) => self.unblock(subject, signed).await,
-                Err(error) => Err(error),
-            },
+            } => self.unblock(subject, signed, false_positive, verdict).await,
             Request::VerdictTerms { subject } => self
                 .verdict_terms(subject)
                 .and_then(|terms| to_value(&terms)),
             Request::Trust { node } => self.trust_view(node.as_deref()),
             Request::ReleaseTerms { subject } => {
-                let draft =
-                    self.engine
-                        .draft_release(subject, self.clock.unix_us(), RELEASE_VALID_S);
+                let draft = self.engine.draft_order(
+                    Action::release(subject),
+                    self.clock.unix_us(),
+                    RELEASE_VALID_S,
+                );
                 to_value(&ReleaseTerms {
                     release: BASE64_STANDARD.encode(draft.to_bytes()),
                 })
@@ -144,6 +153,7 @@ impl Agent {
             flows: self.flows_view(),
             no_processes: self.watch.no_processes.clone(),
             quorum: serde_json::to_value(self.engine.quorum()).unwrap_or_default(),
+            quarantined: self.quarantine_views(),
             blocks: BlockTotals {
                 desired,
                 enforced,
@@ -222,6 +232,10 @@ impl Agent {
             ("records_unknown", self.watch.unknown),
             ("evidence_not_kept", self.trust.not_kept),
             ("outcomes_dropped", self.trust.outcomes_dropped),
+            ("ratifications_proposed", self.ratification.proposed),
+            ("ratifications_ratified", self.ratification.ratified),
+            ("ratifications_expired", self.ratification.expired),
+            ("ratifications_dropped", self.ratification.dropped),
         ];
         let scrapes = self.scrapes.iter().flat_map(|scrapes| {
             [
@@ -241,6 +255,8 @@ impl Agent {
         ]
         .map(|(name, n)| (name, n.load(Ordering::Relaxed)));
         let transport = self.transport.counters();
+        let swim = self.watchman.swim.counters().snapshot();
+        let sync = self.engine.sync_counters().snapshot();
         let refusals = self.engine.refusals();
         own.into_iter()
             .chain(scrapes)
@@ -256,35 +272,13 @@ impl Agent {
                     .into_iter()
                     .map(|(k, v)| (format!("transport_{k}"), v)),
             )
+            .chain(swim.into_iter().map(|(k, v)| (format!("swim_{k}"), v)))
+            .chain(sync.into_iter().map(|(k, v)| (format!("sync_{k}"), v)))
             .chain(
                 refusals
                     .into_iter()
                     .map(|(k, v)| (format!("refused_{}", k.name()), v)),
             )
-            .collect()
-    }
-
-    fn peers(&mut self) -> Vec<Peer> {
-        let trust = self.trust_weights();
-        let me = self.engine.node();
-        let connected = self.engine.connected();
-        let liars = self.engine.liars();
-        let roster = self.engine.roster();
-        // Those who wait for the next epoch are there too, with the weight they have: none.
-        self.engine
-            .reachable_records()
-            .into_iter()
-            .map(|record| Peer {
-                id: record.node.to_string(),
-                name: record.name.to_string(),
-                zone: record.zone.to_string(),
-                address: record.address.map(|a| a.to_string()),
-                connected: record.node == me || connected.contains(&record.node),
-                weight: roster.get(&record.node).map_or(0, |m| u64::from(m.weight)),
-                trust: trust(&record.node),
-                equivocated: liars.contains(&record.node),
-                this_node: record.node == me,
-            })
             .collect()
     }
 
@@ -330,55 +324,6 @@ impl Agent {
             votes: entry.votes.clone(),
             certificate: entry.certificate.clone(),
         }
-    }
-
-    async fn unblock(&mut self, subject: Prefix, signed: Option<String>) -> Answer {
-        let signed = match signed {
-            Some(text) => {
-                let bytes = BASE64_STANDARD
-                    .decode(text)
-                    .map_err(|e| format!("the signed release is not base64: {e}"))?;
-                let release = SignedRelease::from_bytes(&bytes)
-                    .map_err(|e| format!("the signed release is not understood: {e}"))?;
-                release
-                    .verify(self.engine.genesis())
-                    .map_err(|e| format!("the signed release is refused: {e}"))?;
-                if release.release.subject != subject {
-                    return Err(format!(
-                        "the signed release is about {}, not {subject}",
-                        release.release.subject
-                    ));
-                }
-                Some(Box::new(release))
-            }
-            None => None,
-        };
-        let by_key = signed.is_some();
-        let in_mesh = self
-            .book
-            .active_on(&subject)
-            .any(|e| e.scope == DecisionScope::Mesh);
-        let here = self.release_here(&subject, "operator of this node", true);
-        if subject.is_single() || is_network(&subject) {
-            self.drive(Input::OperatorRelease { subject, signed }).await;
-        }
-        if here == 0 && !in_mesh && !by_key {
-            return Err(format!(
-                "{subject} is not blocked on this node; peers were asked to release it all the same"
-            ));
-        }
-        let rest = match (by_key, in_mesh) {
-            (true, _) => "; released on every node by the operator's signature",
-            (false, true) => "; the other nodes vote on releasing it too",
-            (false, false) => "",
-        };
-        done(
-            format!(
-                "{subject} is free on this node ({here} block{} ended){rest}",
-                if here == 1 { "" } else { "s" }
-            ),
-            None,
-        )
     }
 
     fn allow_add(&mut self, prefix: Prefix, reason: Option<String>) -> Answer {

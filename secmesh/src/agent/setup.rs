@@ -11,8 +11,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::liveness::Watchman;
 use super::notary::{Notary, Parts};
 use super::outbox::Outbox;
+use super::quarantine::CutOff;
+use super::ratify::Ratification;
 use super::{
     AgentError, Options,
     capture::Captures,
@@ -125,7 +128,7 @@ fn open_ledger(
             "the ledger ended in an unfinished write (a crash); it was cut off and that is recorded"
         );
     }
-    let memory = recover::read(&state.ledger(), now);
+    let memory = recover::read(&state.ledger(), now)?;
     Ok((LedgerHandle::start(ledger, Arc::clone(clock))?, memory))
 }
 
@@ -152,10 +155,11 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     let lock = state.lock()?;
     let identity = Identity::load(&state)?;
     let store = MeshStore::load(&state)?;
-    let (ledger, memory) =
+    let (ledger, mut memory) =
         open_ledger(&state, &identity, options.config.ledger.retention(), &clock)?;
     let mut engine = engine(&options, &identity, &store);
     epochs::restore(&state, &mut engine)?;
+    memory.restore_votes(&state.ledger(), &mut engine)?;
     let trust = TrustWork::open(&state, &mut engine, clock.unix_us())?;
     let kernel = load_kernel(&options)?;
     let (watch, watch_streams) = kernel.watch;
@@ -179,6 +183,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
     });
     let (started_unix_us, started_ns) = (clock.unix_us(), clock.mono_ns());
     let mut agent = Agent {
+        watchman: Watchman::start(&identity)?,
         detectors: Detectors::new(&options.config.detect),
         alerts: VecDeque::new(),
         watched: BTreeMap::new(),
@@ -225,6 +230,9 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         allowed,
         store,
         trust,
+        cut_off: CutOff::default(),
+        ratification: Ratification::default(),
+        chosen_peers: BTreeMap::new(),
         started_ns,
         _lock: lock,
     };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::{
     core::{Agent, QUIET_US},
@@ -18,7 +18,7 @@ use crate::{
     entropy,
     mesh::{
         engine::{Engine, Input},
-        evidence::{EvidenceFile, EvidenceFileError, OutcomeKind, Ruling, SignedVerdict},
+        evidence::{EvidenceFile, EvidenceFileError, OutcomeKind, Ruling},
         ids::{DecisionId, NodeId},
         trust::{Change, ONE, Params, Standing},
     },
@@ -34,6 +34,8 @@ const OUTCOMES_PER_TICK: usize = 256;
 const STILL_COMES_US: u64 = 5_000_000;
 /// When an outcome is looked at first, and again, µs.
 const LOOK_US: u64 = 10_000_000;
+/// The longest that an outcome is waited for at a time, µs.
+const LONGEST_US: u64 = LOOK_US + QUIET_US;
 /// Packets that make it no accident.
 const MIN_PACKETS: u64 = 16;
 
@@ -73,7 +75,8 @@ impl TrustWork {
         if skipped > 0 {
             warn!(skipped, "statements of another version, left out");
         }
-        engine.evidence_restored(found.existed && skipped == 0);
+        // The file may be an older copy, or have lost its end: what this node has stated, its peers say.
+        engine.evidence_restored(false);
         Ok(Self {
             file,
             outcomes: BTreeSet::new(),
@@ -81,6 +84,14 @@ impl TrustWork {
             not_kept: 0,
             outcomes_dropped: 0,
         })
+    }
+
+    fn wait(&mut self, due: u64, id: String, subject: Prefix) {
+        if self.outcomes.len() >= MAX_OUTCOMES {
+            self.outcomes_dropped += 1;
+            return;
+        }
+        self.outcomes.insert((due, id, subject));
     }
 }
 
@@ -91,7 +102,7 @@ impl Agent {
         if let Err(error) = self.trust.file.append(bytes, own) {
             self.trust.not_kept += 1;
             if own {
-                error!(%error, "an own statement is not on the disk: this node says nothing more to its peers until it is restarted; enforcement goes on");
+                error!(%error, "an own statement is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
                 self.outbox.silence();
             } else {
                 warn!(%error, "a peer's statement is not on the disk; it comes again after the next start");
@@ -106,12 +117,7 @@ impl Agent {
 
     /// A block of the mesh was put into force here: whether its source goes on is evidence.
     pub(super) fn await_outcome(&mut self, id: String, subject: Prefix, now_unix_us: u64) {
-        if self.trust.outcomes.len() >= MAX_OUTCOMES {
-            self.trust.outcomes_dropped += 1;
-            return;
-        }
-        let due = now_unix_us.saturating_add(LOOK_US);
-        self.trust.outcomes.insert((due, id, subject));
+        self.trust.wait(first_look(now_unix_us), id, subject);
     }
 
     /// Looks at outcomes that are due, and asks a question when it is time.
@@ -120,8 +126,7 @@ impl Agent {
             let Some((due, id, subject)) = self.trust.outcomes.first().cloned() else {
                 break;
             };
-            // A clock that was set back must not make them wait.
-            if due > now.unix_us && due <= now.unix_us.saturating_add(LOOK_US) {
+            if !is_due(due, now.unix_us) {
                 break;
             }
             self.trust.outcomes.pop_first();
@@ -153,7 +158,7 @@ impl Agent {
                     .is_some_and(|last| last >= certified.saturating_add(STILL_COMES_US))
         });
         if !came {
-            self.await_outcome(id, subject, now.unix_us.saturating_add(QUIET_US));
+            self.trust.wait(next_look(now.unix_us), id, subject);
             return;
         }
         if let Ok(decision) = id.parse::<DecisionId>() {
@@ -194,49 +199,6 @@ impl Agent {
         Ok(VerdictTerms {
             verdict: BASE64_STANDARD.encode(draft.to_bytes()),
         })
-    }
-
-    /// What the operator says of blocks of the mesh, before they are ended.
-    pub(super) async fn judge(
-        &mut self,
-        subject: Prefix,
-        false_positive: bool,
-        verdict: Option<String>,
-    ) -> Result<(), String> {
-        if let Some(text) = verdict {
-            let bytes = BASE64_STANDARD
-                .decode(text)
-                .map_err(|e| format!("the signed verdict is not base64: {e}"))?;
-            let signed = SignedVerdict::from_bytes(&bytes)
-                .map_err(|e| format!("the signed verdict is not understood: {e}"))?;
-            signed
-                .verify(&self.engine.genesis().operator_key)
-                .map_err(|e| format!("the signed verdict is refused: {e}"))?;
-            if signed.verdict.subject != subject {
-                return Err(format!(
-                    "the signed verdict is about {}, not {subject}",
-                    signed.verdict.subject
-                ));
-            }
-            info!(%subject, ruling = %signed.verdict.ruling, "the operator's verdict");
-            self.drive(Input::Verdict(Box::new(signed))).await;
-        } else if false_positive {
-            let decisions: Vec<DecisionId> = self
-                .engine
-                .decisions_about(&subject)
-                .map(|decision| decision.id)
-                .collect();
-            let packets = self.table.get(&subject).map_or(0, |entry| entry.hits);
-            for decision in decisions {
-                self.drive(Input::Outcome {
-                    decision,
-                    kind: OutcomeKind::Miss,
-                    packets,
-                })
-                .await;
-            }
-        }
-        Ok(())
     }
 
     /// The answer to `secmesh trust`.
@@ -340,6 +302,21 @@ impl Agent {
     }
 }
 
+/// When to look at what has come of a block that is in force from now on.
+const fn first_look(now_unix_us: u64) -> u64 {
+    now_unix_us.saturating_add(LOOK_US)
+}
+
+/// When to look again at one whose source is quiet.
+const fn next_look(now_unix_us: u64) -> u64 {
+    now_unix_us.saturating_add(LONGEST_US)
+}
+
+/// Whether to look at an outcome. A clock that was set back must not make it wait.
+const fn is_due(due: u64, now_unix_us: u64) -> bool {
+    due <= now_unix_us || due > now_unix_us.saturating_add(LONGEST_US)
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 4)
 }
@@ -347,4 +324,80 @@ fn micros(duration: Duration) -> u64 {
 /// Fixed point as a number; exact.
 fn points(fixed: u64) -> f64 {
     u32::try_from(fixed).map_or(f64::MAX, f64::from) / f64::from(u32::try_from(ONE).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::crypto::Signer;
+    use crate::mesh::engine::{EngineConfig, Output, Policy};
+    use crate::mesh::testing::{T0, genesis, node_id, records};
+
+    struct NoPolicy;
+
+    impl Policy for NoPolicy {
+        fn vetoes(&self, _: &Prefix) -> Option<String> {
+            None
+        }
+
+        fn is_quiet(&self, _: &Prefix) -> bool {
+            true
+        }
+    }
+
+    fn engine() -> Engine {
+        let config = EngineConfig {
+            genesis: genesis(),
+            node: node_id(1),
+            incarnation: 1,
+            signer: Signer::from_secret(&[1; 32]),
+            evidence_ttl_s: 60,
+        };
+        Engine::new(config, records(&["a", "b", "c", "d"]))
+    }
+
+    /// What the engine states when it is told that something helped, or not.
+    fn states(engine: &mut Engine, succeeded: bool) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        let input = Input::Remediated {
+            node: node_id(2),
+            decision: DecisionId([1; 32]),
+            succeeded,
+        };
+        engine.handle(T0, input, &NoPolicy, &mut out);
+        out.into_iter()
+            .filter_map(|output| match output {
+                Output::KeepEvidence { bytes, own: true } => Some(bytes),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_node_with_a_log_that_may_be_an_older_copy_hears_its_peers_before_it_states_anything() {
+        let temp = tempfile::tempdir().unwrap();
+        let state = StateDir::create(&temp.path().join("state")).unwrap();
+        let mut before = engine();
+        let mut work = TrustWork::open(&state, &mut before, T0).unwrap();
+        before.evidence_restored(true);
+        let stated = states(&mut before, true);
+        assert_eq!(stated.len(), 1);
+        work.file.append(&stated[0], true).unwrap();
+        drop(work);
+        let mut after = engine();
+        TrustWork::open(&state, &mut after, T0).unwrap();
+        assert_eq!(after.evidence().head(&node_id(1)).size, 1);
+        assert_eq!(states(&mut after, false), Vec::<Vec<u8>>::new());
+    }
+
+    #[test]
+    fn an_outcome_is_looked_at_when_it_is_due_and_not_before() {
+        let now = 1_700_000_000_000_000;
+        for due in [first_look(now), next_look(now)] {
+            assert!(due > now && !is_due(due, now) && !is_due(due, due - 1));
+            assert!(is_due(due, due));
+            // The clock was set back by an hour.
+            assert!(is_due(due, now - 3_600_000_000));
+        }
+    }
 }

@@ -9,7 +9,7 @@ use crate::{
     api::lists::{ListCover, ListTotals},
     dataplane::{AttachedInterface, CookieMode, FlowInterface, Mode},
     detect::Alert,
-    mesh::vote::AttackClass,
+    mesh::{swim::Liveness, vote::AttackClass},
     respond::lists::ListName,
 };
 
@@ -27,6 +27,8 @@ pub enum Request {
     Peers {},
     /// [`EpochView`].
     Epoch {},
+    /// [`crate::mesh::engine::Digest`].
+    MeshDigest {},
     /// [`Done`]. Removes a node from the mesh.
     RemoveNode {
         /// The removal with the operator's signature, base64.
@@ -106,6 +108,32 @@ pub enum Request {
         /// Only the node with this name, or whose id begins so.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         node: Option<String>,
+    },
+    /// [`Done`]. Has a node cut off: this node's vote for it or, signed, at once.
+    Quarantine {
+        /// Its name or id.
+        node: String,
+        /// Why, for the record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        /// An order signed by the operator key, base64 of its canonical bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signed: Option<String>,
+    },
+    /// [`Done`]. Has a node taken back: this node's vote for it or, signed, at once.
+    Readmit {
+        /// Its name or id.
+        node: String,
+        /// An order signed by the operator key, base64 of its canonical bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signed: Option<String>,
+    },
+    /// [`ReleaseTerms`]: what an operator's signature on an order about a node has to cover.
+    OrderTerms {
+        /// Its name or id.
+        node: String,
+        /// Whether it is taken back; else it is cut off.
+        readmit: bool,
     },
     /// [`ReleaseTerms`]: what an operator's signature has to cover.
     ReleaseTerms {
@@ -288,8 +316,11 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_processes: Option<String>,
     /// State of the quorum: `state`, `reachable_weight`, `total_weight`, `t_lo`, `t_hi`, `needed`,
-    /// `nodes`, `epoch`, `tolerance`.
+    /// `nodes`, `epoch`, `tolerance`, `quarantined_weight`.
     pub quorum: serde_json::Value,
+    /// Nodes that are cut off.
+    #[serde(default)]
+    pub quarantined: Vec<QuarantineView>,
     /// Blocks that should be, and are, in the kernel.
     pub blocks: BlockTotals,
     /// Imported lists that should be, and are, in the kernel.
@@ -437,6 +468,10 @@ pub struct LedgerView {
 }
 
 /// A node of the mesh.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an answer of its own, as JSON has it; no two exclude each other"
+)]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Peer {
     /// Its id.
@@ -449,6 +484,12 @@ pub struct Peer {
     pub address: Option<String>,
     /// Whether we are connected to it.
     pub connected: bool,
+    /// Whether it answers; absent for this node, and for those that wait for the next epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Liveness>,
+    /// Whether its weight counts as reachable: it is there, or answers through others.
+    #[serde(default)]
+    pub reachable: bool,
     /// Its weight in this epoch.
     pub weight: u64,
     /// The weight that follows from the evidence; see `secmesh trust`.
@@ -456,8 +497,32 @@ pub struct Peer {
     pub trust: u32,
     /// Whether it was proved to lie.
     pub equivocated: bool,
+    /// Whether it is cut off; see `secmesh status`.
+    #[serde(default)]
+    pub quarantined: bool,
     /// Whether it is this node.
     pub this_node: bool,
+}
+
+/// A node that is cut off.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct QuarantineView {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub class: AttackClass,
+    /// The decision.
+    pub decision: String,
+    /// Whether the operator's signature did it, and not votes.
+    pub by_operator: bool,
+    /// When this node learned of it, unix µs.
+    pub since_unix_us: u64,
+    /// Where it was met, and whether the kernel drops what comes from there.
+    pub addresses: Vec<(IpAddr, bool)>,
+    /// The votes.
+    pub votes: Vec<VoteView>,
 }
 
 /// Whose decision it was.
@@ -470,6 +535,8 @@ pub enum Origin {
     Unilateral,
     /// An operator on this node.
     Operator,
+    /// The mesh or its operator, because it is the address of a node that was cut off.
+    Quarantine,
 }
 
 /// Whom it binds.

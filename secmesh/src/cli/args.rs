@@ -89,6 +89,40 @@ Examples:
   secmesh invite --expires 10m --operator-key /media/usb/operator.key
   secmesh join \"$(ssh n1 secmesh invite)\" --name n2      on the new node")]
     Invite(InviteArgs),
+    /// Have a node of the mesh cut off
+    #[command(after_help = "\
+Nobody talks to a node that is cut off, its votes count for nothing, and the kernel of every other node \
+drops what comes from it, until `secmesh readmit`. Without the key this is one vote: it takes the same on \
+nodes with more than a third of the weight, and then two thirds agree. With the key it is done at once.
+
+Examples:
+  secmesh quarantine n4 --reason \"sends spam\"
+  secmesh quarantine n4 --operator-key /media/usb/operator.key")]
+    Quarantine {
+        /// Its name or id
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Sign with this operator key: no votes are needed then
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        operator_key: Option<PathBuf>,
+    },
+    /// Take a node back that was cut off
+    #[command(after_help = "\
+Without the key it takes two thirds of the weight, and nodes that have proof against it say no.
+
+Examples:
+  secmesh readmit n4 --operator-key /media/usb/operator.key")]
+    Readmit {
+        /// Its name or id
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Sign with this operator key: no votes are needed then
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        operator_key: Option<PathBuf>,
+    },
     /// Join a mesh with a ticket from `secmesh invite`
     #[command(after_help = "\
 Asks the member that made the ticket; if it says no, or does not answer, nothing is left behind.
@@ -121,6 +155,9 @@ Examples:
     /// Show the epoch: who counts how much, who signed it, what it withstands
     #[command(after_help = "Examples:\n  secmesh epoch\n  secmesh epoch --json | jq .members")]
     Epoch,
+    /// Compare what the nodes of the mesh have
+    #[command(subcommand)]
+    Mesh(MeshCommand),
     /// Show how far each node is trusted, and why
     #[command(after_help = "\
 TARGET follows from signed evidence that all nodes gather: outcomes of blocks, the operator's verdicts, \
@@ -486,6 +523,19 @@ pub struct UnblockArgs {
     /// at once on every node; without, as far as more than a third of the mesh says the same
     #[arg(long)]
     pub false_positive: bool,
+}
+
+/// `secmesh mesh …`
+#[derive(Debug, Subcommand)]
+pub enum MeshCommand {
+    /// Print hashes of roster, epoch, decisions, evidence and trust
+    #[command(after_help = "\
+Nodes that have the same print the same, byte for byte; where they differ, the line says in what.
+
+Examples:
+  secmesh mesh digest
+  for n in n1 n2 n3 n4; do ssh $n secmesh mesh digest | sha256sum; done")]
+    Digest,
 }
 
 /// `secmesh peers …`

@@ -1,21 +1,15 @@
 //! Commands that make the agent do something.
 
-use std::path::Path;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
 use super::args::{BlockArgs, ModeWord, UnblockArgs};
+use super::asked::{self, Asked};
 use super::output::{Out, clean};
-use super::{CliError, Context, node};
-use crate::addr::Prefix;
+use super::{CliError, Context, node, note};
 use crate::api::trust::VerdictTerms;
 use crate::api::types::{Done, ReleaseTerms, Request};
 use crate::config::Mode;
-use crate::mesh::crypto::Signer;
-use crate::mesh::decision::OperatorRelease;
-use crate::mesh::evidence::{OperatorVerdict, Ruling};
+use crate::mesh::vote::Action;
 use crate::sense::netinfo::{self, LiveSystem};
 
 /// Asks for something to be done and prints what was.
@@ -89,16 +83,28 @@ pub fn mode(
 /// `secmesh unblock`
 pub fn unblock(context: &Context, args: &UnblockArgs, out: &mut Out<'_>) -> Result<(), CliError> {
     let subject = args.subject;
-    let signed = match &args.operator_key {
-        Some(key) => Some(signed_release(context, subject, key, out.now_us)?),
-        None => None,
-    };
-    let verdict = match &args.operator_key {
-        Some(key) if args.false_positive => {
-            Some(signed_verdict(context, subject, key, out.now_us)?)
+    let (mut signed, mut verdict) = (None, None);
+    if let Some(key) = &args.operator_key {
+        // The key first: who cannot read it need not ask.
+        let operator = node::operator_key(key)?;
+        let asked = Asked {
+            mesh: asked::mesh(context)?,
+            subject: subject.into(),
+            operator: &operator,
+            now_us: out.now_us,
+        };
+        let terms: ReleaseTerms = context.ask(&Request::ReleaseTerms { subject })?;
+        signed = Some(asked.order(&terms, Action::release(subject))?);
+        if args.false_positive {
+            let terms: VerdictTerms = context.ask(&Request::VerdictTerms { subject })?;
+            let (text, incidents) = asked.false_positive(&terms)?;
+            note(&format!(
+                "signed as a false positive of {subject}: incident {}",
+                incidents.join(", ")
+            ));
+            verdict = Some(text);
         }
-        _ => None,
-    };
+    }
     let request = Request::Unblock {
         subject,
         signed,
@@ -106,176 +112,4 @@ pub fn unblock(context: &Context, args: &UnblockArgs, out: &mut Out<'_>) -> Resu
         verdict,
     };
     done(context, &request, out)
-}
-
-fn signed_verdict(
-    context: &Context,
-    subject: Prefix,
-    key: &Path,
-    now_us: u64,
-) -> Result<String, CliError> {
-    let operator = node::operator_key(key)?;
-    let terms: VerdictTerms = context.ask(&Request::VerdictTerms { subject })?;
-    sign_verdict(&terms, subject, &operator, now_us)
-}
-
-/// Signs the verdict that the agent drafts, if it is what the operator asked for.
-fn sign_verdict(
-    terms: &VerdictTerms,
-    subject: Prefix,
-    operator: &Signer,
-    now_us: u64,
-) -> Result<String, CliError> {
-    let refuse = |why: &str| {
-        CliError::Failed(format!(
-            "the agent asked for a signature that was not given: {why}"
-        ))
-    };
-    let bytes = STANDARD
-        .decode(&terms.verdict)
-        .map_err(|_| refuse("it is not base64"))?;
-    let verdict = OperatorVerdict::from_bytes(&bytes).map_err(|e| refuse(&e.to_string()))?;
-    if verdict.subject != subject {
-        return Err(refuse(&format!(
-            "it is about {}, not {subject}",
-            verdict.subject
-        )));
-    }
-    if verdict.ruling != Ruling::FalsePositive {
-        return Err(refuse("it says something else than false positive"));
-    }
-    if verdict.issued_at_us.abs_diff(now_us) > MAX_DIFFERENCE_US {
-        return Err(refuse(
-            "it is from another time; is the agent's clock right?",
-        ));
-    }
-    Ok(STANDARD.encode(verdict.sign(operator).to_bytes()))
-}
-
-fn signed_release(
-    context: &Context,
-    subject: Prefix,
-    key: &Path,
-    now_us: u64,
-) -> Result<String, CliError> {
-    // The key first: who cannot read it need not ask.
-    let operator = node::operator_key(key)?;
-    let terms: ReleaseTerms = context.ask(&Request::ReleaseTerms { subject })?;
-    sign(&terms, subject, &operator, now_us)
-}
-
-/// Longest difference between the agent's time and ours when it asks for a signature, µs.
-const MAX_DIFFERENCE_US: u64 = 300 * 1_000_000;
-
-/// Signs what the agent asks for, if it is what the operator asked for.
-fn sign(
-    terms: &ReleaseTerms,
-    subject: Prefix,
-    operator: &Signer,
-    now_us: u64,
-) -> Result<String, CliError> {
-    let refuse = |why: &str| {
-        CliError::Failed(format!(
-            "the agent asked for a signature that was not given: {why}"
-        ))
-    };
-    let bytes = STANDARD
-        .decode(&terms.release)
-        .map_err(|_| refuse("it is not base64"))?;
-    let release = OperatorRelease::from_bytes(&bytes).map_err(|e| refuse(&e.to_string()))?;
-    if release.subject != subject {
-        return Err(refuse(&format!(
-            "it is for {}, not for {subject}",
-            release.subject
-        )));
-    }
-    if release.issued_at_us.abs_diff(now_us) > MAX_DIFFERENCE_US {
-        return Err(refuse(
-            "it is from another time; is the agent's clock right?",
-        ));
-    }
-    let OperatorRelease {
-        mesh,
-        epoch_hash,
-        issued_at_us,
-        valid_for_s,
-        ..
-    } = release;
-    if release != OperatorRelease::new(mesh, epoch_hash, subject, issued_at_us, valid_for_s) {
-        return Err(refuse("it contradicts itself"));
-    }
-    Ok(STANDARD.encode(release.sign(operator).to_bytes()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mesh::decision::SignedRelease;
-    use crate::mesh::genesis::{Genesis, Params};
-    use crate::mesh::ids::{Hash, IncidentId, Name};
-
-    const NOW: u64 = 1_700_000_000_000_000;
-
-    fn release(subject: &str) -> (OperatorRelease, Genesis) {
-        let genesis = Genesis {
-            mesh_name: Name::new("lab").unwrap(),
-            operator_key: Signer::from_secret(&[1; 32]).public(),
-            created_unix_us: NOW,
-            params: Params::default(),
-        };
-        let subject = subject.parse().unwrap();
-        (
-            OperatorRelease::new(genesis.mesh_id(), Hash([2; 32]), subject, NOW, 600),
-            genesis,
-        )
-    }
-
-    fn signed(release: &OperatorRelease, now_us: u64) -> Result<String, CliError> {
-        let terms = ReleaseTerms {
-            release: STANDARD.encode(release.to_bytes()),
-        };
-        sign(
-            &terms,
-            "192.0.2.1".parse().unwrap(),
-            &Signer::from_secret(&[1; 32]),
-            now_us,
-        )
-    }
-
-    #[test]
-    fn the_release_that_was_asked_for_is_signed_so_that_the_mesh_takes_it() {
-        let (release, genesis) = release("192.0.2.1");
-        let bytes = STANDARD.decode(signed(&release, NOW).unwrap()).unwrap();
-        let signed = SignedRelease::from_bytes(&bytes).unwrap();
-        assert_eq!(signed.release, release);
-        assert_eq!(signed.verify(&genesis), Ok(()));
-    }
-
-    #[test]
-    fn an_agent_does_not_get_another_signature_out_of_the_operator() {
-        let (other, _) = release("192.0.2.2");
-        let (mut forged, _) = release("192.0.2.1");
-        forged.incident = IncidentId([9; 32]);
-        let (good, _) = release("192.0.2.1");
-        for (result, why) in [
-            (signed(&other, NOW), "not for 192.0.2.1"),
-            (signed(&forged, NOW), "contradicts itself"),
-            (signed(&good, NOW + 301_000_000), "another time"),
-        ] {
-            let error = result.unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
-        }
-        let nonsense = ReleaseTerms {
-            release: "AAAA".to_owned(),
-        };
-        assert!(
-            sign(
-                &nonsense,
-                "192.0.2.1".parse().unwrap(),
-                &Signer::from_secret(&[1; 32]),
-                NOW
-            )
-            .is_err()
-        );
-    }
 }

@@ -57,6 +57,7 @@ fn by(decision: &DecisionView) -> String {
         (Origin::Operator, DecisionScope::Mesh) => "operator, mesh".to_owned(),
         (Origin::Quorum, DecisionScope::Node) => "mesh, this node".to_owned(),
         (Origin::Unilateral, DecisionScope::Mesh) => "this node, mesh".to_owned(),
+        (Origin::Quarantine, _) => "quarantine".to_owned(),
     }
 }
 

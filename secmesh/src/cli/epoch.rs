@@ -230,9 +230,12 @@ mod tests {
             zone: "z".to_owned(),
             address: None,
             connected: true,
+            liveness: None,
+            reachable: true,
             weight: 100,
             trust: 100,
             equivocated: false,
+            quarantined: false,
             this_node: false,
         };
         let (a, b) = ("aa".repeat(16), "aabb".repeat(8));

@@ -6,6 +6,7 @@
 
 mod alerts;
 mod args;
+mod asked;
 mod capture;
 mod control;
 mod decisions;
@@ -23,6 +24,7 @@ mod lists;
 mod node;
 mod output;
 mod progress;
+mod quarantine;
 mod replay;
 mod run;
 mod show;
@@ -45,7 +47,7 @@ use crate::api::client;
 use crate::api::types::Request;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
-use args::{AllowCommand, DecisionsCommand, LedgerCommand, PeersCommand};
+use args::{AllowCommand, DecisionsCommand, LedgerCommand, MeshCommand, PeersCommand};
 use output::{Out, Paint};
 
 const DEFAULT_CONFIG: &str = "/etc/secmesh/secmesh.toml";
@@ -93,6 +95,7 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
             command: Some(PeersCommand::Remove { node, operator_key }),
         } => epoch::remove(context, &node, &operator_key, out),
         Command::Epoch => epoch::epoch(context, out),
+        Command::Mesh(MeshCommand::Digest) => show::digest(context, out),
         Command::Trust { node } => trust::trust(context, node, out),
         Command::Alerts { limit } => show::alerts(context, limit, out),
         Command::Flows { limit, follow } => watch::flows(context, limit, follow, out),
@@ -113,6 +116,14 @@ fn dispatch(context: &Context, command: Command, out: &mut Out<'_>) -> Result<()
         }
         Command::Decisions(DecisionsCommand::Delete(args)) | Command::Unblock(args) => {
             control::unblock(context, &args, out)
+        }
+        Command::Quarantine {
+            node,
+            reason,
+            operator_key,
+        } => quarantine::quarantine(context, &node, reason, operator_key.as_deref(), out),
+        Command::Readmit { node, operator_key } => {
+            quarantine::readmit(context, &node, operator_key.as_deref(), out)
         }
         Command::Allow(AllowCommand::Add { prefix, reason }) => {
             control::done(context, &Request::AllowAdd { prefix, reason }, out)

@@ -13,6 +13,7 @@ use super::{
 use crate::addr::Prefix;
 use crate::api::types::{AllowView, DecisionView, MetricsText, PendingConfirm, Request, Status};
 use crate::dataplane::Mode;
+use crate::mesh::engine::Digest;
 
 /// Asks, and prints the answer as it came or as `text` makes it.
 fn answer<T: DeserializeOwned>(
@@ -45,6 +46,35 @@ pub fn peers(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
         &Request::Peers {},
         out,
         |peers: &Vec<_>, _, paint| status_text::peers(peers, paint),
+    )
+}
+
+/// `secmesh mesh digest`
+pub fn digest(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
+    answer(
+        context,
+        &Request::MeshDigest {},
+        out,
+        |digest: &Digest, _, _| {
+            let Digest {
+                epoch,
+                epoch_hash,
+                members,
+                roster,
+                liars,
+                decisions,
+                decisions_hash,
+                statements,
+                evidence,
+                trust,
+                all,
+            } = digest;
+            format!(
+                "epoch      {epoch_hash} {epoch}\nroster     {roster} {members} members\n\
+                 liars      {liars}\ndecisions  {decisions_hash} {decisions}\n\
+                 evidence   {evidence} {statements} statements\ntrust      {trust}\nall        {all}\n"
+            )
+        },
     )
 }
 

@@ -6,10 +6,11 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::output::{Paint, Style, clean};
-use super::table::{Table, plain, styled};
+use super::table::{Cell, Table, plain, styled};
 use super::time::{count, grouped, span};
 use crate::api::types::{FlowsView, Peer, Status, WaitingInterface};
 use crate::dataplane::{AttachMode, CookieMode, Egress, Mode};
+use crate::mesh::swim::Liveness;
 
 /// Blocks listed as not enforced; the rest is counted.
 const MAX_LISTED: usize = 10;
@@ -77,6 +78,9 @@ pub fn status(status: &Status, all: bool, paint: Paint) -> String {
         );
     }
     line("quorum", quorum(&status.quorum, paint));
+    for node in &status.quarantined {
+        line("cut off", super::quarantine::line(node, paint));
+    }
     line("blocks", blocks(status, paint));
     if status.lists.lists > 0 {
         line("lists", lists(status, paint));
@@ -379,19 +383,32 @@ fn counters(
     }
 }
 
+/// Whether a peer is there, and how that is known.
+fn liveness(peer: &Peer) -> Cell {
+    match (peer.connected, peer.liveness) {
+        (true, None | Some(Liveness::Alive)) => styled("connected", Style::Good),
+        (true, Some(Liveness::Suspect)) => styled("connected, suspect", Style::Warning),
+        (true, Some(Liveness::Down)) => styled("down (connected, silent)", Style::Bad),
+        (false, Some(Liveness::Alive)) => styled("alive through others", Style::Warning),
+        (false, Some(Liveness::Suspect)) => styled("suspect, not connected", Style::Warning),
+        (false, Some(Liveness::Down)) => styled("down", Style::Bad),
+        (false, None) => styled("not connected", Style::Warning),
+    }
+}
+
 /// The nodes of the mesh.
 pub fn peers(peers: &[Peer], paint: Paint) -> String {
     let headings = ["NAME", "ID", "ZONE", "ADDRESS", "WEIGHT", "TRUST", "STATE"];
     let mut table = Table::new(&headings).right(&[4, 5]);
     for peer in peers {
-        let state = if peer.equivocated {
+        let state = if peer.quarantined {
+            styled("quarantined", Style::Bad)
+        } else if peer.equivocated {
             styled("proved to lie, counts nothing", Style::Bad)
         } else if peer.this_node {
             styled("this node", Style::Dim)
-        } else if peer.connected {
-            styled("connected", Style::Good)
         } else {
-            styled("not connected", Style::Warning)
+            liveness(peer)
         };
         table.row(vec![
             plain(&peer.name),

@@ -29,6 +29,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::Prefix;
+use crate::mesh::engine::Automatic;
 use check::Checker;
 pub use cookies::{CookiesConfig, MAX_COOKIE_PORTS};
 pub use detect::{DetectConfig, FloodConfig, ScanConfig};
@@ -181,6 +182,8 @@ pub struct MeshConfig {
     /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise: Option<SocketAddr>,
+    /// For what this node votes to cut another node off without being told. Default `sightings`.
+    pub quarantine: Automatic,
 }
 
 impl Default for MeshConfig {
@@ -188,6 +191,7 @@ impl Default for MeshConfig {
         Self {
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 4747),
             advertise: None,
+            quarantine: Automatic::Sightings,
         }
     }
 }
@@ -398,6 +402,7 @@ impl MeshConfig {
     fn check(&self, check: &mut Checker) {
         check.socket("listen", Some(self.listen), false);
         check.socket("advertise", self.advertise, true);
+        check.choice("quarantine", Automatic::NAMES);
     }
 }
 

@@ -113,6 +113,11 @@ impl Change {
         self.old.enforce_until_ns
     }
 
+    /// The seed of the old set's tables, if what is hashed with it is taken over.
+    pub fn table_seed(&self) -> Option<u64> {
+        self.old.table_seed
+    }
+
     fn milliseconds(&self) -> u64 {
         SystemClock.mono_ns().saturating_sub(self.begun_ns) / 1_000_000
     }

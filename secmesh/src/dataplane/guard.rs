@@ -3,7 +3,7 @@
 //! A bit is set before its entry goes in and cleared after its entry came out, never the other way round.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -103,6 +103,9 @@ struct Inner {
     decisions: HashMap<(bool, u32, u32), u32>,
     /// Prefix decisions.
     prefixes: BTreeSet<Prefix>,
+    /// Decisions on one address. What is in here or above is counted in `decisions`, once; an entry that somebody
+    /// else wrote is not, and must not take another one's count when it goes.
+    singles: HashSet<IpAddr>,
     config: ConfigCell,
 }
 
@@ -141,6 +144,7 @@ impl Guard {
             shift,
             decisions: HashMap::new(),
             prefixes: BTreeSet::new(),
+            singles: HashSet::new(),
             config,
         }))))
     }
@@ -164,17 +168,14 @@ impl Guard {
     }
 
     /// Guards a decision's prefix; before its entry is written. Doing so twice is once.
-    pub fn add(&self, prefix: &Prefix, is_new: bool) -> Result<(), TableError> {
+    pub fn add(&self, prefix: &Prefix) -> Result<(), TableError> {
         let mut inner = self.lock();
         let single = prefix.is_single();
         let is_new = if single {
-            is_new
+            inner.singles.insert(prefix.addr())
         } else {
             inner.prefixes.insert(*prefix)
         };
-        if !single {
-            inner.write_wide(None)?;
-        }
         let v4 = prefix.is_ipv4();
         let places = inner.places(prefix);
         // All are counted before the first write, which may fail: a count too many keeps a bit, one too few
@@ -186,18 +187,26 @@ impl Guard {
                 *count = count.saturating_add(1);
             }
         }
+        if !single {
+            inner.write_wide(None)?;
+        }
         for place in places {
             inner.set(v4, place, GUARD_DECISION)?;
         }
         Ok(())
     }
 
-    /// Stops guarding a decision's prefix; after its entry was removed.
+    /// Stops guarding a decision's prefix; after its entry was removed. One that is not guarded is no error.
     pub fn remove(&self, prefix: &Prefix) -> Result<(), TableError> {
         let mut inner = self.lock();
         let v4 = prefix.is_ipv4();
         let single = prefix.is_single();
-        if !single && !inner.prefixes.remove(prefix) {
+        let was_guarded = if single {
+            inner.singles.remove(&prefix.addr())
+        } else {
+            inner.prefixes.remove(prefix)
+        };
+        if !was_guarded {
             return Ok(());
         }
         for place in inner.places(prefix) {

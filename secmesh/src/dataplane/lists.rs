@@ -605,7 +605,7 @@ fn pair(addr: u128) -> [u64; 2] {
     ]
 }
 
-/// A point in Unix time in the kernel's units, rounded up; never 0.
+/// A point in Unix time in the kernel's units, rounded up; never 0. What has passed is now.
 fn kernel_expiry(unix_s: u64, now: Now) -> u32 {
     if unix_s == u64::MAX {
         return EXPIRY_NEVER;

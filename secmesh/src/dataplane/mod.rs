@@ -305,6 +305,7 @@ impl Dataplane {
                 c.table_seed = options.seed.rotate_left(32);
             }
             if let Some(change) = &change {
+                c.table_seed = change.table_seed().unwrap_or(c.table_seed);
                 c.mode = change.mode();
                 c.enforce_until_ns = change.enforce_until_ns();
             }

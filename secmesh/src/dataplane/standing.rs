@@ -99,6 +99,8 @@ pub(super) struct OldSet {
     pub schema: u32,
     pub mode: u32,
     pub enforce_until_ns: u64,
+    /// What the tags of verified clients are hashed with; none if its maps are not of our schema, which start empty.
+    pub table_seed: Option<u64>,
     pub maps: Vec<OldMap>,
     /// Why it cannot be gone on with as it is.
     pub why: String,
@@ -175,6 +177,7 @@ pub(super) fn look(dir: &Path, options: &LoadOptions) -> Result<Standing, Datapl
         Some(types) => types.integer("Config", name, len),
         None if schema == SCHEMA => match name {
             "mode" => Some(offset_of!(secmesh_common::config::Config, mode)),
+            "table_seed" => Some(offset_of!(secmesh_common::config::Config, table_seed)),
             _ => Some(offset_of!(secmesh_common::config::Config, enforce_until_ns)),
         },
         None => None,
@@ -182,13 +185,16 @@ pub(super) fn look(dir: &Path, options: &LoadOptions) -> Result<Standing, Datapl
     let mode = field("mode", 4)
         .and_then(|at| word(&value, at))
         .ok_or_else(|| not_understood(&config_path, schema))?;
-    let enforce_until_ns = field("enforce_until_ns", 8)
-        .and_then(|at| value.get(at..at + 8)?.try_into().ok())
-        .map_or(0, u64::from_ne_bytes);
+    let long = |name| {
+        field(name, 8)
+            .and_then(|at| value.get(at..at + 8)?.try_into().ok())
+            .map(u64::from_ne_bytes)
+    };
     Ok(Standing::Other(Box::new(OldSet {
         schema,
         mode,
-        enforce_until_ns,
+        enforce_until_ns: long("enforce_until_ns").unwrap_or(0),
+        table_seed: long("table_seed").filter(|_| schema == SCHEMA),
         maps: open_all(dir, schema)?,
         why,
     })))

@@ -150,7 +150,7 @@ impl BlockTable {
         let singles6 = self.exact6.keys().flatten().map(|k| IpAddr::from(k.addr));
         let singles = singles4.chain(singles6).map(Prefix::host);
         for prefix in self.known.iter().copied().chain(singles) {
-            if let Err(error) = self.guard.add(&prefix, true) {
+            if let Err(error) = self.guard.add(&prefix) {
                 warn!(%prefix, %error, "a block of an earlier agent is not guarded; it is written again soon");
             }
         }
@@ -173,7 +173,7 @@ impl BlockTable {
         let old = self.get(prefix);
         let is_new = old.is_none();
         let old = old.unwrap_or_default();
-        self.guard.add(prefix, is_new)?;
+        self.guard.add(prefix)?;
         let entry = BlockEntry {
             expires_ns,
             rule,
@@ -223,15 +223,10 @@ impl BlockTable {
     ///
     /// The kernel's refusal.
     pub fn remove(&mut self, prefix: &Prefix) -> Result<(), TableError> {
-        if self.entry(prefix).is_none() {
-            return Ok(());
-        }
-        self.remove_stray(prefix)?;
-        self.guard.remove(prefix)
+        self.remove_stray(prefix).map(drop)
     }
 
-    /// Removes an entry that this table did not write, and says whether it was there. Nothing guards it, so
-    /// no guard is lifted.
+    /// Removes an entry, and the guard if this table put it there, and says whether it was there.
     ///
     /// # Errors
     ///
@@ -255,6 +250,7 @@ impl BlockTable {
         }?;
         self.known.remove(prefix);
         self.cool(prefix)?;
+        self.guard.remove(prefix)?;
         Ok(was_there)
     }
 

@@ -100,7 +100,11 @@ pub fn attack_id(class: AttackClass) -> &'static str {
         AttackClass::SynFlood => "T1499.001",
         AttackClass::UdpFlood | AttackClass::IcmpFlood => "T1498.001",
         AttackClass::PortScan => "T1595.001",
-        AttackClass::Network | AttackClass::Manual => "",
+        AttackClass::Network
+        | AttackClass::Misconduct
+        | AttackClass::HostileNode
+        | AttackClass::MeshAbuse
+        | AttackClass::Manual => "",
     }
 }
 

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{AuthorKeys, CheckpointError, SignedCheckpoint};
 use super::format::{BodyHead, MAX_BODY, body_head, encode_body};
+use super::open::Growing;
 use super::reader::{Entry, walk};
 use super::segment::{EntryRef, Visit};
-use super::{Header, LedgerError, LogTree, published};
+use super::{Header, LedgerError, published};
 use crate::merkle::{self, Hash, MAX_PROOF, MerkleError};
 use crate::mesh::admission::{AdmissionError, AdmittedRecord};
 use crate::mesh::crypto::CryptoError;
@@ -117,25 +118,20 @@ pub fn witnesses(
     Ok(found)
 }
 
+/// The tree of a ledger, and one of its entries.
 struct Find {
     entry: u64,
-    tree: Option<LogTree>,
-    dir: std::path::PathBuf,
+    growing: Growing,
     found: Option<Vec<u8>>,
 }
 
 impl Visit for Find {
     fn segment(&mut self, header: &Header) {
-        match &mut self.tree {
-            Some(tree) => tree.next_segment(),
-            None => self.tree = Some(LogTree::new(self.dir.clone(), header.start.clone())),
-        }
+        self.growing.segment(header);
     }
 
     fn entry(&mut self, entry: &EntryRef<'_>) {
-        if let Some(tree) = &mut self.tree {
-            tree.push(entry.leaf);
-        }
+        self.growing.entry(entry);
         if entry.head.seq == self.entry {
             self.found = Some(encode_body(entry.head, entry.payload));
         }
@@ -156,8 +152,7 @@ impl ProofFile {
     ) -> Result<Self, LedgerError> {
         let mut find = Find {
             entry,
-            tree: None,
-            dir: dir.to_owned(),
+            growing: Growing::new(dir),
             found: None,
         };
         let whole = walk(dir, &mut find)?;
@@ -168,9 +163,9 @@ impl ProofFile {
         };
         let not = |why: String| LedgerError::NotProvable(entry, why);
         let signed = published(dir, &author, &whole)?.ok_or_else(|| {
-            not("there is no checkpoint beside the segments; an agent makes one every half minute, and a copy needs the whole directory".to_owned())
+            not("there is no checkpoint beside the segments; a running agent makes one every so often (`[ledger] checkpoint`), and a copy needs the whole directory".to_owned())
         })?;
-        let (Some(leaf), Some(tree)) = (find.found, find.tree) else {
+        let (Some(leaf), Some(tree)) = (find.found, find.growing.tree) else {
             return Err(not(format!(
                 "the ledger has entries {} to {}",
                 whole.header.start.size().saturating_add(1),
@@ -180,7 +175,7 @@ impl ProofFile {
         let size = signed.checkpoint.size;
         if entry > size {
             return Err(not(format!(
-                "the last checkpoint covers {size} entries; a running agent makes the next within half a minute"
+                "the last checkpoint covers {size} entries; a running agent makes the next after `[ledger] checkpoint`"
             )));
         }
         let inclusion = merkle::inclusion(&tree, entry.saturating_sub(1), size)?;

@@ -39,7 +39,7 @@ struct Needed {
 impl Visit for Needed {
     fn entry(&mut self, entry: &EntryRef<'_>) {
         // Votes, decisions, effects, proofs, and what was carried; the rest is not worth decoding.
-        if !matches!(entry.head.kind, 4 | 6 | 7 | 12 | 16 | 17) {
+        if !matches!(entry.head.kind, 4 | 6 | 7 | 12 | 16 | 17 | 25) {
             return;
         }
         let Ok(record) = serde_json::from_slice(entry.payload) else {
@@ -84,6 +84,17 @@ impl Needed {
             Record::Equivocation { voter, .. } => {
                 let key = format!("vote {voter}");
                 put(&mut self.proofs, key, kept);
+            }
+            // The last word on a node; what came before it no longer counts.
+            Record::Quarantine { node, .. } => {
+                let key = format!("quarantine {node}");
+                if self
+                    .proofs
+                    .get(&key)
+                    .is_none_or(|known| known.entry <= kept.entry)
+                {
+                    put(&mut self.proofs, key, kept);
+                }
             }
             Record::LedgerFork { node, .. } => {
                 let key = format!("ledger {node}");

@@ -56,7 +56,6 @@ use std::path::PathBuf;
 
 use format::Header;
 use reader::published;
-use tree::LogTree;
 
 use crate::merkle::MerkleError;
 use crate::mesh::pq::PqError;

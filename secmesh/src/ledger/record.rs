@@ -176,6 +176,64 @@ pub enum Record {
         /// The signed removal.
         removal: String,
     },
+    /// A node was cut off, or taken back.
+    Quarantine {
+        /// Id of the node.
+        node: String,
+        /// Its name.
+        name: String,
+        /// `quarantined` or `readmitted`.
+        what: String,
+        /// Why: `misconduct`, `hostile_node`, `mesh_abuse` or `manual`.
+        class: String,
+        /// Id of the decision.
+        decision: String,
+        /// When this node learned of it.
+        certified_unix_us: u64,
+        /// Where the node was met.
+        addresses: Vec<String>,
+        /// The votes, or the operator's order.
+        warrant: String,
+    },
+    /// What became of a block that this node made alone while the mesh could not decide.
+    Ratification {
+        /// Id of the decision.
+        decision: String,
+        /// The address.
+        subject: String,
+        /// `proposed`, `ratified` or `expired`.
+        what: String,
+    },
+    /// An operator asked for something about a node.
+    Asked {
+        /// `quarantine` or `readmit`.
+        what: String,
+        /// Id of the node.
+        subject: String,
+        /// Who asked.
+        by: String,
+        /// Whether with the operator key.
+        signed: bool,
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// The failure detector found a node in another state than before; at most one per node, state and minute.
+    Liveness {
+        /// Id of the node.
+        node: String,
+        /// `alive`, `suspect` or `down`.
+        state: String,
+    },
+    /// What the reachable nodes can decide has changed.
+    Quorum {
+        /// `FULL`, `DEGRADED`, `ISOLATED`, `SINGLE` or `NOT-BFT`.
+        state: String,
+        /// Weight in reach.
+        reachable: u64,
+        /// Weight of all.
+        total: u64,
+    },
     /// Messages were refused.
     Refused {
         /// Whose: an address or a node id.
@@ -232,6 +290,11 @@ impl Record {
             Self::Epoch { .. } => 22,
             Self::Removal { .. } => 23,
             Self::EpochSeal { .. } => 24,
+            Self::Quarantine { .. } => 25,
+            Self::Asked { .. } => 26,
+            Self::Liveness { .. } => 32,
+            Self::Quorum { .. } => 33,
+            Self::Ratification { .. } => 27,
         }
     }
 }

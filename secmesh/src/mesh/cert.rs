@@ -8,6 +8,7 @@ use super::crypto::{CryptoError, SignatureBytes};
 use super::genesis::Params;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, Zone};
 use super::roster::Roster;
+use super::simulation::{Bug, planted, planted_total};
 use super::vote::{Action, ActionError, ActionKind, SignedVote, Verdict, Vote};
 use super::wire::{Decoder, Encoder, WireError};
 
@@ -64,6 +65,14 @@ pub enum CertError {
         /// Weight of the whole roster.
         total: u64,
     },
+    /// Those who saw it themselves might all be liars.
+    #[error("nodes with {weight} weight saw it themselves; to cut a node off it takes {needed}")]
+    WitnessesTooLight {
+        /// Their weight.
+        weight: u64,
+        /// Weight that one honest node has to be among.
+        needed: u64,
+    },
     /// Not enough nodes saw it themselves.
     #[error(
         "{confirms} nodes in {zones} zones saw it themselves; it takes {confirms_needed} in \
@@ -102,6 +111,23 @@ pub struct CertVote {
     pub valid_for_s: u32,
     /// By the voter over the whole [`Vote`].
     pub signature: SignatureBytes,
+}
+
+impl From<&SignedVote> for CertVote {
+    fn from(signed: &SignedVote) -> Self {
+        let vote = &signed.vote;
+        Self {
+            voter: vote.voter,
+            incarnation: vote.incarnation,
+            verdict: vote.verdict,
+            evidence_root: vote.evidence_root,
+            detector_hash: vote.detector_hash,
+            sequence: vote.sequence,
+            issued_at_us: vote.issued_at_us,
+            valid_for_s: vote.valid_for_s,
+            signature: signed.signature,
+        }
+    }
 }
 
 /// Enough votes for one action.
@@ -149,6 +175,10 @@ pub struct CertVerdict {
     pub confirms: usize,
     /// Nodes that have to have.
     pub confirms_needed: usize,
+    /// Weight of those nodes.
+    pub confirm_weight: u64,
+    /// Weight that they have to have: `T_lo` where a node is to be cut off, so that one of them is honest.
+    pub confirm_weight_needed: u64,
     /// Zones of those nodes.
     pub zones: usize,
     /// Zones they have to be in.
@@ -171,13 +201,16 @@ impl CertVerdict {
     ) -> Self {
         let mut weight = 0_u64;
         let mut confirms = 0;
+        let mut confirm_weight = 0_u64;
         let mut zones: BTreeSet<&Zone> = BTreeSet::new();
         let mut counted = Vec::new();
         for (voter, verdict, issued_at_us) in votes {
             let member = roster.get(&voter);
             let own = match member {
                 Some(m)
-                    if !zeroed.contains(&voter) && !roster.is_subject(&voter, &action.subject) =>
+                    if (!zeroed.contains(&voter) || planted(Bug::LiarKeepsWeight))
+                        && (!roster.is_subject(&voter, &action.subject)
+                            || planted(Bug::SubjectVotes)) =>
                 {
                     u64::from(m.weight)
                 }
@@ -189,40 +222,77 @@ impl CertVerdict {
                 weight: own,
                 issued_at_us,
             });
-            if own == 0 || !matches!(verdict, Verdict::Confirm | Verdict::Concur) {
+            let agrees =
+                matches!(verdict, Verdict::Confirm | Verdict::Concur) || planted(Bug::RejectAgrees);
+            if own == 0 || !agrees {
                 continue;
             }
             weight = weight.saturating_add(own);
             if let (Verdict::Confirm, Some(member)) = (verdict, member) {
                 confirms += 1;
+                confirm_weight = confirm_weight.saturating_add(own);
                 zones.insert(&member.record.zone);
             }
         }
         let (confirms_needed, zones_needed) = match action.kind {
             ActionKind::Block => (
-                roster.voters().clamp(1, 2),
-                roster.zones().len().clamp(1, 2),
+                roster
+                    .voters()
+                    .clamp(1, if planted(Bug::OneWitness) { 1 } else { 2 }),
+                roster
+                    .zone_count()
+                    .clamp(1, if planted(Bug::ZonesIgnored) { 1 } else { 2 }),
             ),
-            ActionKind::Release => (0, 0),
+            // Never on one node's word, in however small a mesh.
+            ActionKind::Quarantine => (2, roster.zone_count().clamp(1, 2)),
+            ActionKind::Release | ActionKind::Readmit => (0, 0),
         };
         Self {
             weight,
-            needed: match action.kind {
-                ActionKind::Block if action.is_class_2() => roster.needed_class_2(),
-                ActionKind::Block | ActionKind::Release => roster.needed(),
-            },
+            needed: Self::needed(roster, action),
             total: roster.total(),
             confirms,
             confirms_needed,
+            confirm_weight,
+            confirm_weight_needed: match action.kind {
+                ActionKind::Quarantine => roster.t_lo(),
+                _ => 0,
+            },
             zones: zones.len(),
             zones_needed,
             votes: counted,
         }
     }
 
+    /// Whether so many agreeing votes could be enough if each had the largest weight there is. Cheap; says yes too
+    /// often, never no where [`Self::check`] says yes.
+    pub fn could_suffice(roster: &Roster, action: &Action, agreeing: usize) -> bool {
+        let most = u64::try_from(agreeing)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(u64::from(roster.max_weight()));
+        most >= Self::needed(roster, action)
+    }
+
+    /// Weight that an action needs.
+    fn needed(roster: &Roster, action: &Action) -> u64 {
+        match action.kind {
+            ActionKind::Block if action.is_class_2() && !planted(Bug::TLoForClass2) => {
+                planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
+            }
+            ActionKind::Block | ActionKind::Release => {
+                planted_total(roster, action, 1).unwrap_or_else(|| roster.needed())
+            }
+            ActionKind::Quarantine | ActionKind::Readmit => {
+                planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
+            }
+        }
+    }
+
     /// Whether enough nodes saw it themselves.
     pub const fn witnessed(&self) -> bool {
-        self.confirms >= self.confirms_needed && self.zones >= self.zones_needed
+        self.confirms >= self.confirms_needed
+            && self.zones >= self.zones_needed
+            && self.confirm_weight >= self.confirm_weight_needed
     }
 
     /// Whether the action may be taken.
@@ -237,12 +307,18 @@ impl CertVerdict {
                 total: self.total,
             });
         }
-        if !self.witnessed() {
+        if self.confirms < self.confirms_needed || self.zones < self.zones_needed {
             return Err(CertError::TooFewWitnesses {
                 confirms: self.confirms,
                 confirms_needed: self.confirms_needed,
                 zones: self.zones,
                 zones_needed: self.zones_needed,
+            });
+        }
+        if self.confirm_weight < self.confirm_weight_needed {
+            return Err(CertError::WitnessesTooLight {
+                weight: self.confirm_weight,
+                needed: self.confirm_weight_needed,
             });
         }
         Ok(())
@@ -429,16 +505,18 @@ impl Certificate {
         let mut earliest_end = u64::MAX;
         for signed in self.signed_votes() {
             let vote = &signed.vote;
-            if !matches!(vote.verdict, Verdict::Confirm | Verdict::Concur) {
+            if !matches!(vote.verdict, Verdict::Confirm | Verdict::Concur)
+                && !planted(Bug::RejectAgrees)
+            {
                 return Err(CertError::Malformed(WireError::Invalid {
                     field: "verdict",
                     why: "only confirm and concur belong into a certificate",
                 }));
             }
-            if vote.round != 0 && self.action.kind == ActionKind::Block {
+            if vote.round != 0 && !self.action.kind.lifts() {
                 return Err(CertError::Malformed(WireError::Invalid {
                     field: "round",
-                    why: "a block has round 0",
+                    why: "a block or quarantine has round 0",
                 }));
             }
             vote.check_times(params)?;

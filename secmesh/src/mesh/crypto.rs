@@ -10,6 +10,7 @@ use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
 
 use super::ids::to_hex;
+use super::simulation::{self, Bug, planted};
 
 /// An Ed25519 public key.
 pub type PublicKey = [u8; 32];
@@ -61,9 +62,14 @@ pub fn verify(
     message: &[u8],
     signature: &SignatureBytes,
 ) -> Result<(), CryptoError> {
-    usable_key(key)?
-        .verify_strict(message, &Signature::from_bytes(signature))
-        .map_err(|_| CryptoError::BadSignature)
+    if planted(Bug::SignatureUnchecked) {
+        return Ok(());
+    }
+    simulation::remembered(key, message, signature, || {
+        usable_key(key)?
+            .verify_strict(message, &Signature::from_bytes(signature))
+            .map_err(|_| CryptoError::BadSignature)
+    })
 }
 
 /// SHA-256.

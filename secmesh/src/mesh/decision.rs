@@ -3,10 +3,10 @@
 use super::cert::{CertVerdict, Certificate};
 use super::crypto::{self, CryptoError, SignatureBytes, Signer};
 use super::genesis::Genesis;
-use super::ids::{DecisionId, Hash, IncidentId, MeshId};
-use super::vote::{Action, ActionError, bucket_of};
+use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId};
+use super::subject::Subject;
+use super::vote::{Action, ActionError, ActionKind, AttackClass, bucket_of};
 use super::wire::{Decoder, Encoder, WireError};
-use crate::addr::Prefix;
 
 const RELEASE_TAG: &str = "secmesh/operator-release/1";
 const WARRANT_TAG: &str = "secmesh/warrant/1";
@@ -31,16 +31,27 @@ pub enum ReleaseError {
     Signature(#[from] CryptoError),
 }
 
-/// An operator's word that a block shall end; it takes no votes.
+/// Whether this is what an operator's signature alone may bring about: everything but blocks.
+fn is_ordered(action: &Action) -> bool {
+    let ordered = match (action.kind, action.subject) {
+        (ActionKind::Release, Subject::Net(prefix)) => Action::release(prefix),
+        (ActionKind::Quarantine, Subject::Node(node)) => OperatorRelease::quarantine(node),
+        (ActionKind::Readmit, Subject::Node(node)) => Action::readmit(node),
+        _ => return false,
+    };
+    *action == ordered
+}
+
+/// An operator's word that a block shall end, or that a node is cut off or taken back; it takes no votes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OperatorRelease {
     /// Mesh.
     pub mesh: MeshId,
     /// Hash of the epoch in which it was signed; part of the incident id.
     pub epoch_hash: Hash,
-    /// Who is let in again.
-    pub subject: Prefix,
-    /// The incident id of releasing `subject` in the bucket of `issued_at_us`.
+    /// What is ordered.
+    pub action: Action,
+    /// The incident id of `action` in the bucket of `issued_at_us`.
     pub incident: IncidentId,
     /// When it was signed, microseconds since 1970.
     pub issued_at_us: u64,
@@ -49,19 +60,18 @@ pub struct OperatorRelease {
 }
 
 impl OperatorRelease {
-    /// The release of `subject`, ready to be signed.
+    /// An order for `action`, ready to be signed. [`SignedRelease::verify`] refuses blocks.
     pub fn new(
         mesh: MeshId,
         epoch_hash: Hash,
-        subject: Prefix,
+        action: Action,
         issued_at_us: u64,
         valid_for_s: u32,
     ) -> Self {
-        let action = Action::release(subject);
         Self {
             mesh,
             epoch_hash,
-            subject,
+            action,
             incident: action.incident(mesh, epoch_hash, bucket_of(issued_at_us)),
             issued_at_us,
             valid_for_s,
@@ -70,7 +80,17 @@ impl OperatorRelease {
 
     /// The action.
     pub const fn action(&self) -> Action {
-        Action::release(self.subject)
+        self.action
+    }
+
+    /// Whom it concerns.
+    pub const fn subject(&self) -> Subject {
+        self.action.subject
+    }
+
+    /// A quarantine of a node.
+    pub const fn quarantine(node: NodeId) -> Action {
+        Action::quarantine(node, AttackClass::Manual)
     }
 
     /// Canonical bytes; what the operator signs.
@@ -90,16 +110,16 @@ impl OperatorRelease {
         let mesh = MeshId(d.fixed("mesh")?);
         let epoch_hash = Hash(d.fixed("epoch_hash")?);
         let action = Action::read(d)?;
-        if action != Action::release(action.subject) {
+        if !is_ordered(&action) {
             return Err(WireError::Invalid {
                 field: "action",
-                why: "not a release",
+                why: "neither a release nor an order about a node",
             });
         }
         Ok(Self {
             mesh,
             epoch_hash,
-            subject: action.subject,
+            action,
             incident: IncidentId(d.fixed("incident")?),
             issued_at_us: d.u64("issued_at_us")?,
             valid_for_s: d.u32("valid_for_s")?,
@@ -170,11 +190,14 @@ impl SignedRelease {
         let expected = OperatorRelease::new(
             release.mesh,
             release.epoch_hash,
-            release.subject,
+            release.action,
             release.issued_at_us,
             release.valid_for_s,
         );
-        if *release != expected || !(1..=MAX_RELEASE_VALID_S).contains(&release.valid_for_s) {
+        if *release != expected
+            || !is_ordered(&release.action)
+            || !(1..=MAX_RELEASE_VALID_S).contains(&release.valid_for_s)
+        {
             return Err(ReleaseError::Malformed);
         }
         Ok(crypto::verify(
@@ -190,7 +213,7 @@ impl SignedRelease {
 pub enum Warrant {
     /// Enough votes.
     Votes(Certificate),
-    /// The operator's signature (releases only).
+    /// The operator's signature (not for blocks).
     Operator(SignedRelease),
 }
 

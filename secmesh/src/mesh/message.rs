@@ -8,10 +8,12 @@ use super::epoch::{
     CertifiedEpoch, EpochProof, EpochSeal, Proposal, SignedEpochVote, SignedRemoval,
 };
 use super::evidence::EvidenceMessage;
+use super::ids::{DecisionId, IncidentId};
 use super::inventory::Inventory;
 use super::roster::Roster;
+use super::swim::SwimMessage;
 use super::vote::{Ballot, SignedVote};
-use super::wire::{Decoder, Encoder, MAX_MESSAGE, WireError};
+use super::wire::{Decoder, Encoder, MAX_MESSAGE, UNKNOWN_CODE, WireError};
 use super::witness::LedgerMessage;
 
 const TAG: &str = "secmesh/msg/1";
@@ -108,6 +110,17 @@ impl EquivocationProof {
     }
 }
 
+/// That a node has a certificate; whoever lacks it asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Announcement {
+    /// What was decided.
+    pub decision: DecisionId,
+    /// On which incident.
+    pub incident: IncidentId,
+    /// In which round.
+    pub round: u32,
+}
+
 /// A message between two nodes, at most [`MAX_MESSAGE`] bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -139,12 +152,18 @@ pub enum Message {
     EpochSeal(Box<EpochSeal>),
     /// The operator removes a node.
     Removal(Box<SignedRemoval>),
+    /// The sender has a certificate.
+    Decided(Announcement),
+    /// The sender wants the certificate of a decision that was announced.
+    WantDecision(DecisionId),
     /// Several of the others (never a batch), each as its own encoding.
     Batch(Vec<Vec<u8>>),
     /// Kinds 24 to 29: statements and what it takes to compare them.
     Evidence(Box<EvidenceMessage>),
     /// Kinds 30 and 31: what the sender has of everything else.
     Inventory(Box<Inventory>),
+    /// Kind 32: who is still there.
+    Swim(Box<SwimMessage>),
 }
 
 impl Message {
@@ -166,6 +185,12 @@ impl Message {
             Self::EpochLie(proof) => e.u8(20).fixed(&proof.to_bytes()),
             Self::EpochSeal(seal) => e.u8(22).fixed(&seal.to_bytes()),
             Self::Removal(removal) => e.u8(21).fixed(&removal.to_bytes()),
+            Self::Decided(announced) => e
+                .u8(40)
+                .fixed(announced.decision.as_bytes())
+                .fixed(announced.incident.as_bytes())
+                .u32(announced.round),
+            Self::WantDecision(id) => e.u8(41).fixed(id.as_bytes()),
             Self::Batch(parts) => {
                 e.u8(7);
                 for part in parts {
@@ -183,6 +208,11 @@ impl Message {
             }
             Self::Evidence(message) => {
                 e.u8(message.kind());
+                message.write(&mut e);
+                &mut e
+            }
+            Self::Swim(message) => {
+                e.u8(SwimMessage::KIND);
                 message.write(&mut e);
                 &mut e
             }
@@ -226,6 +256,20 @@ impl Message {
             20 => Self::EpochLie(Box::new(EpochProof::from_bytes(body)?)),
             21 => Self::Removal(Box::new(SignedRemoval::from_bytes(body)?)),
             22 => Self::EpochSeal(Box::new(EpochSeal::from_bytes(body)?)),
+            40 => {
+                let announced = Announcement {
+                    decision: DecisionId(d.fixed("decision")?),
+                    incident: IncidentId(d.fixed("incident")?),
+                    round: d.u32("round")?,
+                };
+                d.finish()?;
+                Self::Decided(announced)
+            }
+            41 => {
+                let id = DecisionId(d.fixed("decision")?);
+                d.finish()?;
+                Self::WantDecision(id)
+            }
             7 => {
                 let mut parts = Vec::new();
                 while !d.rest().is_empty() {
@@ -234,11 +278,12 @@ impl Message {
                 Self::Batch(parts)
             }
             30..=31 => Self::Inventory(Box::new(Inventory::from_body(kind, body)?)),
+            SwimMessage::KIND => Self::Swim(Box::new(SwimMessage::from_body(body)?)),
             24..=29 => Self::Evidence(Box::new(EvidenceMessage::from_body(kind, body)?)),
             _ => {
                 return Err(WireError::Invalid {
                     field: "message kind",
-                    why: "unknown code",
+                    why: UNKNOWN_CODE,
                 });
             }
         })

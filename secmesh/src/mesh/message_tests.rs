@@ -12,7 +12,13 @@ fn all() -> Vec<Message> {
     let block = Action::block(subject(), AttackClass::SynFlood, &Params::default());
     let vote = ballot(&roster, 1, block, Verdict::Confirm, 1, T0);
     let lie = ballot(&roster, 1, block, Verdict::Reject, 2, T0);
-    let release = OperatorRelease::new(roster.mesh(), Hash([1; 32]), subject(), T0, 60);
+    let release = OperatorRelease::new(
+        roster.mesh(),
+        Hash([1; 32]),
+        Action::release(subject()),
+        T0,
+        60,
+    );
     let votes = [(1, Verdict::Confirm), (2, Verdict::Confirm)];
     vec![
         Message::Vote(Box::new(vote)),
@@ -23,6 +29,12 @@ fn all() -> Vec<Message> {
             EquivocationProof::new(vote.signed, lie.signed).unwrap(),
         )),
         Message::Release(Box::new(release.sign(&operator()))),
+        Message::Decided(Announcement {
+            decision: DecisionId([7; 32]),
+            incident: IncidentId([8; 32]),
+            round: 3,
+        }),
+        Message::WantDecision(DecisionId([7; 32])),
         Message::Batch(vec![vec![1, 2], vec![]]),
     ]
 }

@@ -17,7 +17,10 @@ pub mod join;
 pub mod message;
 pub mod pq;
 pub mod roster;
+pub mod simulation;
 pub mod store;
+pub mod subject;
+pub mod swim;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;

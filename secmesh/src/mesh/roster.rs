@@ -3,8 +3,9 @@
 //! The [`Registry`] is the grow-only set of admitted records: who may be a member. The [`Roster`] is who
 //! is one, with which weight, in one certified epoch ([`super::epoch`]); the epoch's hash is in every vote.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -16,13 +17,17 @@ use super::epoch::{EpochParams, EpochRecord};
 pub use super::genesis::{Genesis, Params, SignedGenesis};
 use super::ids::{Hash, TicketId, Zone};
 pub use super::ids::{MeshId, NodeId};
+use super::subject::Subject;
 use super::wire::Encoder;
-use crate::addr::Prefix;
 
 const EPOCH_TAG: &str = "secmesh/epoch/1";
 
 /// Most nodes in one mesh.
 pub const MAX_NODES: usize = 1_024;
+/// Most records that a [`Registry`] keeps: of a burned ticket two, and those that an epoch holds.
+pub const MAX_RECORDS: usize = 3 * MAX_NODES;
+/// Most further records of one burned ticket that are kept at hand, the latest ones.
+const MAX_SPARE: usize = 4;
 /// Weight of a node that nothing is known against or for.
 pub const NODE_WEIGHT: u32 = 100;
 
@@ -48,10 +53,16 @@ pub enum Offered {
 /// hash) stays. So all nodes that know the same records have the same roster.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    by_ticket: BTreeMap<TicketId, TicketUse>,
-    by_operator: BTreeMap<Hash, AdmittedRecord>,
+    // Shared between copies: a mesh's nodes know the same records, and a simulation has all nodes in one place.
+    by_ticket: Arc<BTreeMap<TicketId, TicketUse>>,
+    by_operator: Arc<BTreeMap<Hash, AdmittedRecord>>,
     /// All of them by the hash of the node record, burned tickets' too.
-    all: BTreeMap<Hash, AdmittedRecord>,
+    all: Arc<BTreeMap<Hash, AdmittedRecord>>,
+    /// Further records of burned tickets. They count for nothing, but other nodes may have seen another one
+    /// first, and a certified epoch may hold it.
+    spare: BTreeMap<TicketId, VecDeque<AdmittedRecord>>,
+    /// Those of them that a certified epoch holds, by hash; they are in `all` too.
+    certified: BTreeSet<Hash>,
 }
 
 /// What is known of a ticket.
@@ -72,11 +83,37 @@ impl Registry {
     /// Takes a record that [`AdmittedRecord::verify`] has accepted.
     pub fn offer(&mut self, admitted: AdmittedRecord) -> Offered {
         let (hash, copy) = (admitted.record.hash(), admitted.clone());
+        let ticket = admitted.ticket();
         let offered = self.sort_in(admitted);
         if matches!(offered, Offered::Changed | Offered::Burned) {
-            self.all.entry(hash).or_insert(copy);
+            Arc::make_mut(&mut self.all).entry(hash).or_insert(copy);
+        } else if let (Offered::Unchanged, Some(ticket)) = (offered, ticket)
+            && !self.all.contains_key(&hash)
+        {
+            let spare = self.spare.entry(ticket).or_default();
+            spare.retain(|kept| kept.record.hash() != hash);
+            if spare.len() >= MAX_SPARE {
+                spare.pop_front();
+            }
+            spare.push_back(copy);
         }
         offered
+    }
+
+    /// An epoch was certified: its members' records are kept from now on, whatever became of their tickets.
+    pub fn keep(&mut self, epoch: &EpochRecord) {
+        for member in &epoch.members {
+            if self.all.contains_key(&member.record) {
+                continue;
+            }
+            if let Some(admitted) = self.by_hash(&member.record).cloned() {
+                if self.certified.len() >= MAX_NODES {
+                    return;
+                }
+                Arc::make_mut(&mut self.all).insert(member.record, admitted);
+                self.certified.insert(member.record);
+            }
+        }
     }
 
     fn sort_in(&mut self, admitted: AdmittedRecord) -> Offered {
@@ -89,7 +126,7 @@ impl Registry {
             if full {
                 return Offered::Full;
             }
-            self.by_operator.insert(hash, admitted);
+            Arc::make_mut(&mut self.by_operator).insert(hash, admitted);
             return Offered::Changed;
         };
         match self.by_ticket.get(&ticket) {
@@ -99,12 +136,12 @@ impl Registry {
             }
             Some(TicketUse::Once(kept)) => {
                 let proof = Box::new([AdmittedRecord::clone(kept), admitted]);
-                self.by_ticket.insert(ticket, TicketUse::Burned(proof));
+                Arc::make_mut(&mut self.by_ticket).insert(ticket, TicketUse::Burned(proof));
                 Offered::Burned
             }
             None if full => Offered::Full,
             None => {
-                self.by_ticket
+                Arc::make_mut(&mut self.by_ticket)
                     .insert(ticket, TicketUse::Once(Box::new(admitted)));
                 Offered::Changed
             }
@@ -116,14 +153,15 @@ impl Registry {
         self.by_ticket.contains_key(ticket)
     }
 
-    /// All records: those of the roster, those that lost to another one of the same node id, and both
-    /// records of each burned ticket, which prove that it is.
+    /// All records: those of the roster, those that lost to another one of the same node id, both
+    /// records of each burned ticket, which prove that it is, and further ones of it that an epoch holds.
     pub fn records(&self) -> impl Iterator<Item = &AdmittedRecord> {
         let by_ticket = self.by_ticket.values().flat_map(|used| match used {
             TicketUse::Once(record) => std::slice::from_ref(&**record),
             TicketUse::Burned(proof) => proof.as_slice(),
         });
-        self.by_operator.values().chain(by_ticket)
+        let certified = self.certified.iter().filter_map(|hash| self.all.get(hash));
+        self.by_operator.values().chain(by_ticket).chain(certified)
     }
 
     /// The records that count.
@@ -146,7 +184,9 @@ impl Registry {
 
     /// The admission of the node record with this hash.
     pub fn by_hash(&self, record: &Hash) -> Option<&AdmittedRecord> {
-        self.all.get(record)
+        let spare = || self.spare.values().flatten();
+        let hash = |admitted: &&AdmittedRecord| admitted.record.hash() == *record;
+        self.all.get(record).or_else(|| spare().find(hash))
     }
 
     /// The first epoch: the nodes that the operator admitted in person.
@@ -200,9 +240,14 @@ pub enum Tolerance {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roster {
     mesh: MeshId,
-    members: BTreeMap<NodeId, Member>,
+    members: Arc<BTreeMap<NodeId, Member>>,
     total: u64,
     number: u64,
+    /// Zones of those with weight, and the largest weight: asked for with each vote.
+    zone_count: usize,
+    max_weight: u32,
+    /// Those with weight.
+    voters: usize,
     hash: Hash,
 }
 
@@ -229,8 +274,16 @@ impl Roster {
             mesh,
             total: kept.values().map(|m| u64::from(m.weight)).sum(),
             number: u64::try_from(kept.len()).unwrap_or(u64::MAX),
+            zone_count: kept
+                .values()
+                .filter(|m| m.weight > 0)
+                .map(|m| &m.record.zone)
+                .collect::<BTreeSet<_>>()
+                .len(),
+            max_weight: kept.values().map(|m| m.weight).max().unwrap_or(0),
+            voters: kept.values().filter(|m| m.weight > 0).count(),
             hash: Hash(crypto::sha256(&e.finish())),
-            members: kept,
+            members: Arc::new(kept),
         }
     }
 
@@ -286,19 +339,23 @@ impl Roster {
     }
 
     /// Nodes that have weight. Those on probation have none and decide nothing.
-    pub fn voters(&self) -> usize {
-        self.members.values().filter(|m| m.weight > 0).count()
+    pub const fn voters(&self) -> usize {
+        self.voters
     }
 
-    /// The zones of nodes that have weight.
-    pub fn zones(&self) -> BTreeSet<&Zone> {
-        let voters = self.members.values().filter(|m| m.weight > 0);
-        voters.map(|m| &m.record.zone).collect()
+    /// How many zones nodes that have weight are in.
+    pub const fn zone_count(&self) -> usize {
+        self.zone_count
+    }
+
+    /// The largest weight of a node: so many votes can be enough at the earliest.
+    pub const fn max_weight(&self) -> u32 {
+        self.max_weight
     }
 
     /// Whether a node decides only together with every other one (two or three nodes with weight).
-    pub fn needs_all(&self) -> bool {
-        (2..=3).contains(&self.voters())
+    pub const fn needs_all(&self) -> bool {
+        matches!(self.voters, 2..=3)
     }
 
     /// Weight that a decision of class 1, or a release, needs.
@@ -360,10 +417,14 @@ impl Roster {
     }
 
     /// Whether `node` is what a decision on `subject` is about: its vote does not count then.
-    pub fn is_subject(&self, node: &NodeId, subject: &Prefix) -> bool {
-        self.get(node)
-            .and_then(|member| member.record.address)
-            .is_some_and(|address: SocketAddr| subject.contains_addr(address.ip()))
+    pub fn is_subject(&self, node: &NodeId, subject: &Subject) -> bool {
+        match subject {
+            Subject::Node(subject) => subject == node,
+            Subject::Net(prefix) => self
+                .get(node)
+                .and_then(|member| member.record.address)
+                .is_some_and(|address: SocketAddr| prefix.contains_addr(address.ip())),
+        }
     }
 }
 

@@ -154,3 +154,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn of_a_burned_ticket_a_few_records_are_at_hand_and_those_of_an_epoch_are_kept() {
+    let mut registry = Registry::default();
+    registry.offer(admitted(1, "a"));
+    let first = registry.first_epoch(genesis().mesh_id(), &genesis().params);
+    for i in 2..=20 {
+        registry.offer(by_ticket(i, "b", 0x70));
+    }
+    assert_eq!(registry.records().count(), 3);
+    let hash = |i| by_ticket(i, "b", 0x70).record.hash();
+    let at_hand = |r: &Registry, i| r.by_hash(&hash(i)).is_some();
+    let known: Vec<u8> = (2..=20).filter(|i| at_hand(&registry, *i)).collect();
+    assert_eq!(known, [2, 3, 17, 18, 19, 20]);
+    let mut epoch = first;
+    epoch.members.push(crate::mesh::epoch::EpochMember {
+        record: hash(17),
+        weight: 100,
+        since: 2,
+    });
+    registry.keep(&epoch);
+    assert_eq!(registry.records().count(), 4);
+    for i in 21..=30 {
+        registry.offer(by_ticket(i, "b", 0x70));
+    }
+    assert!(at_hand(&registry, 17) && !at_hand(&registry, 18));
+    assert!(registry.roster(&epoch).is_some());
+    // None of them is let into a next epoch for that.
+    assert_eq!(registry.admissible().len(), 1);
+}

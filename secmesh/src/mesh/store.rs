@@ -11,7 +11,7 @@
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::{self, CryptoError};
 use super::genesis::SignedGenesis;
-use super::roster::MAX_NODES;
+use super::roster::MAX_RECORDS;
 use super::wire::{Decoder, Encoder, WireError};
 use crate::state::{StateDir, StateError, read_capped};
 
@@ -31,7 +31,7 @@ pub const MAX_RECORD: usize = 1_024;
 /// Largest `genesis.bin`, in bytes.
 const MAX_GENESIS: u64 = 1_024;
 /// Largest `members.bin`, in bytes.
-const MAX_MEMBERS: u64 = ((MAX_NODES + MAX_GRANTS) * (2 + MAX_RECORD) + 1_024) as u64;
+const MAX_MEMBERS: u64 = ((MAX_RECORDS + MAX_GRANTS) * (2 + MAX_RECORD) + 1_024) as u64;
 
 /// Why a node's membership cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +64,7 @@ pub enum StoreError {
 pub struct MeshStore {
     /// What the mesh is.
     pub genesis: SignedGenesis,
-    /// Everybody who was admitted, this node among them; at most [`MAX_NODES`].
+    /// Every admission, this node's own among them; at most [`MAX_RECORDS`].
     pub members: Vec<AdmittedRecord>,
     /// Tickets that nobody has used yet; at most [`MAX_GRANTS`].
     pub grants: Vec<SignedGrant>,
@@ -155,7 +155,7 @@ impl MeshStore {
         let members = self.members.iter().map(AdmittedRecord::to_bytes).collect();
         let grants = self.grants.iter().map(SignedGrant::to_bytes).collect();
         for (what, list, max) in [
-            ("members", members, MAX_NODES),
+            ("members", members, MAX_RECORDS),
             ("tickets", grants, MAX_GRANTS),
         ] {
             write_list(&mut e, what, list, max)?;
@@ -212,7 +212,7 @@ fn decode_members(bytes: &[u8]) -> Result<(Vec<AdmittedRecord>, Vec<SignedGrant>
         return Err(changed);
     }
     let mut d = Decoder::tagged(content, TAG)?;
-    let members = read_list(&mut d, "members", MAX_NODES, AdmittedRecord::from_bytes)?;
+    let members = read_list(&mut d, "members", MAX_RECORDS, AdmittedRecord::from_bytes)?;
     let grants = read_list(&mut d, "tickets", MAX_GRANTS, SignedGrant::from_bytes)?;
     d.finish()?;
     Ok((members, grants))

@@ -112,7 +112,7 @@ fn the_largest_record_and_grant_fit() {
 fn a_full_mesh_is_kept_and_one_more_is_refused() {
     let (_temp, dir) = dir();
     let mut store = store();
-    store.members = vec![by_operator(2); MAX_NODES];
+    store.members = vec![by_operator(2); MAX_RECORDS];
     store.grants = vec![grant(9, "n").0; MAX_GRANTS];
     store.save(&dir).unwrap();
     assert_eq!(MeshStore::load(&dir).unwrap(), store);
@@ -130,7 +130,7 @@ fn a_full_mesh_is_kept_and_one_more_is_refused() {
     );
     assert_eq!(
         MeshStore::load(&dir).unwrap().members.len(),
-        MAX_NODES,
+        MAX_RECORDS,
         "the old file stays"
     );
 }
@@ -166,15 +166,15 @@ fn another_meshs_members_and_another_version_are_told_apart_from_damage() {
 #[test]
 fn counts_above_the_limit_are_refused_even_with_a_good_checksum() {
     let mut e = Encoder::tagged(TAG);
-    e.u16(1_025);
+    e.u16(3_073);
     let mut bytes = e.finish();
     bytes.extend(crypto::sha256(&bytes.clone()));
     assert_eq!(
         decode_members(&bytes),
         Err(WireError::TooLong {
             field: "members",
-            len: 1_025,
-            max: MAX_NODES
+            len: 3_073,
+            max: MAX_RECORDS
         })
     );
 }

@@ -140,18 +140,7 @@ pub fn certificate(roster: &Roster, action: Action, votes: &[(u8, Verdict)]) -> 
         .iter()
         .map(|(i, verdict)| {
             let signed = ballot(roster, *i, action, *verdict, 1, T0).signed;
-            let v = signed.vote;
-            CertVote {
-                voter: v.voter,
-                incarnation: v.incarnation,
-                verdict: v.verdict,
-                evidence_root: v.evidence_root,
-                detector_hash: v.detector_hash,
-                sequence: v.sequence,
-                issued_at_us: v.issued_at_us,
-                valid_for_s: v.valid_for_s,
-                signature: signed.signature,
-            }
+            CertVote::from(&signed)
         })
         .collect();
     votes.sort_by_key(|v| v.voter);

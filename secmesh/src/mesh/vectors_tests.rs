@@ -12,8 +12,9 @@ use super::epoch::{
 };
 use super::evidence::{Body, CulpritKeys, ProofKind, Statement};
 use super::ids::to_hex;
-use super::message::{EquivocationProof, Message};
+use super::message::{Announcement, EquivocationProof, Message};
 use super::roster::Roster;
+use super::swim::message::{Life, Standing, SwimMessage, Update, What};
 use super::testing::*;
 use super::vote::{Action, AttackClass, Verdict};
 use crate::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
@@ -28,7 +29,23 @@ fn computed() -> BTreeMap<&'static str, String> {
     let lie = ballot(&roster, 1, block, Verdict::Reject, 2, T0);
     let votes = [(1, Verdict::Confirm), (2, Verdict::Confirm)];
     let certificate: Certificate = certificate(&roster, block, &votes);
-    let release = OperatorRelease::new(roster.mesh(), roster.epoch_hash(), subject(), T0, 60);
+    let release = OperatorRelease::new(
+        roster.mesh(),
+        roster.epoch_hash(),
+        Action::release(subject()),
+        T0,
+        60,
+    );
+    let quarantine = Action::quarantine(node_id(4), AttackClass::Misconduct);
+    let against = [1, 2, 3].map(|i| (i, Verdict::Confirm));
+    let cut_off = super::testing::certificate(&roster, quarantine, &against);
+    let readmit = OperatorRelease::new(
+        roster.mesh(),
+        roster.epoch_hash(),
+        Action::readmit(node_id(4)),
+        T0,
+        60,
+    );
     let checkpoint = Checkpoint::of(&node_id(1).0, 3, [7; 32]);
     let signed = SignedCheckpoint {
         note: checkpoint
@@ -68,6 +85,21 @@ fn computed() -> BTreeMap<&'static str, String> {
             "vote_message",
             to_hex(&Message::Vote(Box::new(vote)).to_bytes()),
         ),
+        (
+            "decided_message",
+            to_hex(
+                &Message::Decided(Announcement {
+                    decision: certificate.decision(),
+                    incident: certificate.incident(),
+                    round: 0,
+                })
+                .to_bytes(),
+            ),
+        ),
+        (
+            "want_decision_message",
+            to_hex(&Message::WantDecision(certificate.decision()).to_bytes()),
+        ),
         ("certificate", to_hex(&certificate.to_bytes())),
         ("decision_id", certificate.decision().to_string()),
         ("checkpoint_text", to_hex(checkpoint.text().as_bytes())),
@@ -89,15 +121,45 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
         ("checkpoint_cosignature", to_hex(&cosignature.signature)),
         ("equivocation_proof", to_hex(&proof.to_bytes())),
+        ("quarantine_action", to_hex(&quarantine.to_bytes())),
+        ("quarantine_incident_id", cut_off.incident().to_string()),
+        ("quarantine_certificate", to_hex(&cut_off.to_bytes())),
+        ("readmit_action", to_hex(&readmit.action.to_bytes())),
+        (
+            "operator_readmit",
+            to_hex(&readmit.sign(&operator()).to_bytes()),
+        ),
         (
             "operator_release",
             to_hex(&release.sign(&operator()).to_bytes()),
         ),
     ]);
+    all.insert("swim_message", to_hex(&swim().to_bytes()));
     all.extend(evidence);
     all.insert("evidence_ledger_fork", ledger_fork());
     all.extend(computed_epochs(&roster));
     all
+}
+
+fn swim() -> Message {
+    let life = |n| Life {
+        node: node_id(n),
+        incarnation: 1,
+    };
+    Message::Swim(Box::new(SwimMessage {
+        incarnation: 1,
+        refutations: 2,
+        to: 1,
+        what: What::Request {
+            target: life(3),
+            number: 7,
+        },
+        updates: vec![Update {
+            life: life(3),
+            refutations: 0,
+            standing: Standing::Suspect,
+        }],
+    }))
 }
 
 fn computed_epochs(roster: &Roster) -> BTreeMap<&'static str, String> {

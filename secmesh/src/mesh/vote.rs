@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::crypto::{self, CryptoError, PublicKey, SignatureBytes, Signer};
 use super::genesis::Params;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId};
+use super::subject::Subject;
 use super::wire::{Decoder, Encoder, WireError};
 use crate::addr::Prefix;
 
@@ -58,7 +59,7 @@ macro_rules! coded {
             pub const fn from_code(code: u8) -> Result<Self, WireError> {
                 match code {
                     $($code => Ok(Self::$variant),)+
-                    _ => Err(WireError::Invalid { field: $what, why: "unknown code" }),
+                    _ => Err(WireError::Invalid { field: $what, why: crate::mesh::wire::UNKNOWN_CODE }),
                 }
             }
 
@@ -103,6 +104,12 @@ coded!(
         PortScan = 4 "port_scan",
         /// Several addresses of one network were blocked (class 2).
         Network = 128 "network",
+        /// A node is proved to have lied: it contradicted itself under its own signature.
+        Misconduct = 129 "misconduct",
+        /// A node attacks others.
+        HostileNode = 130 "hostile_node",
+        /// A node sends its peers garbage, or floods them.
+        MeshAbuse = 131 "mesh_abuse",
         /// An operator says so.
         Manual = 255 "manual",
     }
@@ -115,8 +122,31 @@ coded!(
         Block = 1 "block",
         /// End a block of the subject before its time.
         Release = 2 "release",
+        /// Cut a node off: its peers neither talk nor listen to it, and drop what comes from its addresses.
+        Quarantine = 3 "quarantine",
+        /// End the quarantine of a node.
+        Readmit = 4 "readmit",
     }
 );
+
+impl ActionKind {
+    /// Whether it ends what another kind began.
+    pub const fn lifts(self) -> bool {
+        matches!(self, Self::Release | Self::Readmit)
+    }
+
+    /// Whether it is about a node, and not about addresses.
+    pub const fn is_about_node(self) -> bool {
+        matches!(self, Self::Quarantine | Self::Readmit)
+    }
+}
+
+impl AttackClass {
+    /// Whether only nodes of the mesh can do this.
+    pub const fn is_conduct(self) -> bool {
+        matches!(self, Self::Misconduct | Self::HostileNode | Self::MeshAbuse)
+    }
+}
 
 coded!(
     /// Where an action takes effect.
@@ -149,6 +179,12 @@ pub enum ActionError {
          the attack class network"
     )]
     NotSingle,
+    /// A node where an address belongs, or the other way round; or a class that does not fit.
+    #[error(
+        "quarantine and readmission are about nodes, for misconduct, hostile_node, mesh_abuse or manual; \
+         blocks and releases are about addresses"
+    )]
+    WrongSubject,
     /// The duration is not the mesh's.
     #[error("the block's duration is not the one the mesh agreed on in its genesis")]
     WrongTtl,
@@ -185,13 +221,13 @@ pub fn network_of(address: &Prefix) -> Option<Prefix> {
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Action {
-    /// Block or release.
+    /// What is done.
     pub kind: ActionKind,
     /// Whom it concerns.
-    pub subject: Prefix,
+    pub subject: Subject,
     /// Where.
     pub scope: Scope,
-    /// How long a block lasts after the end of its bucket, in seconds; 0 for a release.
+    /// How long a block lasts after the end of its bucket, in seconds; 0 for all else.
     pub ttl_s: u32,
     /// Why.
     pub class: AttackClass,
@@ -202,7 +238,7 @@ impl Action {
     pub const fn block(subject: Prefix, class: AttackClass, params: &Params) -> Self {
         Self {
             kind: ActionKind::Block,
-            subject,
+            subject: Subject::Net(subject),
             scope: Scope::Mesh,
             ttl_s: params.block_ttl_s,
             class,
@@ -213,16 +249,41 @@ impl Action {
     pub const fn release(subject: Prefix) -> Self {
         Self {
             kind: ActionKind::Release,
-            subject,
+            subject: Subject::Net(subject),
             scope: Scope::Mesh,
             ttl_s: 0,
             class: AttackClass::Manual,
         }
     }
 
-    /// Whether more than one address is concerned, which takes a larger quorum.
+    /// Cuts a node off until it is readmitted.
+    pub const fn quarantine(node: NodeId, class: AttackClass) -> Self {
+        Self {
+            kind: ActionKind::Quarantine,
+            subject: Subject::Node(node),
+            scope: Scope::Mesh,
+            ttl_s: 0,
+            class,
+        }
+    }
+
+    /// Takes a node back.
+    pub const fn readmit(node: NodeId) -> Self {
+        Self {
+            kind: ActionKind::Readmit,
+            subject: Subject::Node(node),
+            scope: Scope::Mesh,
+            ttl_s: 0,
+            class: AttackClass::Manual,
+        }
+    }
+
+    /// Whether a node or more than one address is concerned, which takes a larger quorum.
     pub const fn is_class_2(&self) -> bool {
-        !self.subject.is_single()
+        match &self.subject {
+            Subject::Net(prefix) => !prefix.is_single(),
+            Subject::Node(_) => true,
+        }
     }
 
     /// Whether the mesh can decide on this. Everything but subject and class follows from the
@@ -231,18 +292,31 @@ impl Action {
     /// # Errors
     /// [`ActionError`].
     pub fn check(&self, params: &Params) -> Result<(), ActionError> {
-        let as_network = match self.kind {
-            ActionKind::Block => matches!(self.class, AttackClass::Network),
-            ActionKind::Release => self.is_class_2(),
-        };
-        if as_network != self.is_class_2()
-            || !(self.subject.is_single() || is_network(&self.subject))
-        {
-            return Err(ActionError::NotSingle);
-        }
-        let expected = match self.kind {
-            ActionKind::Block => Self::block(self.subject, self.class, params),
-            ActionKind::Release => Self::release(self.subject),
+        let expected = match (self.kind, self.subject) {
+            (ActionKind::Block | ActionKind::Release, Subject::Net(prefix)) => {
+                let as_network = match self.kind {
+                    ActionKind::Block => matches!(self.class, AttackClass::Network),
+                    _ => self.is_class_2(),
+                };
+                if as_network != self.is_class_2() || !(prefix.is_single() || is_network(&prefix)) {
+                    return Err(ActionError::NotSingle);
+                }
+                match self.kind {
+                    ActionKind::Block if self.class.is_conduct() => {
+                        return Err(ActionError::WrongSubject);
+                    }
+                    ActionKind::Block => Self::block(prefix, self.class, params),
+                    _ => Self::release(prefix),
+                }
+            }
+            (ActionKind::Quarantine, Subject::Node(node)) => {
+                if !self.class.is_conduct() && self.class != AttackClass::Manual {
+                    return Err(ActionError::WrongSubject);
+                }
+                Self::quarantine(node, self.class)
+            }
+            (ActionKind::Readmit, Subject::Node(node)) => Self::readmit(node),
+            _ => return Err(ActionError::WrongSubject),
         };
         if *self == expected {
             Ok(())
@@ -260,9 +334,9 @@ impl Action {
 
     pub(super) fn write(&self, e: &mut Encoder) {
         e.fixed(&Encoder::tagged(ACTION_TAG).finish())
-            .u8(self.kind.code())
-            .prefix(&self.subject)
-            .u8(self.scope.code())
+            .u8(self.kind.code());
+        self.subject.write(e);
+        e.u8(self.scope.code())
             .u32(self.ttl_s)
             .u8(self.class.code());
     }
@@ -271,7 +345,7 @@ impl Action {
         d.expect_tag(ACTION_TAG)?;
         Ok(Self {
             kind: ActionKind::from_code(d.u8("action kind")?)?,
-            subject: d.prefix("subject")?,
+            subject: Subject::read(d)?,
             scope: Scope::from_code(d.u8("scope")?)?,
             ttl_s: d.u32("ttl_s")?,
             class: AttackClass::from_code(d.u8("class")?)?,
@@ -286,12 +360,9 @@ impl Action {
     /// The incident this action answers, in one epoch and bucket.
     pub fn incident(&self, mesh: MeshId, epoch_hash: Hash, bucket: u64) -> IncidentId {
         let mut e = Encoder::tagged(INCIDENT_TAG);
-        e.fixed(mesh.as_bytes())
-            .fixed(epoch_hash.as_bytes())
-            .prefix(&self.subject)
-            .u8(self.class.code())
-            .u8(self.kind.code())
-            .u64(bucket);
+        e.fixed(mesh.as_bytes()).fixed(epoch_hash.as_bytes());
+        self.subject.write(&mut e);
+        e.u8(self.class.code()).u8(self.kind.code()).u64(bucket);
         IncidentId(crypto::sha256(&e.finish()))
     }
 
@@ -313,8 +384,11 @@ impl Action {
     }
 
     /// When the effect ends, the same on every node: end of the bucket plus the duration,
-    /// in microseconds since 1970.
+    /// in microseconds since 1970. A quarantine lasts until the node is readmitted, and both are remembered.
     pub const fn expires_unix_us(&self, bucket: u64) -> u64 {
+        if self.kind.is_about_node() {
+            return u64::MAX;
+        }
         bucket
             .saturating_add(1)
             .saturating_mul(BUCKET_US)

@@ -14,6 +14,9 @@ fn codes_and_names_are_stable() {
         "icmp_flood",
         "port_scan",
         "network",
+        "misconduct",
+        "hostile_node",
+        "mesh_abuse",
         "manual",
     ];
     for (class, name) in AttackClass::ALL.iter().zip(classes) {
@@ -88,7 +91,10 @@ fn only_addresses_and_their_networks_are_voted_on_for_the_agreed_time() {
             "{subject}"
         );
     }
-    assert_eq!(Action::release(class_2.subject).check(&params), Ok(()));
+    assert_eq!(
+        Action::release(class_2.subject.prefix().unwrap()).check(&params),
+        Ok(())
+    );
     let longer = Action {
         ttl_s: 3_601,
         ..block()

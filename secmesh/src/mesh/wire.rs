@@ -54,6 +54,9 @@ pub enum WireError {
     },
 }
 
+/// Why a value is refused that only a later version knows.
+pub const UNKNOWN_CODE: &str = "unknown code";
+
 /// Writes the canonical encoding.
 #[derive(Debug, Default)]
 pub struct Encoder {

@@ -134,6 +134,14 @@ impl Allowlist {
             .map(|((prefix, source), reason)| view(prefix, *source, reason))
     }
 
+    /// The entry that protects (part of) `subject` and was not found on this system but chosen by a person.
+    pub fn chosen(&self, subject: &Prefix) -> Option<AllowView> {
+        self.entries
+            .iter()
+            .find(|((prefix, source), _)| *source != Source::Builtin && prefix.overlaps(subject))
+            .map(|((prefix, source), reason)| view(prefix, *source, reason))
+    }
+
     /// All entries.
     pub fn list(&self) -> Vec<AllowView> {
         self.entries

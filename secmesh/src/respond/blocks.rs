@@ -164,6 +164,7 @@ const fn flags_of(origin: Origin) -> u32 {
         Origin::Quorum => origin::MESH,
         Origin::Unilateral => origin::NODE,
         Origin::Operator => origin::OPERATOR,
+        Origin::Quarantine => origin::QUARANTINE,
     }
 }
 

@@ -43,6 +43,9 @@ pub struct Quorum {
     pub state: String,
     /// How many nodes the mesh has.
     pub nodes: usize,
+    /// Weight of the nodes that are there.
+    #[serde(default)]
+    pub reachable_weight: u64,
 }
 
 /// A line of `secmesh peers --json`.
@@ -53,6 +56,12 @@ pub struct Peer {
     /// Whether there is a connection to it.
     #[serde(default)]
     pub connected: bool,
+    /// `alive`, `suspect` or `down`; none for the node itself.
+    #[serde(default)]
+    pub liveness: Option<String>,
+    /// Whether it was proved to lie.
+    #[serde(default)]
+    pub equivocated: bool,
     /// Whether it is the node that was asked.
     #[serde(default)]
     pub this_node: bool,

@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use super::super::output::{Out, Style, clean};
 use super::super::time::{at, grouped, rfc3339_us};
 use super::super::{CliError, Context};
-use crate::ledger::LedgerError;
-use crate::ledger::bundle::{MAX_PROOF_FILE, Members, ProofFile, Proved};
+use crate::ledger::bundle::{MAX_PROOF_FILE, Members, ProofError, ProofFile, Proved};
 use crate::ledger::checkpoint::SignedCheckpoint;
 use crate::mesh::ids::{NodeId, to_hex};
 use crate::mesh::store::MeshStore;
@@ -44,17 +43,34 @@ pub fn prove(
         genesis: &store.genesis,
         records: &store.members,
     });
-    let mut file = ProofFile::make(&dir, entry, members).map_err(|e| failed(&e))?;
-    // A copy of another mesh's ledger: what this node knows of its own mesh says nothing of it.
-    if members.is_some() && file.verify().is_err() {
-        file = ProofFile::make(&dir, entry, None).map_err(|e| failed(&e))?;
-    }
+    let file = made(&dir, entry, members)?;
     let value = serde_json::to_value(&file).map_err(|e| CliError::Failed(e.to_string()))?;
     out.json(&value)
 }
 
-fn failed(error: &LedgerError) -> CliError {
-    CliError::Failed(error.to_string())
+/// A proof that holds. With the mesh, unless the ledger is of a node that this mesh does not know: a copy
+/// from elsewhere, of which what is known here says nothing.
+pub(super) fn made(
+    dir: &Path,
+    entry: u64,
+    members: Option<Members<'_>>,
+) -> Result<ProofFile, CliError> {
+    let make = |members| {
+        let file = ProofFile::make(dir, entry, members)
+            .map_err(|error| CliError::Failed(error.to_string()))?;
+        let verified = file.verify();
+        Ok::<_, CliError>((file, verified))
+    };
+    let (file, verified) = match make(members)? {
+        (_, Err(ProofError::NotAMember)) => make(None)?,
+        made => made,
+    };
+    match verified {
+        Ok(_) => Ok(file),
+        Err(error) => Err(CliError::Failed(format!(
+            "the proof of entry {entry} would not hold: {error}"
+        ))),
+    }
 }
 
 /// `secmesh ledger verify PROOF`
@@ -165,7 +181,7 @@ pub(super) fn covered(signed: Option<&SignedCheckpoint>, witnesses: &[(NodeId, S
     let seen = match (names.is_empty(), others) {
         (false, _) => format!("cosigned by {}", names.join(", ")),
         (true, 0) => "no witness has cosigned it".to_owned(),
-        (true, n) => format!("{n} cosignatures of witnesses that are not known here"),
+        (true, n) => format!("{n} more signature lines, which cannot be checked here"),
     };
     format!("{} entries; {seen}", grouped(signed.checkpoint.size))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::super::Global;
 use super::*;
 use crate::clock::{Clock, ManualClock};
+use crate::ledger::bundle::Members;
 use crate::ledger::{Ledger, Record, Retention};
 
 const T: u64 = 1_700_000_000_000_000;
@@ -198,4 +199,28 @@ fn long_values_are_cut_and_nothing_moves_the_terminal() {
         "{text}"
     );
     assert!(line(&entry, &Value::Null, Paint(false)).ends_with("kind 9\n"));
+}
+
+#[test]
+fn a_proof_that_would_not_hold_is_not_given() {
+    use crate::mesh::testing::{admitted, genesis, operator, signer};
+    let (_temp, context) = ledger(3);
+    let dir = StateDir::open(&context.state_dir().unwrap()).unwrap();
+    let keys = Identity::load(&dir).unwrap().ledger_keys();
+    let (mut own, _) = Ledger::open(&dir.ledger(), keys, Retention::default(), T).unwrap();
+    own.publish(T).unwrap();
+    drop(own);
+    let records = [admitted(1, "a")];
+    let members = |genesis| Members {
+        genesis,
+        records: &records,
+    };
+    // A mesh that does not know the node says nothing of it; so the proof is one without the mesh.
+    let other = genesis().sign(&operator());
+    let file = proof::made(&dir.ledger(), 2, Some(members(&other))).unwrap();
+    assert_eq!(file.verify().unwrap().mesh, None);
+    // Anything else is wrong, and said.
+    let forged = genesis().sign(&signer(9));
+    let error = proof::made(&dir.ledger(), 2, Some(members(&forged))).unwrap_err();
+    assert!(error.to_string().contains("would not hold"), "{error}");
 }

@@ -24,6 +24,14 @@ use crate::{
 /// Ends of ranges may differ by so many units: they follow from two clocks that drift apart.
 const MAX_DRIFT: u32 = 4;
 
+/// Whether an end in the kernel is the one that is wanted. Of what has ended any end before now is right: it stays
+/// until the lists are replaced, and is obeyed by nobody.
+fn same_end(there: u32, wanted_unix_s: u64, now: Now) -> bool {
+    let wanted = kernel_expiry(wanted_unix_s, now);
+    let has_ended = wanted_unix_s.saturating_mul(1_000_000) <= now.unix_us;
+    there.abs_diff(wanted) <= MAX_DRIFT || (has_ended && there <= wanted)
+}
+
 /// How far an audit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AuditCursor {
@@ -276,12 +284,11 @@ impl ListTables {
             flags: 0,
             hits: there.hits,
         };
-        let drift = there.expires.abs_diff(right.expires);
         let same = ListRange4 {
             expires: right.expires,
             ..there
         } == right;
-        if !same || drift > MAX_DRIFT {
+        if !same || !same_end(there.expires, span.expires_unix_s, now) {
             found.note(true, false);
             map.set(at, right, 0).map_err(refused("RANGE4"))?;
         }
@@ -309,12 +316,11 @@ impl ListTables {
             flags: 0,
             hits: there.hits,
         };
-        let drift = there.expires.abs_diff(right.expires);
         let same = ListRange6 {
             expires: right.expires,
             ..there
         } == right;
-        if !same || drift > MAX_DRIFT {
+        if !same || !same_end(there.expires, span.expires_unix_s, now) {
             found.note(true, false);
             map.set(at, right, 0).map_err(refused("RANGE6"))?;
         }

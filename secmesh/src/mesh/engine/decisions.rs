@@ -1,13 +1,16 @@
 //! From votes to decisions: certificates made here or by peers, and releases.
 
+use std::collections::BTreeSet;
+
 use super::io::{Output, RefusalReason};
 use super::{Call, Engine, IncidentKey, MAX_DECISIONS};
-use crate::addr::Prefix;
 use crate::mesh::cert::{CertError, CertVerdict, CertVote, Certificate, MAX_CERT_VOTES};
 use crate::mesh::decision::{Decision, ReleaseError, SignedRelease, Warrant};
 use crate::mesh::genesis::MAX_BLOCK_TTL_S;
 use crate::mesh::ids::{DecisionId, NodeId, Zone};
 use crate::mesh::message::{EquivocationProof, Message};
+use crate::mesh::simulation::{Bug, planted};
+use crate::mesh::subject::Subject;
 use crate::mesh::vote::{Action, ActionKind, BUCKET_US, MAX_ROUND, SignedVote, Verdict, bucket_of};
 
 fn reason_of(error: &CertError) -> RefusalReason {
@@ -21,7 +24,9 @@ fn reason_of(error: &CertError) -> RefusalReason {
         CertError::UnknownVoter(_) => RefusalReason::UnknownVoter,
         CertError::Signature { .. } => RefusalReason::BadSignature,
         CertError::TooLight { .. } => RefusalReason::TooLight,
-        CertError::TooFewWitnesses { .. } => RefusalReason::TooFewWitnesses,
+        CertError::TooFewWitnesses { .. } | CertError::WitnessesTooLight { .. } => {
+            RefusalReason::TooFewWitnesses
+        }
     }
 }
 
@@ -31,11 +36,21 @@ impl Engine {
         let Some(incident) = self.incidents.get(key) else {
             return;
         };
-        if incident.decided || self.tally(incident).check().is_err() {
+        // With a thousand nodes, counting all votes at each vote would be most of the work.
+        if incident.decided
+            || !CertVerdict::could_suffice(&self.roster, &incident.action, incident.votes.len())
+            || self.tally(incident).check().is_err()
+        {
             return;
         }
         let params = self.config.genesis.params;
         let now = call.now;
+        // The last vote may come when what it is about is over: votes live longer than the shortest blocks.
+        if incident.action.kind == ActionKind::Block
+            && incident.action.expires_unix_us(incident.bucket) <= now
+        {
+            return;
+        }
         // A vote dated ahead of this node's clock may outlast another one; if that spoils the
         // certificate, it has to do without such votes.
         for latest_issue in [u64::MAX, now] {
@@ -43,20 +58,9 @@ impl Engine {
                 continue;
             };
             // Each vote's signature was checked when it came.
-            if let Ok(verdict) = certificate.verify_counted(&self.roster, &params, &self.zeroed) {
+            if let Ok(verdict) = certificate.verify_counted(&self.roster, &params, &self.silent()) {
                 let me = self.config.node;
-                // Everybody holds the votes; the witnesses see to it that it arrives.
-                let broadcast = certificate
-                    .votes
-                    .iter()
-                    .any(|v| v.voter == me && v.verdict == Verdict::Confirm);
-                self.decide(
-                    call,
-                    me,
-                    Warrant::Votes(certificate),
-                    Some(verdict),
-                    broadcast,
-                );
+                self.decide(call, me, Warrant::Votes(certificate), Some(verdict), true);
                 return;
             }
         }
@@ -65,12 +69,14 @@ impl Engine {
     /// As few votes as suffice: witnesses first, and of those first one per zone.
     fn assemble(&self, key: &IncidentKey, now: u64, latest_issue: u64) -> Option<Certificate> {
         let incident = self.incidents.get(key)?;
-        let mut zones: std::collections::BTreeSet<&Zone> = std::collections::BTreeSet::new();
+        let silent = self.silent();
+        let mut zones: BTreeSet<&Zone> = BTreeSet::new();
         let mut ordered: Vec<(u8, &SignedVote)> = Vec::new();
         for (voter, signed) in &incident.votes {
             let vote = &signed.vote;
-            let counts = !self.zeroed.contains(voter)
-                && !self.roster.is_subject(voter, &incident.action.subject)
+            let counts = !silent.contains(voter)
+                && (!self.roster.is_subject(voter, &incident.action.subject)
+                    || planted(Bug::SubjectVotes))
                 && vote.valid_until_us() >= now
                 && vote.issued_at_us <= latest_issue;
             let Some(member) = self.roster.get(voter).filter(|_| counts) else {
@@ -80,6 +86,7 @@ impl Engine {
                 Verdict::Confirm if zones.insert(&member.record.zone) => 0,
                 Verdict::Confirm => 1,
                 Verdict::Concur => 2,
+                Verdict::Reject if planted(Bug::RejectAgrees) => 2,
                 Verdict::Reject | Verdict::Abstain => continue,
             };
             ordered.push((order, signed));
@@ -95,19 +102,12 @@ impl Engine {
             votes: Vec::new(),
         };
         for (_, signed) in ordered.into_iter().take(MAX_CERT_VOTES) {
-            let vote = &signed.vote;
-            certificate.votes.push(CertVote {
-                voter: vote.voter,
-                incarnation: vote.incarnation,
-                verdict: vote.verdict,
-                evidence_root: vote.evidence_root,
-                detector_hash: vote.detector_hash,
-                sequence: vote.sequence,
-                issued_at_us: vote.issued_at_us,
-                valid_for_s: vote.valid_for_s,
-                signature: signed.signature,
-            });
-            let so_far = certificate.count(&self.roster, &self.zeroed);
+            certificate.votes.push(CertVote::from(signed));
+            let votes = certificate.votes.len();
+            if !CertVerdict::could_suffice(&self.roster, &certificate.action, votes) {
+                continue;
+            }
+            let so_far = certificate.count(&self.roster, &silent);
             if so_far.check().is_ok() {
                 certificate.votes.sort_by_key(|v| v.voter);
                 return Some(certificate);
@@ -132,7 +132,13 @@ impl Engine {
             let message = Message::Certificate(Box::new(certificate));
             return self.put_aside(call, from, &message);
         }
-        if certificate.expires_unix_us() <= call.now {
+        // A release has no effect of its own that could end: it counts as long as blocks that it ended could.
+        let warrant = Warrant::Votes(certificate);
+        let over = self.remembered_until(&warrant) <= call.now;
+        let Warrant::Votes(certificate) = warrant else {
+            return;
+        };
+        if over {
             return self.refuse(call, from, RefusalReason::Expired);
         }
         let earliest = certificate
@@ -142,9 +148,7 @@ impl Engine {
         if earliest > call.now.saturating_add(self.skew_us()) {
             return self.refuse(call, from, RefusalReason::FromFuture);
         }
-        if certificate.action.kind == ActionKind::Block
-            && self.is_released(&certificate.action.subject, certificate.bucket)
-        {
+        if self.is_undone(&certificate.action, certificate.bucket) {
             return self.refuse(call, from, RefusalReason::Released);
         }
         let verdict = match self.check(&certificate) {
@@ -165,7 +169,7 @@ impl Engine {
         }
         // By today's rules too: see `Certificate::count`.
         if certificate
-            .count(&self.roster, &self.zeroed)
+            .count(&self.roster, &self.silent_at(certificate.bucket))
             .check()
             .is_err()
         {
@@ -182,8 +186,17 @@ impl Engine {
 
     /// Checks a certificate by the rules of its own epoch.
     pub(super) fn check(&self, certificate: &Certificate) -> Result<CertVerdict, CertError> {
+        self.check_without(certificate, &self.silent_at(certificate.bucket))
+    }
+
+    /// The same, without the votes of these liars.
+    pub(super) fn check_without(
+        &self,
+        certificate: &Certificate,
+        liars: &BTreeSet<NodeId>,
+    ) -> Result<CertVerdict, CertError> {
         match self.roster_of(&certificate.epoch_hash) {
-            Some(roster) => certificate.verify(&roster, &self.config.genesis.params, &self.zeroed),
+            Some(roster) => certificate.verify(&roster, &self.config.genesis.params, liars),
             None => Err(CertError::WrongEpoch {
                 epoch: certificate.epoch,
                 hash: certificate.epoch_hash,
@@ -197,7 +210,7 @@ impl Engine {
         let action = warrant.action();
         let end = action.expires_unix_us(warrant.bucket());
         match action.kind {
-            ActionKind::Block => end,
+            ActionKind::Block | ActionKind::Quarantine | ActionKind::Readmit => end,
             ActionKind::Release => end
                 .saturating_add(u64::from(MAX_BLOCK_TTL_S) * 1_000_000)
                 .saturating_add(self.skew_us()),
@@ -218,19 +231,17 @@ impl Engine {
             self.incidents
                 .decide(&(certificate.incident(), certificate.round));
         }
-        if self.decisions.contains_key(&id)
-            || (action.kind == ActionKind::Block
-                && self.is_released(&action.subject, warrant.bucket()))
-        {
+        if self.decisions.contains_key(&id) || self.is_undone(&action, warrant.bucket()) {
             return;
         }
         if self.decisions.len() >= MAX_DECISIONS {
             return self.refuse(call, from, RefusalReason::Full);
         }
-        let vetoed = match action.kind {
-            ActionKind::Block => call.policy.vetoes(&action.subject),
-            ActionKind::Release => None,
-        };
+        let vetoed = action
+            .subject
+            .prefix()
+            .filter(|_| action.kind == ActionKind::Block && !planted(Bug::VetoIgnored))
+            .and_then(|prefix| call.policy.vetoes(&prefix));
         let message = match &warrant {
             Warrant::Votes(certificate) => Message::Certificate(Box::new(certificate.clone())),
             Warrant::Operator(signed) => Message::Release(Box::new(*signed)),
@@ -247,16 +258,34 @@ impl Engine {
             vetoed,
         };
         self.remember(decision.clone());
-        call.out.push(match (&decision.vetoed, action.kind) {
-            (Some(reason), _) => Output::Vetoed {
-                decision: id,
-                subject: action.subject,
-                reason: reason.clone(),
-            },
-            (None, ActionKind::Block) => Output::Decide(Box::new(decision)),
-            (None, ActionKind::Release) => Output::Release(Box::new(decision)),
-        });
-        if broadcast {
+        if action.kind == ActionKind::Quarantine
+            && let Some(node) = action.subject.node()
+        {
+            // Before it is cut off: it may know why.
+            call.out.push(Output::Send {
+                to: node,
+                bytes: message.to_bytes(),
+            });
+        }
+        let (told, by_operator) = (
+            decision.clone(),
+            matches!(decision.warrant, Warrant::Operator(_)),
+        );
+        call.out
+            .push(match (&decision.vetoed, action.kind, action.subject) {
+                (Some(reason), _, Subject::Net(subject)) => Output::Vetoed {
+                    decision: id,
+                    subject,
+                    reason: reason.clone(),
+                },
+                (_, ActionKind::Block, _) => Output::Decide(Box::new(decision)),
+                (_, ActionKind::Release, _) => Output::Release(Box::new(decision)),
+                (_, ActionKind::Quarantine, _) => Output::Quarantine(Box::new(decision)),
+                (_, ActionKind::Readmit, _) => Output::Readmit(Box::new(decision)),
+            });
+        if !by_operator {
+            self.announce(call, &told, broadcast);
+        } else if broadcast {
             call.out.push(Output::Broadcast(message.to_bytes()));
         }
     }
@@ -264,10 +293,13 @@ impl Engine {
     /// Stores a decision; a release ends the blocks of its subject up to its own bucket.
     pub(super) fn remember(&mut self, decision: Decision) {
         let subject = decision.action.subject;
+        self.spend(&decision);
         if decision.action.kind == ActionKind::Block && decision.action.is_class_2() {
             self.networks.insert(decision.id);
         }
-        if decision.action.kind == ActionKind::Release {
+        if let Subject::Net(prefix) = subject
+            && decision.action.kind == ActionKind::Release
+        {
             let ended: Vec<DecisionId> = self
                 .decisions_about(&subject)
                 .filter(|d| d.action.kind == ActionKind::Block && d.bucket <= decision.bucket)
@@ -276,14 +308,20 @@ impl Engine {
             for id in ended {
                 self.forget(&id);
             }
-            self.watched.remove(&subject);
-            self.evidence.retain(|(s, _), _| *s != subject);
+            self.watched.remove(&prefix);
+            self.evidence.retain(|(s, _), _| *s != prefix);
+        }
+        if let Subject::Node(node) = subject {
+            self.settle(node, &decision);
         }
         self.by_subject
             .entry(subject)
             .or_default()
             .insert(decision.id);
         self.decisions.insert(decision.id, decision);
+        if let Subject::Node(node) = subject {
+            self.know_quarantine(node);
+        }
     }
 
     pub(super) fn forget(&mut self, id: &DecisionId) {
@@ -298,26 +336,36 @@ impl Engine {
                 self.by_subject.remove(&subject);
             }
         }
+        if let Subject::Node(node) = subject {
+            self.know_quarantine(node);
+        }
     }
 
-    /// Whether a release covers blocks of this subject and bucket.
-    pub(super) fn is_released(&self, subject: &Prefix, bucket: u64) -> bool {
-        self.decisions_about(subject)
-            .any(|d| d.action.kind == ActionKind::Release && d.bucket >= bucket)
+    /// Whether a release covers blocks of this subject and bucket; for a node, whether it was readmitted.
+    pub(super) fn is_released(&self, subject: impl Into<Subject>, bucket: u64) -> bool {
+        self.decisions_about(subject).any(|d| {
+            d.action.kind.lifts() && d.bucket >= bucket && !planted(Bug::ReleaseForgotten)
+        })
     }
 
-    pub(super) fn propose_release(&mut self, call: &mut Call<'_>, subject: Prefix) {
+    /// Whether a later decision has made this one void. Of readmissions only the latest matters.
+    pub(super) fn is_undone(&self, action: &Action, bucket: u64) -> bool {
+        match action.kind {
+            ActionKind::Block | ActionKind::Quarantine => self.is_released(action.subject, bucket),
+            ActionKind::Readmit => self.is_released(action.subject, bucket.saturating_add(1)),
+            ActionKind::Release => false,
+        }
+    }
+
+    /// `action`: a release, or a readmission.
+    pub(super) fn propose_release(&mut self, call: &mut Call<'_>, action: Action) {
         let me = self.config.node;
-        if Action::release(subject)
-            .check(&self.config.genesis.params)
-            .is_err()
-        {
+        if action.check(&self.config.genesis.params).is_err() {
             return self.refuse(call, me, RefusalReason::WrongAction);
         }
         if !self.is_member() {
             return self.refuse(call, me, RefusalReason::NotAMember);
         }
-        let action = Action::release(subject);
         let bucket = bucket_of(call.now);
         let epoch_hash = self.roster.epoch_hash();
         let incident = action.incident(self.mesh, epoch_hash, bucket);

@@ -4,25 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::io::{Output, RefusalReason};
 use super::view::RestoreError;
-use super::{Call, Engine, KNOWN_EPOCHS};
+use super::{Call, Engine};
 use crate::mesh::cert::CertError;
 use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::{
     App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
-    EpochSeal, Lock, LockConfig, LockOut, LockState, MAX_RECORD_BYTES, MAX_REMOVAL_AGE_S, Proposal,
-    Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, needed, next_weights,
+    EpochSeal, Lock, LockConfig, LockOut, LockState, MAX_MEMBERS, MAX_REMOVAL_AGE_S, Proposal,
+    Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, next_weights,
 };
-use crate::mesh::evidence::Frontier;
+use crate::mesh::evidence::{Frontier, Misconduct};
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT, NodeRecord, Roster};
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::wire::WireError;
 
-/// Most epochs sent to one peer at one time; it asks again.
-const SENT_AT_ONCE: usize = 64;
 /// How often one peer is told how far this node is, microseconds.
 const ASK_US: u64 = 5_000_000;
-/// Every so many times it is also asked for epochs that this node has skipped.
+/// Every so many times it is asked for epochs that this node has skipped in place of that.
 const GAP_TURNS: u64 = 6;
 
 /// The engine as the agreement sees it.
@@ -38,6 +37,10 @@ impl App for Here<'_> {
 
     fn is_valid(&self, record: &EpochRecord) -> bool {
         self.engine.is_next_epoch(self.now, record)
+    }
+
+    fn is_sound(&self, record: &EpochRecord) -> bool {
+        self.engine.is_sound_epoch(record).is_some()
     }
 
     fn members(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>> {
@@ -102,7 +105,7 @@ impl Engine {
         }
     }
 
-    fn renew_lock(&mut self) {
+    pub(super) fn renew_lock(&mut self) {
         let mut lock = Lock::new(LockConfig {
             before: self.roster.clone(),
             node: self.config.node,
@@ -140,10 +143,15 @@ impl Engine {
             .filter(|(node, member)| {
                 !self.removals.contains_key(*node) && !replaced.contains(&member.record.vote_key)
             })
+            .filter(|(node, _)| {
+                !planted(Bug::RosterByReach)
+                    || self.connected.contains(*node)
+                    || **node == self.config.node
+            })
             .map(|(_, member)| (&member.record, self.since(&member.record)))
             .collect();
         members.extend(new.into_iter().map(|record| (record, number)));
-        members.truncate(MAX_NODES);
+        members.truncate(MAX_MEMBERS);
         members
     }
 
@@ -241,32 +249,34 @@ impl Engine {
             params,
             frontier,
         };
-        (record.to_bytes().len() <= MAX_RECORD_BYTES).then_some(record)
+        record.fits().then_some(record)
     }
 
     /// Whether a record may follow the current one: every change of the roster is the operator's, it is
     /// time for it, and it is what this node computes from the same members and evidence, to the bit.
     fn is_next_epoch(&self, now: u64, record: &EpochRecord) -> bool {
-        let Some(tip) = self.chain.tip() else {
+        let Some(after) = self.is_sound_epoch(record) else {
             return false;
         };
-        let Some(members) = self.members_of(record) else {
-            return false;
-        };
-        let after: BTreeSet<NodeId> = members.iter().map(|(r, _)| r.node).collect();
         let changed = !self.roster.members().map(|(node, _)| node).eq(&after);
         // Clocks differ; an epoch is not begun earlier than half of one.
         let slack = self
             .skew_us()
             .min(u64::from(self.config.genesis.params.epoch_s).saturating_mul(500_000));
         let in_time = changed || now.saturating_add(slack) >= self.epoch_ends_us();
-        in_time
-            && record.frontier.continues(&tip.record.frontier)
+        in_time && self.check_new_members(record.number, &after).is_ok()
+    }
+
+    /// The part of that which, once true, stays true until the next epoch: of a value that others may be
+    /// locked on no more is asked, or a removal could stop the epochs for ever. Gives the members.
+    fn is_sound_epoch(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>> {
+        let tip = self.chain.tip()?;
+        let members = self.members_of(record)?;
+        let after: BTreeSet<NodeId> = members.iter().map(|(r, _)| r.node).collect();
+        let sound = record.frontier.continues(&tip.record.frontier)
             && self.check_roster(record, &after).is_ok()
-            && self.check_new_members(record.number, &after).is_ok()
-            && self
-                .next_epoch(members, record.frontier.clone())
-                .is_some_and(|own| own == *record)
+            && self.next_epoch(members, record.frontier.clone())? == *record;
+        sound.then_some(after)
     }
 
     /// The members of a record with the epochs they should be in since.
@@ -287,7 +297,7 @@ impl Engine {
     }
 
     /// Whether the operator has signed every difference between the current roster and a record.
-    fn check_roster(
+    pub(super) fn check_roster(
         &self,
         record: &EpochRecord,
         after: &BTreeSet<NodeId>,
@@ -306,7 +316,8 @@ impl Engine {
         for (node, member) in self.roster.members() {
             let kept = hashes.contains(&member.record.hash());
             let replaced = !after.contains(node) && keys.contains(&member.record.vote_key);
-            if !kept && !replaced && !self.removals.contains_key(node) {
+            let removed = self.removals.contains_key(node) || planted(Bug::RosterByReach);
+            if !kept && !replaced && !removed {
                 return Err(EpochError::NotRemoved {
                     number,
                     node: *node,
@@ -379,43 +390,41 @@ impl Engine {
     }
 
     /// Makes a verified epoch the current one.
-    fn adopt(&mut self, call: &mut Call<'_>, epoch: CertifiedEpoch) -> bool {
+    pub(super) fn adopt(&mut self, call: &mut Call<'_>, epoch: CertifiedEpoch) -> bool {
         let Some(roster) = self.registry.roster(&epoch.record) else {
             return false;
         };
         if !self.chain.push(epoch.clone()) {
             return false;
         }
+        self.registry.keep(&epoch.record);
         self.shorten_chain();
-        let before = std::mem::replace(&mut self.roster, roster);
-        self.known.push_front(before);
-        self.known.truncate(KNOWN_EPOCHS);
+        self.put_in_force(roster);
+        self.links.clear();
         self.epoch_since_us = call.now;
         self.seals.clear();
         self.renew_lock();
         call.out.push(Output::Epoch(Box::new(epoch)));
         self.new_epoch(call);
+        if !planted(Bug::NewcomerWaits) {
+            self.compare_with_newcomers(call);
+        }
         true
     }
 
-    fn shorten_chain(&mut self) {
-        while self.chain.is_long() {
-            let registry = &self.registry;
-            let bridged = |earlier: &CertifiedEpoch, later: &CertifiedEpoch| {
-                let members = later.record.members.iter();
-                let after: Option<BTreeSet<NodeId>> = members
-                    .map(|m| Some(registry.by_hash(&m.record)?.record.node))
-                    .collect();
-                registry
-                    .roster(&earlier.record)
-                    .zip(after)
-                    .is_some_and(|(roster, after)| {
-                        needed(&roster, &after) > 0 && later.verify(&roster, &after).is_ok()
-                    })
-            };
-            if !self.chain.shorten(bridged) {
-                return;
-            }
+    /// Who is not in the roster is refused statements, and refuses them. So with the epoch in which it comes in,
+    /// both sides compare what they have once more, and forget that they have asked before.
+    fn compare_with_newcomers(&mut self, call: &mut Call<'_>) {
+        let Some(before) = self.known.front() else {
+            return;
+        };
+        let is_new = |node: &NodeId| before.get(node).is_none() && self.roster.get(node).is_some();
+        let am_new = is_new(&self.config.node);
+        let connected = self.connected.iter();
+        let peers: Vec<NodeId> = connected.filter(|p| am_new || is_new(p)).copied().collect();
+        for peer in peers {
+            self.statements.forget_requests(&peer);
+            self.compare_with(call, peer);
         }
     }
 
@@ -425,6 +434,15 @@ impl Engine {
         from: NodeId,
         proposal: Proposal,
     ) {
+        // Its signature does not cover the prevotes that it shows: a copy without them, or with others, would
+        // have locked nodes prevote nil.
+        if from != proposal.signed.vote.voter {
+            return self.refuse(call, from, RefusalReason::NotOwnVote);
+        }
+        // Its rounds end without it.
+        if self.zeroed.contains(&proposal.signed.vote.voter) {
+            return self.refuse(call, from, RefusalReason::EquivocatingVoter);
+        }
         let number = proposal.record.number;
         if !self.is_about_next(call, from, number, || {
             Message::EpochProposal(Box::new(proposal.clone()))
@@ -485,106 +503,9 @@ impl Engine {
             self.send_epochs(call, from, number.saturating_sub(1));
         } else {
             self.put_aside(call, from, &message());
-            self.ask_epochs(call, from);
+            self.ask_for_epochs(call, from);
         }
         false
-    }
-
-    fn ask_epochs(&self, call: &mut Call<'_>, peer: NodeId) {
-        let number = self.chain.tip().map_or(0, |tip| tip.record.number);
-        call.out.push(Output::Send {
-            to: peer,
-            bytes: Message::EpochWant(number).to_bytes(),
-        });
-    }
-
-    /// A peer has told how far it is.
-    pub(super) fn peer_epoch_want(&mut self, call: &mut Call<'_>, from: NodeId, number: u64) {
-        if number > self.roster.epoch() {
-            self.ask_epochs(call, from);
-        } else {
-            self.send_epochs(call, from, number);
-        }
-    }
-
-    fn send_epochs(&self, call: &mut Call<'_>, to: NodeId, after: u64) {
-        let epochs = self.chain.after(after);
-        let mut parts: Vec<Vec<u8>> = self
-            .removals
-            .values()
-            .filter(|_| !epochs.is_empty())
-            .map(|removal| Message::Removal(Box::new(*removal)).to_bytes())
-            .collect();
-        for epoch in epochs.iter().take(SENT_AT_ONCE) {
-            let number = epoch.record.number;
-            let new = epoch.record.members.iter().filter(|m| m.since == number);
-            parts.extend(
-                new.filter_map(|m| self.registry.by_hash(&m.record))
-                    .map(|a| Message::Admission(Box::new(a.clone())).to_bytes()),
-            );
-            // The first epoch follows from the admissions.
-            if number > 1 {
-                parts.push(Message::Epoch(Box::new(epoch.clone())).to_bytes());
-            }
-        }
-        for bytes in crate::mesh::message::pack(parts) {
-            call.out.push(Output::Send { to, bytes });
-        }
-    }
-
-    pub(super) fn peer_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
-        let number = epoch.record.number;
-        if number <= self.roster.epoch() {
-            self.fill_chain(&epoch);
-            let other =
-                number == self.roster.epoch() && epoch.record.hash() != self.roster.epoch_hash();
-            if other {
-                self.refuse(call, from, RefusalReason::ForkedEpoch);
-            }
-            return;
-        }
-        match self.check_epoch(&epoch) {
-            Ok(()) => {
-                self.adopt(call, epoch);
-                self.agree(call);
-            }
-            // An admission or a removal may still be on its way, or the epoch in between is.
-            Err(EpochError::UnknownMember(_) | EpochError::NotRemoved { .. }) => {
-                self.put_aside(call, from, &Message::Epoch(Box::new(epoch)));
-            }
-            Err(EpochError::NotNext { .. } | EpochError::TooLight { .. })
-                if number > self.roster.epoch().saturating_add(1) =>
-            {
-                self.ask_epochs(call, from);
-            }
-            Err(_) => self.refuse(call, from, RefusalReason::BadEpoch),
-        }
-    }
-
-    /// Takes an epoch that this node has skipped, because the standings follow from every one.
-    fn fill_chain(&mut self, epoch: &CertifiedEpoch) {
-        let Some(before) = self.chain.gap_before(epoch.record.number) else {
-            return;
-        };
-        let roster = self.registry.roster(&before.record);
-        let after = self.epoch_members(&epoch.record);
-        if let (Some(roster), Some(after)) = (roster, after)
-            && epoch.record.previous == roster.epoch_hash()
-            && epoch.verify(&roster, &after).is_ok()
-        {
-            self.chain.fill(epoch.clone());
-        }
-    }
-
-    /// Whether a certified epoch, of whatever later number, may be taken. Its weights are not computed
-    /// again: more than a third of those who signed it are honest and did.
-    fn check_epoch(&self, epoch: &CertifiedEpoch) -> Result<(), EpochError> {
-        let number = epoch.record.number;
-        let after = self
-            .epoch_members(&epoch.record)
-            .ok_or(EpochError::UnknownMember(number))?;
-        self.check_roster(&epoch.record, &after)?;
-        epoch.verify(&self.roster, &after)
     }
 
     /// Takes the operator's word that a node is out. `local`: it was handed in here, now.
@@ -672,7 +593,10 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::EpochLie(proof.clone()).to_bytes(),
         ));
-        call.out.push(Output::EpochLie(proof));
+        self.proved(voter, &proof.to_bytes());
+        call.out.push(Output::EpochLie(proof.clone()));
+        self.catch(call, Misconduct::EpochEquivocation(proof));
+        self.act_on_node(call, voter);
     }
 
     pub(super) fn restore_epoch_proof(&mut self, proof: EpochProof) -> Result<(), RestoreError> {
@@ -683,11 +607,12 @@ impl Engine {
         proof.verify(&key)?;
         self.zeroed.insert(voter);
         self.epoch_proofs.insert(voter, proof);
+        self.proved(voter, &proof.to_bytes());
         Ok(())
     }
 
     /// The epoch that the current one was certified by, if its roster is known here.
-    fn before(&self) -> Option<&Roster> {
+    pub(super) fn before(&self) -> Option<&Roster> {
         let number = self.roster.epoch().checked_sub(1)?;
         self.known.front().filter(|roster| roster.epoch() == number)
     }
@@ -793,7 +718,7 @@ impl Engine {
                 self.asked = peer;
                 // What was skipped is asked for less often: perhaps nobody keeps it any more.
                 match self
-                    .gap_after()
+                    .missing_after()
                     .filter(|_| self.turns_asked.is_multiple_of(GAP_TURNS))
                 {
                     Some(before) => call.out.push(Output::Send {
@@ -818,41 +743,6 @@ impl Engine {
         }
     }
 
-    /// Takes back the epochs of before a restart, each verified from the one before it, beginning with the
-    /// first. Call it, and [`Engine::restore_lock`], before the first input.
-    ///
-    /// # Errors
-    /// [`EpochError`] for the first that does not follow; those before it are in force then, and the rest
-    /// comes from the peers.
-    pub fn restore_epochs(&mut self, stored: StoredEpochs) -> Result<(), EpochError> {
-        for removal in stored.removals {
-            let known = removal.removal.mesh == self.mesh;
-            if known && removal.verify(&self.config.genesis).is_ok() {
-                self.removals.insert(removal.removal.node, removal);
-            }
-        }
-        for epoch in stored.epochs {
-            let number = epoch.record.number;
-            let first = self.chain.tip().filter(|_| number == 1);
-            if let Some(first) = first {
-                if first.record == epoch.record {
-                    continue;
-                }
-                return Err(EpochError::NotNext { number, known: 1 });
-            }
-            self.check_epoch(&epoch)?;
-            let roster = self.registry.roster(&epoch.record);
-            let roster = roster.ok_or(EpochError::UnknownMember(number))?;
-            let before = std::mem::replace(&mut self.roster, roster);
-            self.known.push_front(before);
-            self.known.truncate(KNOWN_EPOCHS);
-            self.chain.push(epoch);
-        }
-        self.epoch_since_us = stored.since_unix_us;
-        self.renew_lock();
-        Ok(())
-    }
-
     /// Takes back what this node signed last about an epoch, which [`Output::PersistEpoch`] put on the
     /// disk.
     ///
@@ -861,7 +751,7 @@ impl Engine {
     /// it has said; so do not let it vote.
     pub fn restore_lock(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         let state = LockState::from_bytes(bytes)?;
-        if state.mesh == self.mesh {
+        if state.mesh == self.mesh && !planted(Bug::LockForgotten) {
             self.lock_state = Some(state);
             self.renew_lock();
         }

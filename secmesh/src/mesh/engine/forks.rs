@@ -55,7 +55,10 @@ impl Engine {
         self.catch(call, Misconduct::LedgerFork(proof.clone()));
         let message = Message::Ledger(LedgerMessage::Fork(proof.clone()));
         call.out.push(Output::Broadcast(message.to_bytes()));
+        let node = proof.node();
+        self.proved(node, &proof.to_bytes());
         call.out.push(Output::LedgerFork(proof));
+        self.act_on_node(call, node);
     }
 
     /// States what is known from before a restart and was not stated by then.
@@ -86,6 +89,7 @@ impl Engine {
         proof
             .verify(&self.roster)
             .map_err(|_| RestoreError::Signature(CryptoError::BadSignature))?;
+        self.proved(proof.node(), bytes);
         self.forks.insert(proof.node(), proof);
         Ok(())
     }

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::addr::Prefix;
 use crate::mesh::ids::{Hash, IncidentId, NodeId};
+use crate::mesh::subject::Subject;
 use crate::mesh::vote::{Action, BUCKET_US, SignedVote, bucket_of};
 
 /// Most incidents that are open and undecided.
@@ -51,10 +51,10 @@ impl Incident {
 }
 
 /// The table of incidents.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Incidents {
     table: BTreeMap<IncidentKey, Incident>,
-    by_subject: BTreeMap<Prefix, BTreeSet<IncidentKey>>,
+    by_subject: BTreeMap<Subject, BTreeSet<IncidentKey>>,
     open_by: BTreeMap<NodeId, usize>,
     open: usize,
 }
@@ -69,7 +69,7 @@ impl Incidents {
     }
 
     /// Keys of the incidents about `subject`.
-    pub fn about(&self, subject: &Prefix) -> Vec<IncidentKey> {
+    pub fn about(&self, subject: &Subject) -> Vec<IncidentKey> {
         self.by_subject
             .get(subject)
             .map(|keys| keys.iter().copied().collect())

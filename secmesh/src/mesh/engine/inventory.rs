@@ -1,7 +1,8 @@
 //! What a peer is told when it connects: what it lacks, and this node's own open votes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
+use super::answers::Answer;
 use super::io::{Output, RefusalReason};
 use super::{Call, Engine};
 use crate::mesh::crypto::sha256;
@@ -10,13 +11,18 @@ use crate::mesh::ids::NodeId;
 use crate::mesh::inventory::{Inventory, bucket_of, differing, sums};
 use crate::mesh::message::{Message, pack};
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::wire::MAX_MESSAGE;
 use crate::mesh::witness::LedgerMessage;
 
 /// Most batches of the backlog sent to one peer per call: 2 MiB, so that a peer that comes up
 /// does not keep this node from voting.
 const BACKLOG_STEP: usize = 32;
+/// A peer that has other things is told what is here, too, unless it was told so recently, microseconds.
+const TELL_AGAIN_US: u64 = 5 * 1_000_000;
 /// Most batches that wait for one peer.
 const MAX_BACKLOG: usize = 1_024;
+/// Bytes that a part takes in a batch beyond itself.
+const PART_OVERHEAD: usize = 2;
 
 fn short(bytes: &[u8]) -> u64 {
     bytes.iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b))
@@ -36,7 +42,7 @@ impl Engine {
         match &decision.warrant {
             Warrant::Operator(_) => true,
             Warrant::Votes(certificate) => certificate
-                .count(&self.roster, &self.zeroed)
+                .count(&self.roster, &self.silent_at(certificate.bucket))
                 .check()
                 .is_ok(),
         }
@@ -55,6 +61,11 @@ impl Engine {
             .map(|ticket| hashed(2, ticket.as_bytes()));
         let proofs = self.proofs.keys().map(|voter| hashed(3, voter.as_bytes()));
         let forks = self.forks.keys().map(|author| hashed(4, author.as_bytes()));
+        let removals = self.removals.keys().map(|node| hashed(5, node.as_bytes()));
+        let lies = self
+            .epoch_proofs
+            .keys()
+            .map(|voter| hashed(6, voter.as_bytes()));
         let decisions = self
             .decisions
             .values()
@@ -64,6 +75,8 @@ impl Engine {
             .chain(grants)
             .chain(proofs)
             .chain(forks)
+            .chain(removals)
+            .chain(lies)
             .chain(decisions)
             .collect()
     }
@@ -74,10 +87,14 @@ impl Engine {
         {
             return;
         }
+        if self.is_quarantined(&peer) {
+            return self.refuse(call, peer, RefusalReason::Quarantined);
+        }
         self.connected.insert(peer);
         if self.seen.len() < 2 * MAX_NODES {
             self.seen.insert(peer);
         }
+        self.answers.forget(&peer);
         // Own votes on what is still open, so that a mesh that was split can decide after all.
         let votes = self
             .own_votes
@@ -95,7 +112,7 @@ impl Engine {
         let batches: VecDeque<Vec<u8>> = pack(parts.map(|message| message.to_bytes())).into();
         self.backlog.insert(peer, batches);
         self.tell_sums(call, peer);
-        self.send_backlog(call);
+        self.send_backlog_to(call, peer);
         if self.roster.get(&peer).is_none() {
             // It was admitted and has now been started: its epoch may come.
             self.membership_known(call);
@@ -103,12 +120,28 @@ impl Engine {
     }
 
     /// Says what is here in 256 sums; the peer answers with what it has where its own differ.
-    pub(super) fn tell_sums(&self, call: &mut Call<'_>, peer: NodeId) {
+    pub(super) fn tell_sums(&mut self, call: &mut Call<'_>, peer: NodeId) {
+        if self.connected.contains(&peer) {
+            self.statements.sync.told.insert(peer, call.now);
+        }
         let message = Inventory::Sums(sums(self.inventory(call.now)));
         call.out.push(Output::Send {
             to: peer,
             bytes: Message::Inventory(Box::new(message)).to_bytes(),
         });
+    }
+
+    /// What was refused as dated wrongly may be right by the clock as it is now: compares with everybody.
+    /// Twice, since a peer may have told this node what it has just before.
+    pub(super) fn clock_set(&mut self, call: &mut Call<'_>) {
+        self.statements.sync.told_again_us = Some(call.now.saturating_add(TELL_AGAIN_US));
+        self.tell_everybody(call);
+    }
+
+    pub(super) fn tell_everybody(&mut self, call: &mut Call<'_>) {
+        for peer in self.connected.clone() {
+            self.tell_sums(call, peer);
+        }
     }
 
     pub(super) fn peer_inventory(
@@ -122,8 +155,16 @@ impl Engine {
         }
         match inventory {
             Inventory::Sums(theirs) => {
+                if !self.may_answer(call, from, Answer::Names) {
+                    return;
+                }
                 let ids = self.inventory(call.now);
                 let mine = sums(ids.iter().copied());
+                let told = self.statements.sync.told.get(&from).copied();
+                if mine != theirs && told.is_none_or(|at| call.now.abs_diff(at) >= TELL_AGAIN_US) {
+                    // Its sums brought it nothing yet: what it lacks follows from these.
+                    self.tell_sums(call, from);
+                }
                 for message in differing(&mine, &theirs, &ids) {
                     call.out.push(Output::Send {
                         to: from,
@@ -132,17 +173,39 @@ impl Engine {
                 }
             }
             Inventory::Ids { buckets, ids } => {
+                let waiting = self.backlog.get(&from).map_or(0, VecDeque::len);
+                let room = MAX_BACKLOG.saturating_sub(waiting);
+                if room == 0 {
+                    return self.refuse(call, from, RefusalReason::Full);
+                }
+                let buckets = self.may_tell(call, from, buckets);
+                if buckets.is_empty() {
+                    return;
+                }
                 let lacks = |id: u64| {
                     buckets.binary_search(&bucket_of(id)).is_ok() && ids.binary_search(&id).is_err()
                 };
-                let parts: Vec<Vec<u8>> = self.lacking(call.now, &lacks).collect();
-                let batches = pack(parts);
-                let waiting = self.backlog.entry(from).or_default();
-                if waiting.len() + batches.len() > MAX_BACKLOG {
-                    return self.refuse(call, from, RefusalReason::Full);
+                // Two batches that follow each other hold more than one could.
+                let mut left = room * MAX_MESSAGE / 2;
+                let mut cut = false;
+                let lacking: Vec<Vec<u8>> = self
+                    .lacking(call.now, &lacks)
+                    .take_while(|part| {
+                        left = left.saturating_sub(part.len() + PART_OVERHEAD);
+                        cut |= left == 0;
+                        left > 0
+                    })
+                    .collect();
+                self.statements.sync.counters.entries(&lacking);
+                let batches = pack(lacking);
+                self.backlog.entry(from).or_default().extend(batches);
+                if cut {
+                    // The rest when the two compare themselves again.
+                    self.refuse(call, from, RefusalReason::Full);
                 }
-                waiting.extend(batches);
-                self.send_backlog(call);
+                if self.may_hurry(call.now, from) {
+                    self.send_backlog_to(call, from);
+                }
             }
         }
     }
@@ -173,6 +236,16 @@ impl Engine {
             .iter()
             .filter(|(author, _)| lacks(hashed(4, author.as_bytes())))
             .map(|(_, p)| Message::Ledger(LedgerMessage::Fork(Box::new(p.clone()))));
+        let removals = self
+            .removals
+            .iter()
+            .filter(|(node, _)| lacks(hashed(5, node.as_bytes())))
+            .map(|(_, removal)| Message::Removal(Box::new(*removal)));
+        let lies = self
+            .epoch_proofs
+            .iter()
+            .filter(|(voter, _)| lacks(hashed(6, voter.as_bytes())))
+            .map(|(_, proof)| Message::EpochLie(Box::new(*proof)));
         let decisions = self
             .decisions
             .values()
@@ -185,17 +258,29 @@ impl Engine {
             .chain(grants)
             .chain(proofs)
             .chain(forks)
+            .chain(removals)
+            .chain(lies)
             .chain(decisions)
             .map(|message| message.to_bytes())
     }
 
+    /// Sends every peer the next part of what waits for it.
     pub(super) fn send_backlog(&mut self, call: &mut Call<'_>) {
-        let backlog: &mut BTreeMap<NodeId, VecDeque<Vec<u8>>> = &mut self.backlog;
-        for (peer, batches) in backlog.iter_mut() {
-            for bytes in batches.drain(..batches.len().min(BACKLOG_STEP)) {
-                call.out.push(Output::Send { to: *peer, bytes });
-            }
+        let peers: Vec<NodeId> = self.backlog.keys().copied().collect();
+        for peer in peers {
+            self.send_backlog_to(call, peer);
         }
-        backlog.retain(|_, batches| !batches.is_empty());
+    }
+
+    fn send_backlog_to(&mut self, call: &mut Call<'_>, peer: NodeId) {
+        let Some(batches) = self.backlog.get_mut(&peer) else {
+            return;
+        };
+        for bytes in batches.drain(..batches.len().min(BACKLOG_STEP)) {
+            call.out.push(Output::Send { to: peer, bytes });
+        }
+        if batches.is_empty() {
+            self.backlog.remove(&peer);
+        }
     }
 }

@@ -13,6 +13,8 @@ use crate::mesh::evidence::{OutcomeKind, ProofKind, SignedVerdict};
 use crate::mesh::ids::{DecisionId, Hash, IncidentId, NodeId, TicketId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::Tolerance;
+use crate::mesh::subject::Subject;
+use crate::mesh::swim::{Liveness, SwimMessage};
 use crate::mesh::vote::{ActionKind, AttackClass, Verdict};
 use crate::mesh::witness::LedgerMessage;
 
@@ -42,6 +44,30 @@ pub enum Input<'a> {
         /// Signed with the operator key it takes effect at once; without, it is put to the vote.
         signed: Option<Box<SignedRelease>>,
     },
+    /// This node saw a peer attack it: the peer's proven address is the source of an alert. Repeat it while
+    /// that lasts.
+    NodeAttacks {
+        /// The peer.
+        node: NodeId,
+        /// Commits to the evidence kept on this node.
+        evidence_root: Hash,
+        /// Names the detector and its settings.
+        detector_hash: Hash,
+    },
+    /// A peer sent something that is no frame of this protocol.
+    Garbage(NodeId),
+    /// The operator of this node wants a node cut off: this node's `Confirm`, class manual.
+    OperatorQuarantine {
+        /// Whom.
+        node: NodeId,
+    },
+    /// The operator of this node wants a node back: put to the vote.
+    OperatorReadmit {
+        /// Whom.
+        node: NodeId,
+    },
+    /// An order signed with the operator key: it takes effect at once.
+    Order(Box<SignedRelease>),
     /// A peer sent something.
     Message {
         /// The peer, as the transport has authenticated it.
@@ -53,6 +79,15 @@ pub enum Input<'a> {
     PeerUp(NodeId),
     /// The last connection to a peer is gone.
     PeerDown(NodeId),
+    /// The failure detector beside the engine ([`crate::mesh::swim`]) has another opinion of a node.
+    Liveness {
+        /// The node.
+        node: NodeId,
+        /// Whether it is there.
+        now: Liveness,
+    },
+    /// Somebody has set the wall clock; the time in this call is by the new one.
+    ClockSet,
     /// Time passes; at least once a second.
     Tick,
     /// This node let somebody join (or starts with this record).
@@ -120,6 +155,9 @@ pub enum Output {
     /// An epoch is in force. Put [`super::Engine::stored_epochs`] on the disk, durably, before any later
     /// output of this call is carried out. If that fails, as above.
     Epoch(Box<CertifiedEpoch>),
+    /// Another record of the current number is certified as well: a third of the weight or more lies, or keys
+    /// were stolen. This node stays with its own. It comes once per epoch.
+    ForkedEpoch(Box<CertifiedEpoch>),
     /// Sign this with the node's ML-DSA-44 key and hand it in as [`Input::Sealed`]; signing draws random
     /// bytes, so the engine does not.
     Seal(Sealed),
@@ -158,6 +196,11 @@ pub enum Output {
     Decide(Box<Decision>),
     /// A release was decided: end the mesh-wide blocks of the subject.
     Release(Box<Decision>),
+    /// A node is cut off from now on: close its sessions, let it connect no more, drop what comes from its
+    /// addresses.
+    Quarantine(Box<Decision>),
+    /// A node is taken back: undo that.
+    Readmit(Box<Decision>),
     /// A block was decided that this node does not take part in.
     Vetoed {
         /// Which.
@@ -177,6 +220,13 @@ pub enum Output {
         from: NodeId,
         /// What it sent; never a fork.
         message: Box<LedgerMessage>,
+    },
+    /// A peer sent something for the failure detector.
+    Swim {
+        /// The peer.
+        from: NodeId,
+        /// What it sent.
+        message: Box<SwimMessage>,
     },
     /// A node was admitted, and is in the roster from the next epoch on; keep the record on the disk.
     Admitted(Box<AdmittedRecord>),
@@ -212,6 +262,35 @@ pub trait Policy {
     /// Whether `subject` has not run into this node's block recently, so that a release may be
     /// agreed to.
     fn is_quiet(&self, subject: &Prefix) -> bool;
+    /// Whether this node's operator forbids acting against a node, and why.
+    fn vetoes_node(&self, node: &NodeId) -> Option<String> {
+        let _nobody = node;
+        None
+    }
+    /// For what this node has a node cut off without being told.
+    fn quarantines(&self) -> Automatic {
+        Automatic::Sightings
+    }
+}
+
+/// For what a node has another one cut off without its operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Automatic {
+    /// For nothing.
+    Off,
+    /// For proofs that it lied, which cannot be forged.
+    Proofs,
+    /// Also for what this node saw of it: attacks from its address, garbage on the mesh port. Whoever can send
+    /// packets with that address as their source, to nodes with more than a third of the weight, can fake an
+    /// attack.
+    #[default]
+    Sightings,
+}
+
+impl Automatic {
+    /// The words for it in the configuration.
+    pub const NAMES: &[&str] = &["off", "proofs", "sightings"];
 }
 
 /// A vote, for the ledger and for people.
@@ -220,8 +299,8 @@ pub struct VoteSummary {
     /// Incident.
     pub incident: IncidentId,
     /// Whom it concerns.
-    pub subject: Prefix,
-    /// Block or release.
+    pub subject: Subject,
+    /// What was voted on.
     pub action: ActionKind,
     /// Attack class.
     pub class: AttackClass,
@@ -311,10 +390,20 @@ reasons!(
     BadEpoch = "bad_epoch",
     /// Another epoch of the number that is in force here: more than a third of the weight lied.
     ForkedEpoch = "forked_epoch",
+    /// One peer asked for the same more often than it is answered in a second.
+    TooOften = "too_often",
+    /// This node may have voted on it before its clock was set back, and says nothing a second time.
+    ClockSetBack = "clock_set_back",
     /// A limit of this node is reached.
     Full = "full",
-    /// As many networks are blocked as may be.
+    /// As many networks are blocked, or nodes were cut off within the hour, as may be.
     OverBudget = "over_budget",
+    /// The voter or sender is cut off from the mesh.
+    Quarantined = "quarantined",
+    /// Nobody more is cut off: those who are, and those out of reach, would leave too few to decide.
+    CircuitBreaker = "circuit_breaker",
+    /// Of a later version of the protocol.
+    UnknownKind = "unknown_kind",
     /// This node is not in the roster and cannot vote.
     NotAMember = "not_a_member",
     /// A statement by nobody that this node knows.
@@ -359,8 +448,11 @@ pub enum QuorumLevel {
 pub struct QuorumState {
     /// In one word.
     pub state: QuorumLevel,
-    /// Weight of this node and its connected peers, without proved liars.
+    /// Weight of this node and of the nodes that are there: connected ones, unless they stopped answering,
+    /// and those that answer through others; without proved liars and those who are cut off.
     pub reachable_weight: u64,
+    /// Weight of those who are cut off; it counts in `total_weight`.
+    pub quarantined_weight: u64,
     /// W.
     pub total_weight: u64,
     /// ⌊W/3⌋ + 1.

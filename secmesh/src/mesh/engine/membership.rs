@@ -9,6 +9,7 @@ use crate::mesh::evidence::Misconduct;
 use crate::mesh::ids::NodeId;
 use crate::mesh::message::{EquivocationProof, Message};
 use crate::mesh::roster::{MAX_NODES, Offered, Roster};
+use crate::mesh::simulation::{Bug, planted};
 
 /// Most open tickets.
 const MAX_GRANTS: usize = 1_024;
@@ -88,6 +89,7 @@ impl Engine {
         for (subject, class) in subjects {
             self.act_on(call, subject, Some(class));
         }
+        self.act_on_nodes(call);
         self.look_again(call);
     }
 
@@ -181,7 +183,10 @@ impl Engine {
     /// Takes a verified proof: the voter weighs nothing from now on, and everybody hears of it.
     pub(super) fn accuse(&mut self, call: &mut Call<'_>, proof: &EquivocationProof) {
         let voter = proof.voter();
-        if self.proofs.contains_key(&voter) || self.proofs.len() >= MAX_NODES {
+        if self.proofs.contains_key(&voter)
+            || self.proofs.len() >= MAX_NODES
+            || planted(Bug::EquivocationIgnored)
+        {
             return;
         }
         self.proofs.insert(voter, *proof);
@@ -191,10 +196,22 @@ impl Engine {
             Message::Equivocation(proof.clone()).to_bytes(),
         ));
         call.out.push(Output::Equivocation(proof.clone()));
+        self.proved(voter, &proof.to_bytes());
         self.catch(call, Misconduct::Equivocation(proof));
+        self.act_on_node(call, voter);
     }
 
     pub(super) fn report_state(&mut self, call: &mut Call<'_>) {
+        // One call connects or disconnects one peer at most, and liars only get more.
+        let basis = (
+            self.roster.epoch_hash(),
+            self.connected.len(),
+            self.zeroed.len(),
+        );
+        if self.state_basis == Some(basis) {
+            return;
+        }
+        self.state_basis = Some(basis);
         let state: QuorumState = self.quorum();
         if self.last_state.as_ref() != Some(&state) {
             self.last_state = Some(state.clone());

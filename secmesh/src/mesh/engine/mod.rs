@@ -3,11 +3,16 @@
 //! No socket, no clock, no random source: the same inputs give the same outputs, which is what
 //! the simulation in the tests relies on. The runtime around it carries out [`Output`]s in order.
 //!
+//! - `answers`: how much one peer may have in one second
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
 //! - `membership`: admissions, tickets
+//! - `digest`: what this node has, in hashes
 //! - `epochs`: who is in with which weight, and the agreement on what comes next
+//! - `quarantine`: what this node has against others, and who is cut off
+//! - `catchup`: epochs that this node has missed
 //! - `inventory`: what a peer is told when it connects
+//! - `spread`: who has which certificate, and asking for it
 //! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
 //! - `statements`: what this node states about the others; where everybody stands
@@ -16,14 +21,19 @@
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
 
+mod answers;
+mod catchup;
 mod decisions;
+mod digest;
 mod epochs;
 mod forks;
 mod incidents;
 mod inventory;
 mod io;
 mod membership;
+mod quarantine;
 mod questions;
+mod spread;
 mod standings;
 mod statements;
 mod sync;
@@ -34,23 +44,34 @@ mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use self::answers::Answers;
+pub use self::digest::Digest;
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
-pub use self::io::{Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+pub use self::io::{
+    Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary,
+};
+use self::quarantine::Conduct;
+pub use self::quarantine::{MAX_NETWORKS_PER_HOUR, Suspicion};
+use self::spread::Spread;
 use self::statements::Statements;
+pub use self::sync::SyncCounters;
 pub use self::view::{IncidentView, RestoreError};
 use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
-use super::epoch::{Chain, EpochProof, EpochSeal, Lock, LockState, SignedRemoval};
+use super::epoch::{CertifiedEpoch, Chain, EpochProof, EpochSeal, Lock, LockState, SignedRemoval};
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
 use super::roster::{Registry, Roster};
+use super::simulation::{self, Bug, planted};
+use super::subject::Subject;
+use super::swim::Liveness;
 use super::trust::EpochFold;
-use super::vote::{AttackClass, BUCKET_US, Ballot, bucket_of};
-use super::wire::MAX_MESSAGE;
+use super::vote::{Action, AttackClass, BUCKET_US, Ballot, bucket_of};
+use super::wire::{MAX_MESSAGE, UNKNOWN_CODE, WireError};
 use crate::addr::Prefix;
 use crate::ledger::fork::LedgerForkProof;
 
@@ -120,12 +141,20 @@ type VoteSlot = (Hash, IncidentId, u32);
 
 /// The decision core of one node.
 #[derive(Debug)]
+#[cfg_attr(feature = "simulation", derive(Clone))]
 pub struct Engine {
     config: EngineConfig,
     mesh: MeshId,
     registry: Registry,
+    /// The last later epoch that a connected peer has sent and that does not follow the current one: the next
+    /// from that peer may name it.
+    links: BTreeMap<NodeId, CertifiedEpoch>,
+    /// The last epoch of which two certified records were seen.
+    forked: u64,
     /// The current epoch, and the way to it.
     chain: Chain,
+    /// Verified epochs that close a gap of the chain as soon as all of it is here.
+    filling: Chain,
     roster: Roster,
     /// Rosters of earlier epochs, latest first.
     known: VecDeque<Roster>,
@@ -134,10 +163,18 @@ pub struct Engine {
     /// Nodes that were connected since this one began: they run, or did. Who was admitted and never started
     /// is proposed by nobody, or it would get weight that nobody can use.
     seen: BTreeSet<NodeId>,
+    /// What the failure detector says of members; of others, only the connection counts.
+    liveness: BTreeMap<NodeId, Liveness>,
+    answers: Answers,
     /// What is still to be sent to a peer that came up.
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
     own_votes: BTreeMap<VoteSlot, Ballot>,
+    /// Latest bucket of an own vote that is not remembered any more. In it and before it nothing can be said
+    /// without perhaps contradicting that, whatever the clock says.
+    forgotten: Option<u64>,
+    /// Sequence number and bucket of the first vote that the disk still had.
+    first_restored: Option<(u64, u64)>,
     incidents: Incidents,
     /// Releases that peers asked for and this node would agree to, since when.
     considered: BTreeMap<IncidentKey, u64>,
@@ -151,10 +188,15 @@ pub struct Engine {
     zeroed: BTreeSet<NodeId>,
     decisions: BTreeMap<DecisionId, Decision>,
     /// Blocks and releases in `decisions`, by subject.
-    by_subject: BTreeMap<Prefix, BTreeSet<DecisionId>>,
+    by_subject: BTreeMap<Subject, BTreeSet<DecisionId>>,
     /// Those of them that block a network.
     networks: BTreeSet<DecisionId>,
+    /// Who is cut off, since the bucket of its first quarantine in force.
+    quarantined: BTreeMap<NodeId, u64>,
+    conduct: Conduct,
     watched: BTreeMap<Prefix, u64>,
+    /// Certificates that others have.
+    spread: Spread,
     /// Messages of an epoch this node does not know yet: it, or an admission, is still on its way.
     pending: VecDeque<(u64, NodeId, Vec<u8>)>,
     /// The agreement on the next epoch.
@@ -180,6 +222,8 @@ pub struct Engine {
     looking: Looking,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
+    /// What `last_state` follows from: epoch, number of connected peers, number of proved liars.
+    state_basis: Option<(Hash, usize, usize)>,
     /// Signed evidence on the nodes.
     statements: Statements,
 }
@@ -199,15 +243,22 @@ impl Engine {
             config,
             mesh,
             registry,
+            links: BTreeMap::new(),
+            forked: 0,
             chain: Chain::default(),
+            filling: Chain::default(),
             roster: Roster::with_weights(mesh, []),
             known: VecDeque::new(),
             grants: BTreeMap::new(),
             connected: BTreeSet::new(),
             seen: BTreeSet::new(),
+            liveness: BTreeMap::new(),
+            answers: Answers::default(),
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
+            forgotten: None,
+            first_restored: None,
             incidents: Incidents::default(),
             considered: BTreeMap::new(),
             in_turn: BTreeMap::new(),
@@ -219,7 +270,10 @@ impl Engine {
             decisions: BTreeMap::new(),
             by_subject: BTreeMap::new(),
             networks: BTreeSet::new(),
+            quarantined: BTreeMap::new(),
+            conduct: Conduct::default(),
             watched: BTreeMap::new(),
+            spread: Spread::default(),
             pending: VecDeque::new(),
             lock: None,
             lock_state: None,
@@ -236,6 +290,7 @@ impl Engine {
             looking: Looking::No,
             refusals: BTreeMap::new(),
             last_state: None,
+            state_basis: None,
             statements: Statements::new(mesh),
         };
         engine.begin_epochs();
@@ -251,6 +306,9 @@ impl Engine {
         policy: &dyn Policy,
         out: &mut Vec<Output>,
     ) {
+        if planted(Bug::ReachableOnly) {
+            simulation::note_reachable(self.quorum().reachable_weight);
+        }
         let call = &mut Call {
             now: now_unix_us,
             policy,
@@ -266,18 +324,33 @@ impl Engine {
             Input::OperatorBlock { subject } => self.operator_block(call, subject),
             Input::OperatorRelease { subject, signed } => match signed {
                 Some(signed) => self.signed_release(call, self.config.node, *signed, true),
-                None => self.propose_release(call, subject),
+                None => self.propose_release(call, Action::release(subject)),
             },
+            Input::NodeAttacks {
+                node,
+                evidence_root,
+                detector_hash,
+            } => self.node_attacks(call, node, evidence_root, detector_hash),
+            Input::Garbage(node) => self.refuse(call, node, RefusalReason::Malformed),
+            Input::OperatorQuarantine { node } => self.operator_quarantine(call, node),
+            Input::OperatorReadmit { node } => self.propose_release(call, Action::readmit(node)),
+            Input::Order(signed) => self.signed_release(call, self.config.node, *signed, true),
             Input::Message { from, bytes } => self.message(call, from, bytes),
+            Input::Liveness { node, now } => self.is_there(node, now),
             Input::PeerUp(peer) => {
+                // At once, until somebody knows better.
+                self.liveness.remove(&peer);
                 self.peer_up(call, peer);
                 self.compare_with(call, peer);
             }
             Input::PeerDown(peer) => {
                 self.connected.remove(&peer);
+                self.answers.forget(&peer);
                 self.backlog.remove(&peer);
+                self.links.remove(&peer);
                 self.statements.peer_down(&peer);
             }
+            Input::ClockSet => self.clock_set(call),
             Input::Tick => self.tick(call),
             Input::Admit(admitted) => self.admit(call, self.config.node, *admitted, true),
             Input::OpenGrant(grant) => self.open_grant(call, self.config.node, *grant, true),
@@ -300,12 +373,36 @@ impl Engine {
         self.report_state(call);
     }
 
+    /// A copy of this engine for another node of its mesh: what it knows, without checking it again.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn copy_for(&self, config: EngineConfig) -> Self {
+        let mut copy = Self {
+            config,
+            ..self.clone()
+        };
+        copy.renew_lock();
+        copy
+    }
+
+    /// As if all other nodes of the roster had connected and had nothing to tell.
+    #[cfg(feature = "simulation")]
+    pub fn assume_all_connected(&mut self) {
+        self.connected = self.roster.members().map(|(node, _)| *node).collect();
+        self.connected.remove(&self.config.node);
+        self.last_state = Some(self.quorum());
+    }
+
     fn refuse(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
         *self.refusals.entry(reason).or_default() += 1;
         call.out.push(Output::Refused { from, reason });
+        self.note_refusal(call, from, reason);
     }
 
     fn message(&mut self, call: &mut Call<'_>, from: NodeId, bytes: &[u8]) {
+        if self.is_quarantined(&from) {
+            return self.refuse(call, from, RefusalReason::Quarantined);
+        }
         if bytes.len() > MAX_MESSAGE {
             return self.refuse(call, from, RefusalReason::Oversized);
         }
@@ -316,12 +413,13 @@ impl Engine {
                         Ok(message) if !message.is_batch() => {
                             self.one_message(call, from, message);
                         }
-                        _ => self.refuse(call, from, RefusalReason::Malformed),
+                        Err(error) => self.refuse(call, from, unread(&error)),
+                        Ok(_) => self.refuse(call, from, RefusalReason::Malformed),
                     }
                 }
             }
             Ok(message) => self.one_message(call, from, message),
-            Err(_) => self.refuse(call, from, RefusalReason::Malformed),
+            Err(error) => self.refuse(call, from, unread(&error)),
         }
     }
 
@@ -332,6 +430,8 @@ impl Engine {
             Message::Admission(admitted) => self.admit(call, from, *admitted, false),
             Message::Grant(grant) => self.open_grant(call, from, *grant, false),
             Message::Equivocation(proof) => self.peer_proof(call, from, &proof),
+            Message::Decided(announced) => self.peer_decided(call, from, &announced),
+            Message::WantDecision(id) => self.peer_wants(call, from, id),
             Message::Release(signed) => self.signed_release(call, from, *signed, false),
             Message::Evidence(message) => self.evidence_message(call, from, *message),
             Message::Inventory(message) => self.peer_inventory(call, from, *message),
@@ -343,6 +443,7 @@ impl Engine {
             Message::EpochLie(proof) => self.peer_epoch_lie(call, from, &proof),
             Message::EpochSeal(seal) => self.seal(call, from, *seal),
             Message::Removal(removal) => self.remove(call, from, *removal, false),
+            Message::Swim(message) => call.out.push(Output::Swim { from, message }),
             // The caller takes batches apart and refuses nested ones.
             Message::Batch(_) => self.refuse(call, from, RefusalReason::Malformed),
         }
@@ -375,14 +476,21 @@ impl Engine {
         self.incidents
             .prune(now, self.valid_us(), self.roster.epoch_hash());
         // A vote can name a bucket only until the next one ends; after that the slot is safe to
-        // forget. Clocks may step back by as much as they may differ.
+        // forget. Clocks may step back by as much as they may differ, and by more: that a bucket was
+        // forgotten is remembered.
         let oldest = bucket_of(now.saturating_sub(self.skew_us())).saturating_sub(3);
-        self.own_votes
-            .retain(|_, ballot| ballot.signed.vote.bucket >= oldest);
+        let forgotten = &mut self.forgotten;
+        self.own_votes.retain(|_, ballot| {
+            let bucket = ballot.signed.vote.bucket;
+            if bucket < oldest {
+                *forgotten = (*forgotten).max(Some(bucket));
+            }
+            bucket >= oldest
+        });
         let ended: Vec<DecisionId> = self
             .decisions
             .values()
-            .filter(|d| d.expires_unix_us <= now)
+            .filter(|d| d.expires_unix_us <= now && !planted(Bug::BlockNeverEnds))
             .map(|d| d.id)
             .collect();
         for id in ended {
@@ -390,9 +498,19 @@ impl Engine {
         }
         self.agree_to_releases(call);
         self.concur_late(call);
+        self.ask_for_decisions(call);
+        self.tick_quarantine(call);
         self.tick_epochs(call);
         self.send_backlog(call);
         self.tick_statements(call);
+    }
+}
+
+/// What a later version says is no garbage: nodes are upgraded one at a time.
+fn unread(error: &WireError) -> RefusalReason {
+    match error {
+        WireError::Invalid { why, .. } if *why == UNKNOWN_CODE => RefusalReason::UnknownKind,
+        _ => RefusalReason::Malformed,
     }
 }
 

@@ -92,10 +92,10 @@ impl Engine {
         let blocked: Vec<Prefix> = if number(&seed, 8).is_multiple_of(2) {
             self.decisions
                 .values()
-                .filter(|d| d.action.kind == ActionKind::Block && d.action.subject.is_single())
+                .filter(|d| d.action.kind == ActionKind::Block && !d.action.is_class_2())
                 .filter(|d| settled(d.certified_unix_us))
                 .filter(|d| d.expires_unix_us > now.saturating_add(2 * ANSWER_US))
-                .map(|d| d.action.subject)
+                .filter_map(|d| d.action.subject.prefix())
                 .collect()
         } else {
             Vec::new()

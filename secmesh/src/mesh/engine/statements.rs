@@ -19,8 +19,9 @@ use crate::mesh::evidence::{
 use crate::mesh::ids::{DecisionId, Hash, MeshId, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::trust::LocalTrust;
-use crate::mesh::vote::{ActionKind, SignedVote, Verdict};
+use crate::mesh::vote::{ActionKind, Verdict};
 
 /// Bytes of all statements together; each node may use its part of it.
 pub const MAX_EVIDENCE_BYTES: usize = 256 << 20;
@@ -38,7 +39,7 @@ const MAX_PENDING: usize = 64;
 const PROOF_STEP_US: u64 = 250_000;
 
 /// All about signed evidence that one engine keeps.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Statements {
     pub(super) set: EvidenceSet,
     pub(super) local: LocalTrust,
@@ -87,24 +88,13 @@ impl Statements {
         self.stated.contains(node) || self.due.contains_key(node)
     }
 
+    pub(super) fn forget_requests(&mut self, peer: &NodeId) {
+        self.sync.forget(peer);
+    }
+
     pub(super) fn peer_down(&mut self, peer: &NodeId) {
         self.up_since.remove(peer);
         self.sync.forget(peer);
-    }
-}
-
-fn cert_vote(signed: &SignedVote) -> CertVote {
-    let vote = &signed.vote;
-    CertVote {
-        voter: vote.voter,
-        incarnation: vote.incarnation,
-        verdict: vote.verdict,
-        evidence_root: vote.evidence_root,
-        detector_hash: vote.detector_hash,
-        sequence: vote.sequence,
-        issued_at_us: vote.issued_at_us,
-        valid_for_s: vote.valid_for_s,
-        signature: signed.signature,
     }
 }
 
@@ -142,6 +132,9 @@ impl Engine {
         if statement.head().mesh != self.mesh {
             return Err(RestoreError::NotOwn);
         }
+        if planted(Bug::LogForgotten) {
+            return Ok(());
+        }
         if let Body::Outcome(outcome) = &statement.body
             && statement.head().author == self.config.node
             && self.statements.reported.len() < MAX_REPORTED
@@ -154,8 +147,8 @@ impl Engine {
         Ok(())
     }
 
-    /// All that was on the disk is back. `whole`: the file was there, so this node has stated nothing that
-    /// is not in it; otherwise it hears its peers first.
+    /// All that was on the disk is back. `whole`: it is certain that this node has stated nothing that is not
+    /// in it; otherwise it hears its peers first. A file alone makes nothing certain, it may be an older copy.
     pub const fn evidence_restored(&mut self, whole: bool) {
         self.statements.sure |= whole;
     }
@@ -249,6 +242,10 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::Evidence(Box::new(message)).to_bytes(),
         ));
+        if planted(Bug::StatementBeforePersist) {
+            let last = call.out.len();
+            call.out.swap(last - 2, last - 1);
+        }
         Some(size)
     }
 
@@ -269,7 +266,9 @@ impl Engine {
             .filter(|incident| incident.epoch_hash == certificate.epoch_hash)
         {
             for (voter, signed) in &incident.votes {
-                votes.entry(*voter).or_insert_with(|| cert_vote(signed));
+                votes
+                    .entry(*voter)
+                    .or_insert_with(|| CertVote::from(signed));
             }
         }
         votes.retain(|voter, vote| *voter != me && vote.verdict == Verdict::Confirm);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::answers::Answer;
 use super::io::{Output, RefusalReason};
 use super::statements::tell;
 use super::{Call, Engine};
@@ -11,6 +12,7 @@ use crate::mesh::evidence::message::{MAX_RANGES, Range, pack};
 use crate::mesh::evidence::{EvidenceMessage, Frontier, Inserted, Misconduct, Statement};
 use crate::mesh::ids::NodeId;
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::simulation::{Bug, planted};
 
 /// How often this node compares itself with one peer, microseconds.
 const COMPARE_US: u64 = 3 * 1_000_000;
@@ -33,8 +35,40 @@ struct Wants {
     asked_us: u64,
 }
 
+/// What was sent because peers lacked it, since the start. What is new is told once, to all, and is not in here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SyncCounters {
+    /// Statements.
+    pub statements_sent: u64,
+    /// Decisions, admissions, tickets and proofs.
+    pub entries_sent: u64,
+    /// Bytes of all of them.
+    pub bytes_sent: u64,
+    /// Statements of others that were new here, however they came.
+    pub statements_new: u64,
+}
+
+impl SyncCounters {
+    /// All counters with their names.
+    pub fn snapshot(&self) -> [(&'static str, u64); 4] {
+        [
+            ("statements_sent", self.statements_sent),
+            ("entries_sent", self.entries_sent),
+            ("bytes_sent", self.bytes_sent),
+            ("statements_new", self.statements_new),
+        ]
+    }
+
+    /// Counts entries that are on their way.
+    pub(super) fn entries(&mut self, parts: &[Vec<u8>]) {
+        let bytes: usize = parts.iter().map(Vec::len).sum();
+        self.entries_sent += parts.len() as u64;
+        self.bytes_sent += bytes as u64;
+    }
+}
+
 /// Who is asked for what.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Sync {
     wants: BTreeMap<NodeId, Wants>,
     /// Second, and messages that the peer was sent in it.
@@ -42,6 +76,11 @@ pub(super) struct Sync {
     last_peer: Option<NodeId>,
     next_us: u64,
     turns: u64,
+    /// When a peer was told last what is here.
+    pub(super) told: BTreeMap<NodeId, u64>,
+    /// When everybody is told once more, after the clock was set.
+    pub(super) told_again_us: Option<u64>,
+    pub(super) counters: SyncCounters,
 }
 
 impl Sync {
@@ -54,10 +93,16 @@ impl Sync {
     pub(super) fn forget(&mut self, peer: &NodeId) {
         self.wants.remove(peer);
         self.sent.remove(peer);
+        self.told.remove(peer);
     }
 }
 
 impl Engine {
+    /// What was sent because peers lacked it.
+    pub const fn sync_counters(&self) -> &SyncCounters {
+        &self.statements.sync.counters
+    }
+
     /// Compares with a peer: says the hash of everything, and nothing more if it has the same.
     pub(super) fn compare_with(&mut self, call: &mut Call<'_>, peer: NodeId) {
         if !self.connected.contains(&peer) {
@@ -78,6 +123,9 @@ impl Engine {
             EvidenceMessage::Summary(hash) => {
                 if hash == self.statements.set.frontier_hash() {
                     return self.agrees(from);
+                }
+                if !self.may_answer(call, from, Answer::Digest) {
+                    return;
                 }
                 let frontier = self.statements.set.frontier();
                 let answer = false;
@@ -131,7 +179,7 @@ impl Engine {
         if theirs.size(&me) <= set.head(&me).size {
             self.agrees(from);
         }
-        if !answer && they_lack {
+        if !answer && they_lack && self.may_answer(call, from, Answer::DigestBack) {
             let frontier = self.statements.set.frontier();
             let answer = true;
             tell(call, from, EvidenceMessage::Digest { answer, frontier });
@@ -222,6 +270,12 @@ impl Engine {
         let messages = pack(&statements, room);
         let count = messages.len();
         for message in messages {
+            if let EvidenceMessage::Statements(statements) = &message {
+                let counters = &mut self.statements.sync.counters;
+                let bytes: usize = statements.iter().map(|s| s.to_bytes().len()).sum();
+                counters.statements_sent += statements.len() as u64;
+                counters.bytes_sent += bytes as u64;
+            }
             tell(call, from, message);
         }
         if self.connected.contains(&from) {
@@ -232,14 +286,22 @@ impl Engine {
 
     fn take(&mut self, call: &mut Call<'_>, from: NodeId, statements: Vec<Statement>) {
         let mut new = 0_usize;
+        let mut stuck = false;
         for statement in statements {
-            new += usize::from(self.take_one(call, from, statement));
+            let (author, next) = (statement.head().author, statement.head().sequence);
+            let was_next = self.statements.set.head(&author).size == next;
+            if self.take_one(call, from, statement) {
+                new += 1;
+            } else if was_next && let Some(wants) = self.statements.sync.wants.get_mut(&from) {
+                // Its author has shown that peer another log. It cannot give what this node wants, and the logs of
+                // others must not wait for that.
+                stuck |= wants.until.remove(&author).is_some();
+            }
         }
-        if new == 0 {
-            return;
-        }
-        if self.statements.sync.wants.contains_key(&from) {
+        if new > 0 && self.statements.sync.wants.contains_key(&from) {
             self.statements.local.served(from);
+            self.request(call, from);
+        } else if stuck && !planted(Bug::ForkStalls) {
             self.request(call, from);
         }
         // A proposal may have waited for this.
@@ -276,8 +338,10 @@ impl Engine {
             return false;
         }
         let known = self.statements.set.head(&head.author);
+        // Nothing of it is verified yet.
+        let after = head.sequence.saturating_add(1);
         if head.sequence > known.size {
-            return self.fill_gap(call, from, head.author, head.sequence + 1);
+            return self.fill_gap(call, from, head.author, after);
         }
         // A lie is worth knowing whatever its author has used up.
         if head.sequence == known.size && head.sequence >= count {
@@ -292,6 +356,7 @@ impl Engine {
         let kept = statement.clone();
         match self.statements.set.insert(statement, bytes) {
             Inserted::New => {
+                self.statements.sync.counters.statements_new += 1;
                 self.noted(&kept);
                 call.out.push(Output::KeepEvidence {
                     bytes: kept.to_bytes(),
@@ -300,10 +365,12 @@ impl Engine {
                 return true;
             }
             Inserted::Known => {}
-            Inserted::Gap(_) => return self.fill_gap(call, from, head.author, head.sequence + 1),
+            Inserted::Gap(_) => return self.fill_gap(call, from, head.author, after),
             Inserted::Conflict(heads) => {
                 self.refuse(call, from, RefusalReason::ForkedEvidence);
-                if let Some(misconduct) = Misconduct::fork(heads.0, heads.1) {
+                if let Some(misconduct) = Misconduct::fork(heads.0, heads.1)
+                    && !planted(Bug::LogForkIgnored)
+                {
                     self.catch(call, misconduct);
                 }
             }
@@ -340,6 +407,15 @@ impl Engine {
     /// Compares with the next peer when it is time.
     pub(super) fn sync_some(&mut self, call: &mut Call<'_>) {
         let now = call.now;
+        if self
+            .statements
+            .sync
+            .told_again_us
+            .is_some_and(|at| at <= now)
+        {
+            self.statements.sync.told_again_us = None;
+            self.tell_everybody(call);
+        }
         if now < self.statements.sync.next_us && self.statements.sync.next_us <= now + COMPARE_US {
             return;
         }

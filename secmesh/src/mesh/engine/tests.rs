@@ -1,12 +1,17 @@
 //! Several engines in one process, joined by a network that a test (or a random schedule) runs.
 
+mod answers;
 mod bounds;
+mod catchup;
 mod epoch_schedules;
 mod epochs;
 mod evidence;
 mod inventory;
 mod join;
+mod late;
+mod liveness;
 mod networks;
+mod quarantine;
 mod refusals;
 mod rules;
 mod schedules;
@@ -28,6 +33,9 @@ use crate::mesh::vote::{Action, Verdict};
 struct TestPolicy {
     allowed: Rc<RefCell<BTreeSet<Prefix>>>,
     noisy: Rc<RefCell<bool>>,
+    automatic: Rc<RefCell<Automatic>>,
+    /// Nodes that its operator protects.
+    protected: Rc<RefCell<BTreeSet<NodeId>>>,
 }
 
 impl Policy for TestPolicy {
@@ -41,6 +49,15 @@ impl Policy for TestPolicy {
 
     fn is_quiet(&self, _: &Prefix) -> bool {
         !*self.noisy.borrow()
+    }
+
+    fn vetoes_node(&self, node: &NodeId) -> Option<String> {
+        let protected = self.protected.borrow();
+        protected.contains(node).then(|| "protected".to_owned())
+    }
+
+    fn quarantines(&self) -> Automatic {
+        *self.automatic.borrow()
     }
 }
 
@@ -365,6 +382,11 @@ impl Net {
 
     fn refused(&self, i: u8, reason: RefusalReason) -> u64 {
         self.engines[&i].refusals()[&reason]
+    }
+
+    fn refused_or_none(&self, i: u8, reason: RefusalReason) -> u64 {
+        let refusals = self.engines[&i].refusals();
+        refusals.get(&reason).copied().unwrap_or(0)
     }
 
     fn own_verdicts(&self, i: u8) -> Vec<Verdict> {

@@ -26,14 +26,15 @@ impl Engine {
         let place =
             |node: &NodeId| sha256(&[key.0.as_bytes().as_slice(), node.as_bytes()].concat());
         let mine = place(&me);
+        let silent = self.silent();
         let mut before = 0_u64;
         for (node, member) in self.roster.members() {
-            // Only those who can be expected to add something. Who is not connected here may be so
+            // Only those who can be expected to add something. Who is not in reach of this node may be so
             // elsewhere; then a vote too many is given, that is all.
             let adds = *node != me
                 && member.weight > 0
-                && self.connected.contains(node)
-                && !self.zeroed.contains(node)
+                && self.is_reachable(node)
+                && !silent.contains(node)
                 && !incident.votes.contains_key(node)
                 && !self.roster.is_subject(node, &incident.action.subject);
             if adds && place(node) < mine {
@@ -79,11 +80,16 @@ impl Engine {
             };
             let action = incident.action;
             let open = !incident.decided && self.tally(incident).witnessed();
-            let full = self.is_over_budget(&action) && self.active_block(&action.subject).is_none();
-            if !open || full || self.is_released(&action.subject, incident.bucket) {
+            // Only blocks wait: votes on nodes are not kept back.
+            let Some(subject) = action.subject.prefix() else {
+                continue;
+            };
+            let full =
+                self.is_over_budget(call.now, &action) && self.active_block(&subject).is_none();
+            if !open || full || self.is_undone(&action, incident.bucket) {
                 continue;
             }
-            let verdict = if call.policy.vetoes(&action.subject).is_some() {
+            let verdict = if call.policy.vetoes(&subject).is_some() {
                 Verdict::Reject
             } else {
                 Verdict::Concur

@@ -16,6 +16,9 @@ use crate::mesh::genesis::Genesis;
 use crate::mesh::ids::{DecisionId, IncidentId, NodeId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::roster::{Roster, Tolerance};
+use crate::mesh::simulation::{Bug, planted};
+use crate::mesh::subject::Subject;
+use crate::mesh::swim::Liveness;
 use crate::mesh::vote::{Action, ActionKind, Ballot};
 use crate::mesh::wire::WireError;
 
@@ -135,7 +138,7 @@ impl Engine {
     pub fn incidents(&self, subject: Option<&Prefix>) -> Vec<IncidentView> {
         self.incidents
             .iter()
-            .filter(|(_, i)| subject.is_none_or(|s| *s == i.action.subject))
+            .filter(|(_, i)| subject.is_none_or(|s| i.action.subject == *s))
             .map(|((incident, round), i)| IncidentView {
                 incident: *incident,
                 round: *round,
@@ -164,9 +167,9 @@ impl Engine {
     }
 
     /// Decisions on exactly this subject.
-    pub fn decisions_about(&self, subject: &Prefix) -> impl Iterator<Item = &Decision> {
+    pub fn decisions_about(&self, subject: impl Into<Subject>) -> impl Iterator<Item = &Decision> {
         self.by_subject
-            .get(subject)
+            .get(&subject.into())
             .into_iter()
             .flatten()
             .filter_map(|id| self.decisions.get(id))
@@ -179,21 +182,45 @@ impl Engine {
             .max_by_key(|d| d.expires_unix_us)
     }
 
-    /// A release of `subject` for the operator to sign; it may be handed in for `valid_for_s`
-    /// seconds (1 to 3,600).
-    pub fn draft_release(
+    /// An order (a release, a quarantine, a readmission) for the operator to sign; it may be handed in for
+    /// `valid_for_s` seconds (1 to 3,600).
+    pub fn draft_order(
         &self,
-        subject: Prefix,
+        action: Action,
         now_unix_us: u64,
         valid_for_s: u32,
     ) -> OperatorRelease {
         OperatorRelease::new(
             self.mesh,
             self.roster.epoch_hash(),
-            subject,
+            action,
             now_unix_us,
             valid_for_s,
         )
+    }
+
+    /// Takes over what the failure detector says of a node.
+    pub(super) fn is_there(&mut self, node: NodeId, now: Liveness) {
+        self.liveness
+            .retain(|node, _| self.roster.get(node).is_some());
+        // Bounded by the roster.
+        if self.roster.get(&node).is_some() {
+            self.liveness.insert(node, now);
+        }
+    }
+
+    /// Whether a node's word can get here: it is this one, is connected and has not stopped answering, or
+    /// answers through others.
+    pub fn is_reachable(&self, node: &NodeId) -> bool {
+        if *node == self.config.node {
+            return true;
+        }
+        let connected = self.connected.contains(node);
+        match self.liveness.get(node) {
+            Some(Liveness::Alive) => true,
+            Some(Liveness::Suspect) | None => connected,
+            Some(Liveness::Down) => false,
+        }
     }
 
     /// The state of the quorum.
@@ -201,8 +228,8 @@ impl Engine {
         let roster = &self.roster;
         let reachable_weight: u64 = roster
             .members()
-            .filter(|(node, _)| **node == self.config.node || self.connected.contains(node))
-            .filter(|(node, _)| !self.zeroed.contains(node))
+            .filter(|(node, _)| self.is_reachable(node))
+            .filter(|(node, _)| !self.zeroed.contains(node) && !self.is_quarantined(node))
             .map(|(_, m)| u64::from(m.weight))
             .sum();
         let tolerance = roster.tolerance();
@@ -219,9 +246,11 @@ impl Engine {
                 Tolerance::Tolerant => QuorumLevel::Full,
             }
         };
+        let quarantined_weight = self.weight_of(self.quarantined.keys());
         QuorumState {
             state,
             reachable_weight,
+            quarantined_weight,
             total_weight: roster.total(),
             t_lo: roster.t_lo(),
             t_hi: roster.t_hi(),
@@ -248,7 +277,9 @@ impl Engine {
             return Err(RestoreError::NotOwn);
         }
         ballot.signed.verify(&self.config.signer.public())?;
-        self.sequence = self.sequence.max(vote.sequence);
+        if !planted(Bug::SequenceRestarts) {
+            self.sequence = self.sequence.max(vote.sequence);
+        }
         let slot = (vote.epoch_hash, vote.incident, vote.round);
         if self.own_votes.len() >= MAX_OWN_VOTES {
             // The oldest can no longer be contradicted: their buckets are over.
@@ -258,15 +289,22 @@ impl Engine {
                 .min_by_key(|(_, ballot)| ballot.signed.vote.bucket)
                 .map(|(slot, _)| *slot);
             if let Some(oldest) = oldest {
-                self.own_votes.remove(&oldest);
+                let gone = self.own_votes.remove(&oldest);
+                self.forgotten = self.forgotten.max(gone.map(|b| b.signed.vote.bucket));
             }
         }
-        self.own_votes.entry(slot).or_insert(ballot);
+        let this = (vote.sequence, vote.bucket);
+        self.first_restored = Some(self.first_restored.map_or(this, |first| first.min(this)));
+        if !planted(Bug::VotesForgotten) {
+            self.own_votes.entry(slot).or_insert(ballot);
+        }
         Ok(())
     }
 
     /// Takes back a decision (the bytes of its [`Warrant`]), checking it by the rules of the
-    /// epoch it was taken in; `vetoed` is what was recorded then. Gives the decision, or `None`
+    /// epoch it was taken in and as if none of the liars were known: it was in force before the restart, and a
+    /// liar that is exposed ends nothing that is in force. Without that, a release with its vote would be gone and
+    /// the block that it ended back, on this node alone. `vetoed` is what was recorded then. Gives the decision, or `None`
     /// when it is over or was released since.
     ///
     /// # Errors
@@ -280,7 +318,10 @@ impl Engine {
     ) -> Result<Option<&Decision>, RestoreError> {
         let warrant = Warrant::from_bytes(bytes)?;
         let verdict = match &warrant {
-            Warrant::Votes(certificate) => Some(self.check(certificate)?),
+            Warrant::Votes(certificate) if planted(Bug::RestoredAnew) => {
+                Some(self.check(certificate)?)
+            }
+            Warrant::Votes(certificate) => Some(self.check_without(certificate, &BTreeSet::new())?),
             Warrant::Operator(signed) => {
                 signed.verify(&self.config.genesis)?;
                 None
@@ -288,10 +329,7 @@ impl Engine {
         };
         let expires_unix_us = self.remembered_until(&warrant);
         let action = warrant.action();
-        if expires_unix_us <= now_unix_us
-            || (action.kind == ActionKind::Block
-                && self.is_released(&action.subject, warrant.bucket()))
-        {
+        if expires_unix_us <= now_unix_us || self.is_undone(&action, warrant.bucket()) {
             return Ok(None);
         }
         if self.decisions.len() >= MAX_DECISIONS {
@@ -325,6 +363,7 @@ impl Engine {
             Ok(()) => {
                 self.zeroed.insert(proof.voter());
                 self.proofs.insert(proof.voter(), proof);
+                self.proved(proof.voter(), &proof.to_bytes());
                 Ok(())
             }
             Err(Some(error)) => Err(RestoreError::Signature(error)),

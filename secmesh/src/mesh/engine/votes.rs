@@ -16,6 +16,8 @@ use crate::mesh::cert::CertVerdict;
 use crate::mesh::crypto;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::{EquivocationProof, Message};
+use crate::mesh::simulation::{Bug, planted};
+use crate::mesh::subject::Subject;
 use crate::mesh::vote::{
     Action, ActionKind, AttackClass, BUCKET_US, Ballot, SignedVote, Verdict, Vote, bucket_of,
 };
@@ -48,7 +50,7 @@ impl Engine {
         if action.check(&self.config.genesis.params).is_err() {
             return self.refuse(call, me, RefusalReason::WrongAction);
         }
-        if self.is_over_budget(&action) && self.active_block(&subject).is_none() {
+        if self.is_over_budget(call.now, &action) && self.active_block(&subject).is_none() {
             return self.refuse(call, me, RefusalReason::OverBudget);
         }
         if call.policy.vetoes(&subject).is_some() {
@@ -72,8 +74,9 @@ impl Engine {
 
     /// Whether one more network would be too many. A certificate that the others make all the same is
     /// taken: `T_hi` of them had room.
-    pub(super) fn is_over_budget(&self, action: &Action) -> bool {
-        action.is_class_2() && self.networks.len() >= MAX_NETWORKS
+    pub(super) fn is_over_budget(&self, now: u64, action: &Action) -> bool {
+        action.is_class_2()
+            && (self.networks.len() >= MAX_NETWORKS || self.is_budget_spent(now, action.kind))
     }
 
     /// Live own evidence on a subject, of this class if there is some.
@@ -102,7 +105,7 @@ impl Engine {
             return self.refuse(call, self.config.node, RefusalReason::NotAMember);
         }
         let mut same_class_open = false;
-        for key in self.incidents.about(&subject) {
+        for key in self.incidents.about(&subject.into()) {
             let Some(incident) = self.incidents.get(&key) else {
                 continue;
             };
@@ -113,7 +116,9 @@ impl Engine {
             {
                 continue;
             }
-            same_class_open |= Some(incident.action.class) == class;
+            // One that this node may not vote on any more needs a successor, in the next minute.
+            same_class_open |= Some(incident.action.class) == class
+                && !self.is_forgotten(incident.bucket);
             if let Some(evidence) = self.evidence_on(call.now, subject, incident.action.class) {
                 self.cast(call, &key, Verdict::Confirm, Some(evidence));
                 self.try_certify(call, &key);
@@ -203,12 +208,15 @@ impl Engine {
             return;
         };
         let slot = (incident.epoch_hash, key.0, key.1);
-        if self.own_votes.contains_key(&slot)
+        if (self.own_votes.contains_key(&slot) && !planted(Bug::VotesTwice))
             || incident.epoch_hash != self.roster.epoch_hash()
             || !incident.is_open(call.now)
             || !self.is_member()
         {
             return;
+        }
+        if self.is_forgotten(incident.bucket) && !planted(Bug::ForgottenSlots) {
+            return self.refuse(call, self.config.node, RefusalReason::ClockSetBack);
         }
         if self.own_votes.len() >= MAX_OWN_VOTES {
             return self.refuse(call, self.config.node, RefusalReason::Full);
@@ -242,8 +250,24 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::Vote(Box::new(ballot)).to_bytes(),
         ));
+        if planted(Bug::SendBeforePersist) {
+            let last = call.out.len();
+            call.out.swap(last - 2, last - 1);
+        }
         call.out
             .push(Output::VoteSeen(self.summary(&action, &ballot.signed)));
+    }
+
+    /// Whether this node may have voted in this bucket and not know any more how: the clock was set back
+    /// since, or the disk no longer holds all votes from before the start.
+    fn is_forgotten(&self, bucket: u64) -> bool {
+        // Votes are numbered from 1. What is missing before the first that is there was in its bucket or
+        // in one before; and a vote names a bucket at most one beyond the clock's.
+        let lost = self
+            .first_restored
+            .filter(|(sequence, _)| *sequence > 1)
+            .map(|(_, bucket)| bucket.saturating_add(1));
+        Some(bucket) <= self.forgotten.max(lost)
     }
 
     pub(super) fn summary(&self, action: &Action, signed: &SignedVote) -> VoteSummary {
@@ -251,7 +275,7 @@ impl Engine {
         let weight = self
             .roster
             .get(&vote.voter)
-            .filter(|_| !self.zeroed.contains(&vote.voter))
+            .filter(|_| !self.zeroed.contains(&vote.voter) && !self.is_quarantined(&vote.voter))
             .map_or(0, |m| u64::from(m.weight));
         VoteSummary {
             incident: vote.incident,
@@ -277,7 +301,7 @@ impl Engine {
         if ballot.action.check(params).is_err() {
             return Some(RefusalReason::WrongAction);
         }
-        if ballot.action.kind == ActionKind::Block && vote.round != 0 {
+        if !ballot.action.kind.lifts() && vote.round != 0 {
             return Some(RefusalReason::WrongAction);
         }
         if vote.check_times(params).is_err() {
@@ -293,10 +317,14 @@ impl Engine {
         if self.zeroed.contains(&vote.voter) {
             return Some(RefusalReason::EquivocatingVoter);
         }
-        if vote.issued_at_us > now.saturating_add(self.skew_us()) {
+        if self.is_quarantined(&vote.voter) {
+            return Some(RefusalReason::Quarantined);
+        }
+        if vote.issued_at_us > now.saturating_add(self.skew_us()) && !planted(Bug::FutureVotes) {
             return Some(RefusalReason::FromFuture);
         }
-        if now > vote.valid_until_us().saturating_add(self.skew_us()) {
+        if now > vote.valid_until_us().saturating_add(self.skew_us()) && !planted(Bug::ExpiredVotes)
+        {
             return Some(RefusalReason::Expired);
         }
         ballot
@@ -311,7 +339,7 @@ impl Engine {
         if vote.mesh != self.mesh {
             return self.refuse(call, from, RefusalReason::WrongMesh);
         }
-        if vote.epoch_hash != self.roster.epoch_hash() {
+        if vote.epoch_hash != self.roster.epoch_hash() && !planted(Bug::EpochUnbound) {
             return match self.roster_of(&vote.epoch_hash) {
                 Some(_) => self.refuse(call, from, RefusalReason::WrongEpoch),
                 None => self.put_aside(call, from, &Message::Vote(Box::new(*ballot))),
@@ -346,6 +374,7 @@ impl Engine {
             .entry(vote.voter)
             .or_default()
             .accept(vote.sequence)
+            && !planted(Bug::ReplayWindowOff)
         {
             return self.refuse(call, from, RefusalReason::Replayed);
         }
@@ -358,7 +387,10 @@ impl Engine {
         ));
         match ballot.action.kind {
             ActionKind::Block => self.react_to_block(call, &key, ballot),
-            ActionKind::Release => self.react_to_release(call, &key, ballot),
+            ActionKind::Quarantine => self.react_to_quarantine(call, &key, ballot),
+            ActionKind::Release | ActionKind::Readmit => {
+                self.react_to_release(call, &key, &ballot.action);
+            }
         }
     }
 
@@ -366,7 +398,7 @@ impl Engine {
     pub(super) fn tally(&self, incident: &Incident) -> CertVerdict {
         CertVerdict::count(
             &self.roster,
-            &self.zeroed,
+            &self.silent(),
             &incident.action,
             incident
                 .votes
@@ -376,8 +408,10 @@ impl Engine {
     }
 
     fn react_to_block(&mut self, call: &mut Call<'_>, key: &IncidentKey, ballot: &Ballot) {
-        let subject = ballot.action.subject;
-        if self.is_over_budget(&ballot.action) && self.active_block(&subject).is_none() {
+        let Some(subject) = ballot.action.subject.prefix() else {
+            return;
+        };
+        if self.is_over_budget(call.now, &ballot.action) && self.active_block(&subject).is_none() {
             self.refuse(call, ballot.signed.vote.voter, RefusalReason::OverBudget);
             return self.try_certify(call, key);
         }
@@ -388,10 +422,13 @@ impl Engine {
         if evidence.is_some() {
             self.cast(call, key, Verdict::Confirm, evidence);
         }
-        let witnessed = self
-            .incidents
-            .get(key)
-            .is_some_and(|incident| self.tally(incident).witnessed());
+        // Only who has not voted yet needs to know.
+        let slot = (self.roster.epoch_hash(), key.0, key.1);
+        let witnessed = !self.own_votes.contains_key(&slot)
+            && self
+                .incidents
+                .get(key)
+                .is_some_and(|incident| !incident.decided && self.tally(incident).witnessed());
         if veto && witnessed {
             self.cast(call, key, Verdict::Reject, None);
         }
@@ -407,17 +444,30 @@ impl Engine {
         }
     }
 
-    fn react_to_release(&mut self, call: &mut Call<'_>, key: &IncidentKey, ballot: &Ballot) {
-        let subject = ballot.action.subject;
-        // Who knows of no block has no opinion on ending it.
-        if self.active_block(&subject).is_some() {
-            if !call.policy.is_quiet(&subject) {
-                self.cast(call, key, Verdict::Reject, None);
-            } else if self.considered.len() < MAX_OPEN {
+    fn react_to_release(&mut self, call: &mut Call<'_>, key: &IncidentKey, action: &Action) {
+        match self.quiet_since(call, action) {
+            // Who knows of nothing to end has no opinion on it, and says that.
+            None => self.cast(call, key, Verdict::Abstain, None),
+            Some(false) => self.cast(call, key, Verdict::Reject, None),
+            Some(true) if self.considered.len() < MAX_OPEN => {
                 self.considered.entry(*key).or_insert(call.now);
             }
+            Some(true) => {}
         }
         self.try_certify(call, key);
+    }
+
+    /// Whether there is nothing left against the subject of a release, on this node; none if there is nothing
+    /// to release.
+    fn quiet_since(&self, call: &Call<'_>, action: &Action) -> Option<bool> {
+        match action.subject {
+            Subject::Net(prefix) => self
+                .active_block(&prefix)
+                .map(|_| call.policy.is_quiet(&prefix)),
+            Subject::Node(node) => self
+                .is_quarantined(&node)
+                .then(|| !self.has_evidence_on(call.now, node)),
+        }
     }
 
     /// Agrees to releases that were asked for a while ago, if the subject is still quiet here and nobody
@@ -434,17 +484,14 @@ impl Engine {
             let Some(incident) = self.incidents.get(&key) else {
                 continue;
             };
-            let subject = incident.action.subject;
+            let action = incident.action;
             let contradicted = incident.votes.iter().any(|(voter, signed)| {
                 signed.vote.verdict == Verdict::Reject && !self.zeroed.contains(voter)
             });
-            if contradicted || self.active_block(&subject).is_none() {
-                continue;
-            }
-            let verdict = if call.policy.is_quiet(&subject) {
-                Verdict::Concur
-            } else {
-                Verdict::Reject
+            let verdict = match self.quiet_since(call, &action) {
+                Some(true) if !contradicted => Verdict::Concur,
+                Some(false) if !contradicted => Verdict::Reject,
+                _ => continue,
             };
             self.cast(call, &key, verdict, None);
             self.try_certify(call, &key);

@@ -6,8 +6,9 @@ use super::record::EpochRecord;
 use super::rules;
 use super::vote::{Step, VoteSet};
 use crate::mesh::crypto::CryptoError;
-use crate::mesh::ids::{MeshId, NodeId};
+use crate::mesh::ids::{Hash, MeshId, NodeId};
 use crate::mesh::roster::Roster;
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::wire::{Decoder, Encoder, WireError};
 
 const TAG: &str = "secmesh/certified-epoch/1";
@@ -55,6 +56,14 @@ pub enum EpochError {
         /// What is wrong.
         source: CryptoError,
     },
+    /// A record that no honest node makes.
+    #[error("epoch {number} is impossible: {why}")]
+    Impossible {
+        /// Its number.
+        number: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// Not enough weight of the epoch before.
     #[error("{weight} weight of epoch {before} signed epoch {number}, {needed} is needed")]
     TooLight {
@@ -80,8 +89,32 @@ pub fn needed(before: &Roster, after: &BTreeSet<NodeId>) -> u64 {
             .map(|(_, member)| u64::from(member.weight))
             .sum()
     } else {
+        if planted(Bug::EpochTLo) {
+            return before.t_lo();
+        }
         before.t_hi()
     }
+}
+
+/// Whether nodes whose records `signed` also carry an epoch that is known already: `T_hi` of its weight, or all
+/// of it where fewer than four have any. One of them is honest then, and an honest node signs only what
+/// follows from the epochs that there are.
+pub fn carries(known: &EpochRecord, signed: &BTreeSet<Hash>) -> bool {
+    let weights = || known.members.iter().map(|m| u64::from(m.weight));
+    let total: u64 = weights().sum();
+    let voters = weights().filter(|weight| *weight > 0).count();
+    let needed = if voters < super::BOOTSTRAP_VOTERS {
+        total
+    } else {
+        total * 2 / 3 + 1
+    };
+    let weight = known
+        .members
+        .iter()
+        .filter(|m| signed.contains(&m.record))
+        .map(|m| u64::from(m.weight))
+        .sum();
+    rules::is_quorum(weight, needed)
 }
 
 /// A record with the precommits that make it the next epoch.
@@ -127,9 +160,8 @@ impl CertifiedEpoch {
         Ok(certified)
     }
 
-    /// Checks the precommits against the epoch `before`, whose roster is trusted already; `after` are the
-    /// members of the record. The epoch next to it has to name it by hash. A later one is taken as well
-    /// if nodes with `T_hi` of `before` signed it: as much as it takes for the next one.
+    /// Checks the precommits against the epoch `before`, which the record has to name by hash; `after` are
+    /// the members of the record. Whether `before` is to be trusted is the caller's to know.
     ///
     /// # Errors
     /// [`EpochError`].
@@ -138,11 +170,8 @@ impl CertifiedEpoch {
         if self.record.mesh != before.mesh() {
             return Err(EpochError::WrongMesh(self.record.mesh));
         }
-        let follows = match number.checked_sub(before.epoch()) {
-            Some(1) => self.record.previous == before.epoch_hash(),
-            Some(2..) => true,
-            _ => false,
-        };
+        let follows = number.checked_sub(before.epoch()) == Some(1)
+            && self.record.previous == before.epoch_hash();
         if !follows {
             return Err(EpochError::NotNext {
                 number,

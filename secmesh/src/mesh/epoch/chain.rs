@@ -17,8 +17,14 @@ pub const MAX_CHAIN: usize = 2_048;
 /// Most bytes of them.
 pub const MAX_CHAIN_BYTES: usize = 16 << 20;
 
-/// Certified epochs in ascending order of their numbers. Those in the middle may be missing: what was
-/// dropped is bridged by a later epoch whose precommits suffice under an earlier roster too.
+/// Most epochs that a later one is tried to be verified from.
+pub const MAX_STONES: usize = 64;
+/// Most epochs in a file: where nothing can be bridged more than [`MAX_CHAIN`] are kept.
+const MAX_STORED: usize = 4 * MAX_CHAIN;
+
+/// Certified epochs in ascending order of their numbers. Those in the middle may be missing. The one after a gap
+/// is a *link*: it was not verified itself, but the one that follows it is there, names it by hash, and was
+/// signed by enough weight of the link's roster and by enough of the last epoch before the gap.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
     epochs: Vec<CertifiedEpoch>,
@@ -78,16 +84,30 @@ impl Chain {
         skipped.then_some(before)
     }
 
-    /// Puts a verified epoch where it was skipped. False if it was not.
-    pub fn fill(&mut self, epoch: CertifiedEpoch) -> bool {
-        let number = epoch.record.number;
-        if self.gap_before(number).is_none() {
+    /// Puts verified epochs, each of which follows the one before it, where they were skipped. False, and nothing
+    /// is changed, if they are not all that is missing there, or the one after them names another.
+    pub fn close_gap(&mut self, missing: &[CertifiedEpoch]) -> bool {
+        let (Some(first), Some(last)) = (missing.first(), missing.last()) else {
+            return false;
+        };
+        if self.gap_before(first.record.number).is_none() {
             return false;
         }
-        let at = self.epochs.partition_point(|e| e.record.number < number);
-        self.bytes = self.bytes.saturating_add(epoch.to_bytes().len());
-        self.numbers.insert(epoch.record.hash(), number);
-        self.epochs.insert(at, epoch);
+        let from = first.record.number;
+        let at = self.epochs.partition_point(|e| e.record.number < from);
+        let closes = self
+            .epochs
+            .get(at)
+            .is_some_and(|next| follows(last, next) && next.record.previous == last.record.hash());
+        if !closes {
+            return false;
+        }
+        for epoch in missing {
+            self.bytes = self.bytes.saturating_add(epoch.to_bytes().len());
+            self.numbers
+                .insert(epoch.record.hash(), epoch.record.number);
+        }
+        self.epochs.splice(at..at, missing.iter().cloned());
         true
     }
 
@@ -96,19 +116,49 @@ impl Chain {
         self.epochs.len() > MAX_CHAIN || self.bytes > MAX_CHAIN_BYTES
     }
 
-    /// Drops the earliest epoch that `bridged` (earlier, later) says can be done without; the first and
-    /// the last always stay. False if none can.
-    pub fn shorten(&mut self, bridged: impl Fn(&CertifiedEpoch, &CertifiedEpoch) -> bool) -> bool {
-        let at = self
-            .epochs
-            .windows(3)
-            .position(|w| matches!(w, [earlier, _, later] if bridged(earlier, later)));
+    /// Drops the earliest epoch that can be done without; the first and the last two always stay. `bridged`
+    /// (earlier, link, later) says whether the signatures on `later`, which follows `link`, also carry
+    /// `earlier`. False if none can.
+    pub fn shorten(
+        &mut self,
+        bridged: impl Fn(&CertifiedEpoch, &CertifiedEpoch, &CertifiedEpoch) -> bool,
+    ) -> bool {
+        let at = self.epochs.windows(4).enumerate().position(|(at, w)| {
+            let [earlier, _, link, later] = w else {
+                return false;
+            };
+            !self.is_link(at) && follows(link, later) && bridged(earlier, link, later)
+        });
         let Some(at) = at else { return false };
         let dropped = self.epochs.remove(at + 1);
         self.numbers.remove(&dropped.record.hash());
         self.bytes = self.bytes.saturating_sub(dropped.to_bytes().len());
         true
     }
+
+    /// Whether the epoch at this place comes after a gap.
+    fn is_link(&self, at: usize) -> bool {
+        let before = at.checked_sub(1).and_then(|before| self.epochs.get(before));
+        before
+            .zip(self.epochs.get(at))
+            .is_some_and(|(before, this)| !follows(before, this))
+    }
+
+    /// Verified epochs that a later one may be verified from: the latest, then those before the gaps, latest
+    /// first, at most [`MAX_STONES`]. A peer's gap may begin earlier than where this node stands.
+    pub fn stones(&self) -> impl Iterator<Item = &CertifiedEpoch> {
+        let gaps = (0..self.epochs.len())
+            .rev()
+            .filter(|at| self.is_link(at.saturating_add(1)) && !self.is_link(*at));
+        self.tip()
+            .into_iter()
+            .chain(gaps.filter_map(|at| self.epochs.get(at)))
+            .take(MAX_STONES)
+    }
+}
+
+fn follows(before: &CertifiedEpoch, this: &CertifiedEpoch) -> bool {
+    before.record.number.checked_add(1) == Some(this.record.number)
 }
 
 /// What is on the disk of all this: `epochs.bin`.
@@ -163,7 +213,7 @@ impl StoredEpochs {
             since_unix_us: d.u64("since")?,
             ..Self::default()
         };
-        for _ in 0..count(&mut d, "epochs", MAX_CHAIN + 1)? {
+        for _ in 0..count(&mut d, "epochs", MAX_STORED)? {
             let part = part(&mut d)?;
             stored.epochs.push(CertifiedEpoch::from_bytes(part)?);
         }

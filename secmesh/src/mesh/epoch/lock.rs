@@ -15,6 +15,7 @@ use super::vote::{EpochProof, EpochVote, Proposal, SignedEpochVote, Step, VoteSe
 use crate::mesh::crypto::Signer;
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::roster::Roster;
+use crate::mesh::simulation::{Bug, planted};
 
 /// How often what this node said last is said again while nothing is decided, microseconds.
 pub const RESEND_US: u64 = 2_000_000;
@@ -23,6 +24,9 @@ const PROPOSE_US: u64 = 1_000_000;
 const VOTE_US: u64 = 500_000;
 /// A wait is never longer, microseconds.
 const LONGEST_US: u64 = 30_000_000;
+/// Votes of rounds further ahead than this are refused: with waits of up to [`LONGEST_US`] that is three weeks,
+/// and nobody drives the others to the last round there is with one message.
+const MAX_AHEAD: u32 = 65_536;
 /// Votes of this many rounds before and after the own one are kept. Who is further ahead says it again.
 const KEPT_ROUNDS: u32 = 8;
 
@@ -32,6 +36,10 @@ pub trait App {
     fn fresh(&self) -> Option<EpochRecord>;
     /// Whether this node, by what it knows now, finds that a record may be the next epoch.
     fn is_valid(&self, record: &EpochRecord) -> bool;
+    /// Whether a record may be the next epoch by what never changes: asked about a value that `T_hi` has
+    /// prevoted for, or that this node is locked on. What [`App::is_valid`] asks beyond that (who was
+    /// removed or replaced since, whether it is time) may change while others hold a lock.
+    fn is_sound(&self, record: &EpochRecord) -> bool;
     /// The members of a record, if all of them are known here.
     fn members(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>>;
 }
@@ -73,7 +81,7 @@ enum Phase {
 }
 
 /// The agreement on the epoch after `config.before`, as one voter sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lock {
     config: LockConfig,
     number: u64,
@@ -141,6 +149,9 @@ impl Lock {
         {
             return false;
         }
+        if state.is_unsigned() {
+            return true;
+        }
         self.phase = Phase::Running;
         self.round = state.round;
         self.proposed = state.proposed;
@@ -162,6 +173,11 @@ impl Lock {
             self.records.insert(value, record);
         }
         self.last = state.last;
+        // It may have proposed and come back without the proposal. Nothing was prevoted, so nil is safe,
+        // and the others do not wait for this node.
+        if self.step == Step::Propose {
+            self.deadline = Some(0);
+        }
         true
     }
 
@@ -227,14 +243,30 @@ impl Lock {
         if self.proposer(vote.round) != Some(vote.voter) || !self.take_vote(proposal.signed, out) {
             return false;
         }
-        if vote.round.abs_diff(self.round) <= KEPT_ROUNDS {
+        // One record per round: of what a liar proposes besides, only the proof is of use.
+        let held = self.votes.get(&(vote.round, Step::Propose));
+        let held = held.and_then(|votes| votes.get(&vote.voter));
+        // The signature does not cover the prevotes: a copy that shows more of them is the better one.
+        let better = self.proposals.get(&vote.round).is_none_or(|held| {
+            held.polka != proposal.polka && self.shown(&proposal) > self.shown(held)
+        });
+        if held.is_some_and(|(value, _)| *value == vote.value) && better {
             let value = proposal.record.hash();
             self.records
                 .entry(value)
                 .or_insert_with(|| proposal.record.clone());
-            self.proposals.entry(vote.round).or_insert(proposal);
+            self.proposals.insert(vote.round, proposal);
         }
         true
+    }
+
+    /// Weight of the prevotes that a proposal shows; 0 if they are not genuine.
+    fn shown(&self, proposal: &Proposal) -> u64 {
+        proposal.polka.as_ref().map_or(0, |polka| {
+            polka
+                .weight(&proposal.record, Step::Prevote, &self.config.before)
+                .unwrap_or(0)
+        })
     }
 
     /// Takes a vote of any step. False if it is not a voter's of this agreement, or forged.
@@ -250,6 +282,9 @@ impl Lock {
         }) else {
             return false;
         };
+        if vote.round > self.round.saturating_add(MAX_AHEAD) {
+            return false;
+        }
         let held = self
             .votes
             .get(&(vote.round, vote.step))
@@ -294,6 +329,10 @@ impl Lock {
             if self.phase == Phase::Decided || !self.turn(now, app, out) {
                 break;
             }
+        }
+        // A clock that was set back must not make this node silent either.
+        if !planted(Bug::ResendStuck) {
+            self.resend_at = self.resend_at.min(now.saturating_add(RESEND_US));
         }
         if self.phase == Phase::Running && self.is_voter() && now >= self.resend_at {
             self.resend_at = now.saturating_add(RESEND_US);
@@ -345,8 +384,7 @@ impl Lock {
             self.config.before.t_lo()
         };
         if let Some(round) = rules::catch_up(own, seen, enough) {
-            self.enter(round, now);
-            return true;
+            return self.enter(round, now);
         }
         if self.phase == Phase::Waiting {
             let due = app.fresh().is_some()
@@ -359,6 +397,11 @@ impl Lock {
             }
             return due;
         }
+        // Who crashed between its proposal and its prevote comes back without either, and waits like all others.
+        if self.step == Step::Propose && !planted(Bug::ProposerStuck) {
+            let end = now.saturating_add(self.wait(PROPOSE_US));
+            self.deadline.get_or_insert(end);
+        }
         // A clock that was set back must not make a wait longer.
         let latest = now.saturating_add(LONGEST_US);
         self.deadline = self.deadline.map(|at| at.min(latest));
@@ -370,7 +413,11 @@ impl Lock {
         }
     }
 
-    fn enter(&mut self, round: u32, now: u64) {
+    /// Begins a round. False for one that was begun already: what was said in it must stay known.
+    fn enter(&mut self, round: u32, now: u64) -> bool {
+        if self.phase != Phase::Waiting && round <= self.round {
+            return false;
+        }
         self.phase = Phase::Running;
         self.round = round;
         self.step = Step::Propose;
@@ -388,6 +435,7 @@ impl Lock {
             .chain(self.locked.map(|(_, value)| value))
             .collect();
         self.records.retain(|value, _| wanted.contains(value));
+        true
     }
 
     fn wait(&self, first: u64) -> u64 {
@@ -409,8 +457,12 @@ impl Lock {
                 .filter(|polka| self.is_polka(record, polka, app))
                 .map(|polka| polka.round);
             let shown = proposal.polka.is_none() || polka.is_some();
-            if shown && app.is_valid(record) {
-                let may = rules::may_prevote(self.locked.as_ref(), &value, polka, self.round);
+            // What others may be locked on is not asked again what may have changed since.
+            let held = polka.is_some() || self.locked.is_some_and(|(_, own)| own == value);
+            let valid = app.is_valid(record) || (held && app.is_sound(record));
+            if shown && valid {
+                let locked = self.locked.as_ref().filter(|_| !planted(Bug::LockIgnored));
+                let may = rules::may_prevote(locked, &value, polka, self.round);
                 choice = Some(may.then_some(value));
             }
         }
@@ -468,8 +520,9 @@ impl Lock {
             .quorum_for(self.round, Step::Prevote, app)
             .or_else(|| late.then_some(None));
         if let Some(value) = choice {
-            // Only what this node finds valid itself: more than a third of liars must not carry it.
-            let value = value.filter(|v| self.records.get(v).is_some_and(|r| app.is_valid(r)));
+            // Only what this node finds sound itself: more than a third of liars must not carry it. That it
+            // was eligible, honest voters among the `T_hi` have found.
+            let value = value.filter(|v| self.records.get(v).is_some_and(|r| app.is_sound(r)));
             if let Some(value) = value {
                 let polka = self.signatures(self.round, Step::Prevote, value);
                 self.locked = Some((self.round, value));
@@ -495,8 +548,7 @@ impl Lock {
             self.near = Some((self.round, value, polka));
         }
         if late {
-            self.enter(self.round.saturating_add(1), now);
-            return true;
+            return self.enter(self.round.saturating_add(1), now);
         }
         self.arm(now, Step::Precommit, app);
         false
@@ -551,6 +603,7 @@ impl Lock {
         sums.into_iter().find_map(|(value, weight)| {
             let needed = match &value {
                 None => self.needed_of_anybody(app),
+                Some(_) if planted(Bug::PrecommitTLo) && step == Step::Prevote => before.t_lo(),
                 Some(v) => needed(before, &app.members(self.records.get(v)?)?),
             };
             rules::is_quorum(weight, needed).then_some(value)
@@ -618,5 +671,13 @@ impl Lock {
         self.count(self.round, step, self.config.node, own);
         out.push(LockOut::Persist(self.state().to_bytes()));
         out.push(LockOut::Vote(signed));
+        if planted(Bug::EpochSendBeforePersist) {
+            let last = out.len();
+            out.swap(last - 2, last - 1);
+        }
     }
 }
+
+#[cfg(test)]
+#[path = "lock_tests.rs"]
+mod tests;

@@ -6,14 +6,20 @@ use crate::mesh::crypto;
 use crate::mesh::evidence::Frontier;
 use crate::mesh::genesis::Params;
 use crate::mesh::ids::{Hash, MeshId};
-use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT};
+use crate::mesh::roster::NODE_WEIGHT;
 use crate::mesh::wire::{Decoder, Encoder, WireError};
 
 const TAG: &str = "secmesh/epoch-record/1";
 
-/// Largest record, in bytes: it has to fit a message together with what proves it valid. Room for 1,024
-/// members, or for 590 of which each has evidence on record.
+/// Most nodes in one epoch: as many as fit a message with evidence of each on record and a signature by each.
+pub const MAX_MEMBERS: usize = 350;
+/// Largest record, in bytes.
 pub const MAX_RECORD_BYTES: usize = 60_000;
+/// Bytes of a record and of a signature by every member, which prove it valid: together they have to fit a
+/// message.
+const MAX_PROVED_BYTES: usize = 65_000;
+/// Bytes of one of those signatures, with whose it is.
+const SIGNATURE_BYTES: usize = 80;
 
 /// Numbers of the genesis that the building of epochs needs; the same in every record of a mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -54,7 +60,7 @@ pub struct EpochRecord {
     pub number: u64,
     /// Hash of the record before; zero for the first.
     pub previous: Hash,
-    /// Everybody who is in, in ascending order of their records' hashes; at most [`MAX_NODES`].
+    /// Everybody who is in, in ascending order of their records' hashes; at most [`MAX_MEMBERS`].
     pub members: Vec<EpochMember>,
     /// How epochs are built.
     pub params: EpochParams,
@@ -130,7 +136,7 @@ impl EpochRecord {
             probation: d.u32("probation")?,
         };
         let mut members = Vec::new();
-        for _ in 0..count(d, "members")? {
+        for _ in 0..count(d, "members", MAX_MEMBERS)? {
             members.push(EpochMember {
                 record: Hash(d.fixed("record")?),
                 weight: d.u32("weight")?,
@@ -139,11 +145,12 @@ impl EpochRecord {
         }
         let frontier = Frontier::read_logs(d)?;
         let len = start.saturating_sub(d.rest().len());
-        if len > MAX_RECORD_BYTES {
+        let max = largest(members.len());
+        if len > max {
             return Err(WireError::TooLong {
                 field: "epoch record",
                 len,
-                max: MAX_RECORD_BYTES,
+                max,
             });
         }
         let ordered = members.is_sorted_by(|a, b| a.record < b.record);
@@ -163,6 +170,11 @@ impl EpochRecord {
         })
     }
 
+    /// Whether it can be sent with all that may prove it valid.
+    pub fn fits(&self) -> bool {
+        self.members.len() <= MAX_MEMBERS && self.to_bytes().len() <= largest(self.members.len())
+    }
+
     /// SHA-256 of the canonical bytes: what votes are bound to.
     pub fn hash(&self) -> Hash {
         Hash(crypto::sha256(&self.to_bytes()))
@@ -177,14 +189,17 @@ impl EpochRecord {
     }
 }
 
-fn count(d: &mut Decoder<'_>, field: &'static str) -> Result<usize, WireError> {
+/// Most bytes of a record of so many members.
+fn largest(members: usize) -> usize {
+    MAX_PROVED_BYTES
+        .saturating_sub(members.saturating_mul(SIGNATURE_BYTES))
+        .min(MAX_RECORD_BYTES)
+}
+
+fn count(d: &mut Decoder<'_>, field: &'static str, max: usize) -> Result<usize, WireError> {
     let len = usize::from(d.u16(field)?);
-    if len > MAX_NODES {
-        return Err(WireError::TooLong {
-            field,
-            len,
-            max: MAX_NODES,
-        });
+    if len > max {
+        return Err(WireError::TooLong { field, len, max });
     }
     Ok(len)
 }

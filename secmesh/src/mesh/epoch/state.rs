@@ -4,6 +4,7 @@ use super::record::EpochRecord;
 use super::vote::VoteSet;
 use crate::mesh::crypto::{self, SignatureBytes};
 use crate::mesh::ids::{Hash, MeshId};
+use crate::mesh::roster::Roster;
 use crate::mesh::wire::{Decoder, Encoder, WireError};
 
 const TAG: &str = "secmesh/epoch-lock/1";
@@ -34,6 +35,30 @@ pub struct LockState {
 }
 
 impl LockState {
+    /// That of a node that has signed nothing about the epoch after `before`.
+    pub fn unsigned(before: &Roster) -> Self {
+        Self {
+            mesh: before.mesh(),
+            number: before.epoch().saturating_add(1),
+            previous: before.epoch_hash(),
+            round: 0,
+            proposed: false,
+            prevote: None,
+            precommit: None,
+            locked: None,
+            last: None,
+        }
+    }
+
+    /// Whether nothing was signed.
+    pub(super) const fn is_unsigned(&self) -> bool {
+        !self.proposed
+            && self.prevote.is_none()
+            && self.precommit.is_none()
+            && self.last.is_none()
+            && self.locked.is_none()
+    }
+
     /// Canonical bytes, with a checksum: these go to the disk.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut e = Encoder::tagged(TAG);
@@ -69,8 +94,8 @@ impl LockState {
     }
 
     /// Whether a vote of this node is in here, so that it may leave.
-    #[cfg(test)]
-    pub(crate) fn holds(&self, signed: &super::vote::SignedEpochVote) -> bool {
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn holds(&self, signed: &super::vote::SignedEpochVote) -> bool {
         use super::vote::Step;
         let vote = &signed.vote;
         let own = Some((vote.value, signed.signature));

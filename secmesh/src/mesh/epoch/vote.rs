@@ -415,12 +415,16 @@ impl EpochProof {
     /// # Errors
     /// [`WireError`] for anything that is not canonical, or no contradiction.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WireError> {
-        let mut d = Decoder::tagged(bytes, PROOF_TAG)?;
-        let (first, second) = (
-            SignedEpochVote::read(&mut d)?,
-            SignedEpochVote::read(&mut d)?,
-        );
+        let mut d = Decoder::untagged(bytes);
+        let proof = Self::read(&mut d)?;
         d.finish()?;
+        Ok(proof)
+    }
+
+    /// The same where something may follow.
+    pub(in crate::mesh) fn read(d: &mut Decoder<'_>) -> Result<Self, WireError> {
+        d.expect_tag(PROOF_TAG)?;
+        let (first, second) = (SignedEpochVote::read(d)?, SignedEpochVote::read(d)?);
         match Self::new(first, second) {
             Some(proof) if proof.first == first => Ok(proof),
             _ => Err(WireError::Invalid {

@@ -9,6 +9,7 @@ use super::statement::SignedHead;
 use crate::ledger::fork::LedgerForkProof;
 use crate::mesh::admission::NodeRecord;
 use crate::mesh::crypto::PublicKey;
+use crate::mesh::epoch::EpochProof;
 use crate::mesh::ids::{MeshId, NodeId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::vote::coded;
@@ -31,6 +32,8 @@ coded!(
         LedgerFork = 3 "ledger_fork",
         /// A statement that contains what others never signed, or contradicts itself. It proves itself.
         ForgedEvidence = 4 "forged_evidence",
+        /// Two different votes on one epoch in one step of one round.
+        EpochEquivocation = 5 "epoch_equivocation",
     }
 );
 
@@ -43,6 +46,8 @@ pub enum Misconduct {
     EvidenceFork(Box<(SignedHead, SignedHead)>),
     /// [`ProofKind::LedgerFork`].
     LedgerFork(Box<LedgerForkProof>),
+    /// [`ProofKind::EpochEquivocation`].
+    EpochEquivocation(Box<EpochProof>),
 }
 
 /// The keys of a node, from its record, that a proof against it is checked with.
@@ -87,6 +92,7 @@ impl Misconduct {
             Self::Equivocation(proof) => proof.voter(),
             Self::EvidenceFork(heads) => heads.0.head.author,
             Self::LedgerFork(proof) => proof.node(),
+            Self::EpochEquivocation(proof) => proof.voter(),
         }
     }
 
@@ -96,6 +102,7 @@ impl Misconduct {
             Self::Equivocation(_) => ProofKind::Equivocation,
             Self::EvidenceFork(_) => ProofKind::EvidenceFork,
             Self::LedgerFork(_) => ProofKind::LedgerFork,
+            Self::EpochEquivocation(_) => ProofKind::EpochEquivocation,
         }
     }
 
@@ -111,6 +118,11 @@ impl Misconduct {
                     && first.verify(key).is_ok()
                     && second.verify(key).is_ok()
             }
+            Self::EpochEquivocation(proof) => {
+                proof.mesh() == mesh
+                    && NodeRecord::derive_id(key, proof.incarnation()) == proof.voter()
+                    && proof.verify(key).is_ok()
+            }
             Self::EvidenceFork(heads) => {
                 heads.0.head.mesh == mesh
                     && heads.0.verify(key).is_ok()
@@ -125,6 +137,9 @@ impl Misconduct {
         e.u8(self.kind().code());
         match self {
             Self::Equivocation(proof) => {
+                e.fixed(&proof.to_bytes());
+            }
+            Self::EpochEquivocation(proof) => {
                 e.fixed(&proof.to_bytes());
             }
             Self::EvidenceFork(heads) => {
@@ -164,6 +179,9 @@ impl Misconduct {
                 let bytes = d.bytes("ledger fork", MAX_LEDGER_FORK)?;
                 let proof = LedgerForkProof::from_bytes(bytes)?;
                 Ok(Self::LedgerFork(Box::new(proof)))
+            }
+            ProofKind::EpochEquivocation => {
+                Ok(Self::EpochEquivocation(Box::new(EpochProof::read(d)?)))
             }
             ProofKind::ForgedEvidence => Err(WireError::Invalid {
                 field: "proof",

@@ -52,7 +52,7 @@ pub enum EvidenceFileError {
         path: PathBuf,
     },
     /// It was changed.
-    #[error("{} is damaged at byte {at}: {why}; restore it from a backup of this node, or move it away, and this node learns the statements again from its peers", path.display())]
+    #[error("{} is damaged at byte {at}: {why}; move it away, and this node learns the statements again from its peers. Do not put an older copy in its place: this node would say other things under numbers that it has used, which counts as a lie", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -72,6 +72,8 @@ pub struct EvidenceFile {
     unsynced: bool,
     /// Where the next record begins.
     end: u64,
+    /// What was written of a record that failed could not be taken back: behind it nothing can be written.
+    failed: bool,
 }
 
 /// What was in the file.
@@ -206,6 +208,7 @@ impl EvidenceFile {
             path,
             file,
             unsynced: false,
+            failed: false,
             end,
         }
     }
@@ -243,6 +246,14 @@ impl EvidenceFile {
                 why: "the file, or the statement, would be longer than it can be",
             });
         }
+        if self.failed {
+            return Err(EvidenceFileError::Io {
+                path: self.path.clone(),
+                source: io::Error::other(
+                    "an unfinished statement could not be taken back; the agent's next start cuts it off",
+                ),
+            });
+        }
         let written = self.file.write_all(&bytes).and_then(|()| {
             if durable {
                 self.file.sync_data()
@@ -252,8 +263,11 @@ impl EvidenceFile {
         });
         if let Err(source) = written {
             // Half a record in the middle would be damage.
-            drop(self.file.set_len(self.end));
-            drop(self.file.seek(SeekFrom::Start(self.end)));
+            let taken_back = self
+                .file
+                .set_len(self.end)
+                .and_then(|()| self.file.seek(SeekFrom::Start(self.end)));
+            self.failed = taken_back.is_err();
             return Err(EvidenceFileError::Io {
                 path: self.path.clone(),
                 source,

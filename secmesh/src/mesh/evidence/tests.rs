@@ -240,7 +240,7 @@ fn a_file_that_was_changed_or_is_anothers_is_refused() {
     write_atomic(&path, &damaged, 0o600).unwrap();
     let error = open(dir.path()).unwrap_err().to_string();
     assert!(
-        error.contains("damaged") && error.contains("backup"),
+        error.contains("damaged") && error.contains("Do not put an older copy"),
         "{error}"
     );
     write_atomic(&path, &whole, 0o600).unwrap();

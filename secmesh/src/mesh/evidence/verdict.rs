@@ -35,8 +35,9 @@ pub struct OperatorVerdict {
     pub subject: Prefix,
     /// What is said.
     pub ruling: Ruling,
-    /// The incidents, in ascending order: 1 to [`MAX_INCIDENTS`]. So a verdict is about what was shown to
-    /// the operator, and nothing earlier or later under the same address.
+    /// The incidents, in ascending order: 1 to [`MAX_INCIDENTS`]. So a verdict is about the
+    /// blocks that were in force when it was drafted, which the operator is shown, and nothing earlier or later
+    /// under the same address.
     pub incidents: Vec<IncidentId>,
     /// When it was signed, microseconds since 1970.
     pub issued_at_us: u64,

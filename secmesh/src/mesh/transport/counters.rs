@@ -22,6 +22,8 @@ counters! {
     connections_up,
     /// Connections to peers that ended.
     connections_down,
+    /// Connections closed because the peer was quarantined.
+    sessions_quarantined,
     /// Attempts to reach a peer that failed.
     dial_failed,
     /// Second connections to a peer that were given up for the other one.
@@ -50,6 +52,8 @@ counters! {
     refused_no_certificate,
     /// Refused: a certificate that is not known here.
     refused_unknown_certificate,
+    /// Refused: a node that is quarantined.
+    refused_quarantined,
     /// Refused: a known certificate, shown by somebody without its key.
     refused_bad_signature,
     /// Refused: not TLS 1.3 as spoken here.

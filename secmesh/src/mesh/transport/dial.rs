@@ -20,7 +20,8 @@ use crate::entropy;
 use crate::mesh::identity::TlsIdentity;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Short, because a mesh that was split is to be one again within seconds; an attempt costs a packet or two.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A head start for the other side where its connection would be the one that stays.
 const COURTESY: Duration = Duration::from_millis(300);
 

@@ -180,6 +180,14 @@ async fn welcome(inner: &Inner, stream: TcpStream, source: SocketAddr) -> Option
             );
             return None;
         }
+        Some((_, PeerIdentity::Quarantined(_))) => {
+            inner.refuse(
+                source,
+                &inner.counters.refused_quarantined,
+                "the node is quarantined",
+            );
+            return None;
+        }
         Some((_, PeerIdentity::Member(node))) if node == inner.node => Err(FrameError::Bad),
         Some((spki, PeerIdentity::Member(node))) => frame::read_hello(&mut stream, &inner.mesh)
             .await
@@ -192,6 +200,7 @@ async fn welcome(inner: &Inner, stream: TcpStream, source: SocketAddr) -> Option
     };
     match result {
         Ok((spki, PeerIdentity::Member(node), _)) => Some(Welcome::Member { stream, node, spki }),
+        Ok((_, PeerIdentity::Quarantined(_), _)) => None,
         Ok((_, PeerIdentity::Ticket(ticket), request)) => Some(Welcome::Joiner {
             stream,
             ticket,

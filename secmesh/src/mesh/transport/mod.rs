@@ -105,6 +105,11 @@ pub enum TransportEvent {
         /// The message.
         bytes: Bytes,
     },
+    /// A peer sent something that is no frame; the connection ends.
+    Garbage {
+        /// The peer.
+        from: NodeId,
+    },
     /// Somebody with a ticket asks to join.
     JoinRequest {
         /// The ticket whose key opened the connection.

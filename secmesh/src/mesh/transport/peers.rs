@@ -12,6 +12,8 @@ use crate::mesh::ids::{NodeId, TicketId};
 pub enum PeerIdentity {
     /// A member of the mesh.
     Member(NodeId),
+    /// A member that is cut off: not let in, and told apart from strangers.
+    Quarantined(NodeId),
     /// Somebody with a ticket, who may ask to join and nothing else.
     Ticket(TicketId),
 }

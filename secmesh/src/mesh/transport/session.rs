@@ -35,7 +35,14 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Send>(
         why = read(inner, &mut reader, source, node, &pong) => why,
         why = write(inner, &mut writer, &place.slot, &pong) => why,
         () = place.stop.cancelled() => "closed here",
-        () = disallowed(&inner.allowed, inner.allowed.subscribe(), spki, node) => "its key is no longer allowed",
+        () = disallowed(&inner.allowed, inner.allowed.subscribe(), spki, node) => {
+            if matches!(inner.allowed.get(&spki), Some(PeerIdentity::Quarantined(_))) {
+                count(&inner.counters.sessions_quarantined);
+                "the node is quarantined"
+            } else {
+                "its key is no longer allowed"
+            }
+        }
     };
     tracing::info!(peer = %node, %source, why, "the connection to a peer ended");
     // A farewell for the sake of a clean end; the peer may be gone, and gets no second chance.
@@ -62,6 +69,9 @@ async fn read<R: AsyncRead + Unpin>(
             Ok(Ok(frame)) => frame,
             Ok(Err(e)) => {
                 inner.refuse_frame(source, &e);
+                if matches!(e, FrameError::Bad | FrameError::Oversized(_)) {
+                    registry::tell(inner, TransportEvent::Garbage { from: node }).await;
+                }
                 return if matches!(e, FrameError::Io(_)) {
                     "the peer closed it or it broke"
                 } else {
@@ -82,6 +92,7 @@ async fn read<R: AsyncRead + Unpin>(
             (Kind::Pong, _) => {}
             (Kind::Hello | Kind::JoinRequest | Kind::JoinReply, _) => {
                 inner.refuse_frame(source, &FrameError::Bad);
+                registry::tell(inner, TransportEvent::Garbage { from: node }).await;
                 return "a frame that is not allowed there";
             }
         }

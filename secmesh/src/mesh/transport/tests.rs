@@ -92,7 +92,9 @@ async fn message(events: &mut Events, n: u8) -> Bytes {
                 assert_eq!(from, id(n));
                 return bytes;
             }
-            TransportEvent::PeerUp { .. } | TransportEvent::PeerDown { .. } => {}
+            TransportEvent::PeerUp { .. }
+            | TransportEvent::PeerDown { .. }
+            | TransportEvent::Garbage { .. } => {}
             other @ TransportEvent::JoinRequest { .. } => panic!("{other:?}"),
         }
     }
@@ -289,6 +291,28 @@ async fn a_removed_member_is_cut_off() {
     // It tries again, and fails in the handshake.
     counted(&a, "refused_unknown_certificate", 1).await;
     mine.insert(tls(2).spki_sha256(), PeerIdentity::Member(id(2)));
+    up(&mut from_a, 2).await;
+    a.shutdown().await;
+    b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_member_is_cut_off_by_name_and_comes_back() {
+    let (mine, theirs) = (members(&[1, 2]), members(&[1, 2]));
+    let (a, mut from_a) = start(1, &mine);
+    let (b, mut from_b) = start(2, &theirs);
+    b.set_peers(vec![address(1, &a)]);
+    up(&mut from_a, 2).await;
+    up(&mut from_b, 1).await;
+    let key = tls(2).spki_sha256();
+    mine.insert(key, PeerIdentity::Quarantined(id(2)));
+    down(&mut from_a, 2).await;
+    down(&mut from_b, 1).await;
+    counted(&a, "sessions_quarantined", 1).await;
+    assert_eq!(a.send(id(2), Bytes::new()), SendOutcome::NotAMember);
+    counted(&a, "refused_quarantined", 1).await;
+    assert_eq!(counter(&a, "refused_unknown_certificate"), 0);
+    mine.insert(key, PeerIdentity::Member(id(2)));
     up(&mut from_a, 2).await;
     a.shutdown().await;
     b.shutdown().await;

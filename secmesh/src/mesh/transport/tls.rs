@@ -17,7 +17,7 @@ use rustls::{
 };
 
 use super::counters::Counters;
-use super::peers::AllowedPeers;
+use super::peers::{AllowedPeers, PeerIdentity};
 use crate::mesh::identity::{TlsIdentity, spki_of};
 
 const ALPN: &[u8] = b"secmesh/1";
@@ -53,7 +53,13 @@ impl PinVerifier {
         let pin =
             spki_of(certificate).ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
         let known = match &self.pins {
-            Pins::Allowed(peers) => peers.get(&pin).is_some(),
+            Pins::Allowed(peers) => match peers.get(&pin) {
+                // The alert tells the node why.
+                Some(PeerIdentity::Quarantined(_)) => {
+                    return Err(Error::InvalidCertificate(CertificateError::Revoked));
+                }
+                who => who.is_some(),
+            },
             Pins::Exactly(pins) => pins.contains(&pin),
         };
         if known {
@@ -229,6 +235,9 @@ pub(super) fn refusal<'a>(
     };
     match tls {
         Error::NoCertificatesPresented => (&counters.refused_no_certificate, "no certificate"),
+        Error::InvalidCertificate(CertificateError::Revoked) => {
+            (&counters.refused_quarantined, "the node is quarantined")
+        }
         Error::InvalidCertificate(CertificateError::BadSignature) => (
             &counters.refused_bad_signature,
             "does not hold its certificate's key",

@@ -14,6 +14,7 @@ use super::history::Change;
 use super::report::{MAX_CHANGES, NodeTrust, TrustReport};
 use crate::mesh::evidence::{EvidenceSet, Frontier};
 use crate::mesh::ids::{Hash, NodeId};
+use crate::mesh::simulation::{Bug, planted};
 
 /// Epochs that are folded one by one.
 pub const WINDOW: usize = 64;
@@ -146,6 +147,13 @@ impl Cache {
     }
 }
 
+/// A copy computes anew.
+impl Clone for EpochFold {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
 impl EpochFold {
     /// What each member of the current epoch deserves to weigh if it ends at `frontier`; who is not in it
     /// deserves a newcomer's weight. `None` while some of that evidence, or of the records before, is not
@@ -191,7 +199,7 @@ impl EpochFold {
         let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (known.tip, known.set.frontier_hash());
         if let Some((shown, report)) = &cache.report
-            && *shown == key
+            && (*shown == key || (planted(Bug::StaleFold) && shown.0 == key.0))
         {
             return Arc::clone(report);
         }

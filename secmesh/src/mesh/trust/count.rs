@@ -10,6 +10,7 @@ use crate::mesh::evidence::{
     Body, Dossier, EvidenceSet, OutcomeKind, ProofKind, Reveal, Ruling, Statement,
 };
 use crate::mesh::ids::{DecisionId, Hash, NodeId};
+use crate::mesh::simulation::{Bug, planted};
 
 /// What nodes report of each other; each kind is counted by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +79,7 @@ fn reference(statement: &Statement) -> Reference {
     let (subject, decision): (Option<Prefix>, Option<DecisionId>) = match &statement.body {
         Body::Outcome(outcome) => {
             let votes = outcome.dossier.votes();
-            (Some(votes.action.subject), Some(votes.decision()))
+            (votes.action.subject.prefix(), Some(votes.decision()))
         }
         Body::Verdict(signed, dossier) => (
             Some(signed.verdict.subject),
@@ -215,7 +216,7 @@ impl Reader<'_> {
                 let holds = self
                     .checks
                     .get((at.0, at.1, 0), || misconduct.holds(mesh, &member.keys));
-                if holds {
+                if holds || planted(Bug::ProofsUnchecked) {
                     Finding::Caught(culprit, misconduct.kind())
                 } else {
                     Finding::Forged

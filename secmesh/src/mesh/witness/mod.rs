@@ -4,7 +4,7 @@
 //! one it cosigned last ([`Witness`]) remembers it on the disk and only then cosigns. Whoever gets
 //! cosignatures of honest witnesses has therefore shown one ledger to all of them. Two checkpoints that
 //! contradict each other are a [`LedgerForkProof`]; witnesses tell each other what they saw, so that
-//! one who shows each its own ledger is found.
+//! one who shows each its own ledger is found, if the sizes are the same or the times contradict the sizes.
 //!
 //! Nothing here does input or output; what is to be written before an answer leaves is returned with
 //! it.
@@ -29,6 +29,7 @@ use crate::mesh::crypto::{self, PublicKey};
 use crate::mesh::ids::NodeId;
 use crate::mesh::pq::{PUBLIC_KEY, PqPublic};
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::wire::{Decoder, Encoder, WireError};
 
 const TAG: &str = "secmesh/witnessed/1";
@@ -71,6 +72,8 @@ impl LogKeys {
 struct Known {
     pq: PqPublic,
     last: SignedCheckpoint,
+    /// Whether it is on the disk.
+    written: bool,
 }
 
 /// Why an offer was refused; counted by name.
@@ -98,7 +101,8 @@ impl WitnessRefusal {
 /// What is to be done about an offer, in the order of the fields.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// Put this on the disk under the node's name. If that fails, nothing else of this happens.
+    /// Put this on the disk under the node's name and say [`Witness::written`]. If that fails, nothing else
+    /// of this happens.
     pub persist: Option<Vec<u8>>,
     /// Send this back.
     pub answer: Option<Answer>,
@@ -162,8 +166,17 @@ impl Witness {
             .ok_or_else(|| invalid("it is of another node or key"))?;
         let last = SignedCheckpoint::verify(note, &author)
             .map_err(|_| invalid("its signatures are wrong"))?;
-        self.known.insert(node, Known { pq, last });
+        let written = true;
+        self.known.insert(node, Known { pq, last, written });
         Ok(())
+    }
+
+    /// What [`Step::persist`] held last of this node is on the disk. Until then the same checkpoint is to be
+    /// written again before it is cosigned.
+    pub fn written(&mut self, node: &NodeId) {
+        if let Some(known) = self.known.get_mut(node) {
+            known.written = true;
+        }
     }
 
     /// A peer offers its own checkpoint; `log` is what its record says. `now_s` is in seconds since
@@ -173,7 +186,10 @@ impl Witness {
             refused: Some(refused),
             ..Step::default()
         };
-        let known = self.known.get(&log.node);
+        let known = self
+            .known
+            .get(&log.node)
+            .filter(|_| !planted(Bug::WitnessForgets));
         if known.is_none() && self.known.len() >= MAX_NODES {
             return refuse(WitnessRefusal::Full);
         }
@@ -213,7 +229,8 @@ impl Witness {
                 return step;
             }
             if size == last.checkpoint.size {
-                // The same again: the answer may have been lost.
+                // The same again: the answer may have been lost, or writing has failed.
+                step.persist = (!known.written).then(|| encode(log.node, known));
                 step.answer = answer(self.cosign(last, now_s));
                 return step;
             }
@@ -242,6 +259,7 @@ impl Witness {
         let known = Known {
             pq: author.pq,
             last: signed,
+            written: false,
         };
         step.persist = Some(encode(log.node, &known));
         self.known.insert(log.node, known);
@@ -257,12 +275,19 @@ impl Witness {
         LedgerForkProof::new(&author, &known.last, &signed)
     }
 
-    /// What was seen last of each ledger, for telling others.
-    pub fn last_seen(&self) -> impl Iterator<Item = LedgerMessage> {
-        self.known.iter().map(|(node, known)| LedgerMessage::Seen {
+    /// What was seen last of a ledger, for telling others.
+    pub fn last_seen(&self, node: &NodeId) -> Option<LedgerMessage> {
+        let known = self.known.get(node)?;
+        Some(LedgerMessage::Seen {
             node: *node,
             note: known.last.bare().to_string().into_bytes(),
         })
+    }
+
+    /// The ledgers that are known, and the size of each that was seen last.
+    pub fn sizes(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        let known = self.known.iter();
+        known.map(|(node, known)| (*node, known.last.checkpoint.size))
     }
 
     /// Size of a ledger that was cosigned last.

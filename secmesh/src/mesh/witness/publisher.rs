@@ -131,15 +131,14 @@ impl Publisher {
             return Told::Nothing;
         };
         let ours = &current.checkpoint;
-        if matches!(answer.outcome, Outcome::NeedsKey) {
-            peer.has_key = false;
-            return Told::Again;
-        }
-        if answer.size != ours.size || answer.root != ours.root {
-            // An answer to an offer before.
-            return Told::Nothing;
-        }
+        let current_answer = (answer.size, answer.root) == (ours.size, ours.root);
         match &answer.outcome {
+            Outcome::NeedsKey => {
+                peer.has_key = false;
+                Told::Again
+            }
+            // An answer to an offer before.
+            _ if !current_answer => Told::Nothing,
             Outcome::Cosigned { time_s, signature } => {
                 let cosignature = Cosignature {
                     witness: witness.node.0,
@@ -179,7 +178,6 @@ impl Publisher {
                 }
             }
             Outcome::Inconsistent => Told::Inconsistent,
-            Outcome::NeedsKey => Told::Again,
         }
     }
 }

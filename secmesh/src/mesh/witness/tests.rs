@@ -83,6 +83,7 @@ fn a_ledger_that_grows_is_cosigned_and_remembered_first() {
     author.grow(10, 1);
     let step = w.offer(&author.log(), &author.offer(0, 4, 100), 7);
     assert!(cosigned(&step) && step.persist.is_some() && step.fork.is_none());
+    w.written(&author.node);
     // The answer was lost: the same again, with nothing to remember.
     let again = w.offer(&author.log(), &author.offer(0, 4, 100), 8);
     assert!(cosigned(&again) && again.persist.is_none());
@@ -97,6 +98,31 @@ fn a_ledger_that_grows_is_cosigned_and_remembered_first() {
     let back = restarted.offer(&author.log(), &author.offer(4, 6, 101), 10);
     assert!(matches!(outcome(&back), Outcome::Knows(Some(_))));
     assert!(back.persist.is_none());
+}
+
+#[test]
+fn what_could_not_be_written_is_to_be_written_before_it_is_cosigned() {
+    let (mut author, mut w) = (Author::new(1), witness(9));
+    author.grow(10, 1);
+    let first = w.offer(&author.log(), &author.offer(0, 4, 100), 7);
+    assert!(first.persist.is_some());
+    // The disk was full. The node offers the same again.
+    let again = w.offer(&author.log(), &author.offer(0, 4, 100), 8);
+    assert_eq!(again.persist, first.persist);
+    w.written(&author.node);
+    let again = w.offer(&author.log(), &author.offer(0, 4, 100), 9);
+    assert!(cosigned(&again) && again.persist.is_none());
+    // And the next one is to be written again.
+    assert!(
+        w.offer(&author.log(), &author.offer(4, 9, 101), 10)
+            .persist
+            .is_some()
+    );
+    assert!(
+        w.offer(&author.log(), &author.offer(4, 9, 101), 11)
+            .persist
+            .is_some()
+    );
 }
 
 #[test]
@@ -177,7 +203,7 @@ fn two_witnesses_find_a_split_view() {
     let (mut a, mut b) = (witness(8), witness(9));
     assert!(cosigned(&a.offer(&one.log(), &one.offer(0, 6, 100), 1)));
     assert!(cosigned(&b.offer(&two.log(), &two.offer(0, 6, 100), 1)));
-    let told: Vec<LedgerMessage> = a.last_seen().collect();
+    let told: Vec<LedgerMessage> = a.last_seen(&one.node).into_iter().collect();
     let [LedgerMessage::Seen { node, note }] = told.as_slice() else {
         panic!("{told:?}");
     };

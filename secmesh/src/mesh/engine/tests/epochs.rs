@@ -3,6 +3,7 @@
 use super::*;
 use crate::mesh::admission::NodeRecord;
 use crate::mesh::epoch::{EpochVote, Removal, SignedRemoval, Step};
+use crate::mesh::evidence::{Body, Misconduct, ProofKind, Statement};
 use crate::mesh::genesis::Params;
 
 pub(super) fn removal(i: u8, now: u64) -> SignedRemoval {
@@ -15,14 +16,14 @@ pub(super) fn removal(i: u8, now: u64) -> SignedRemoval {
 }
 
 /// Time for a round that nobody answers.
-fn wait(net: &mut Net, seconds: u64) {
+pub(super) fn wait(net: &mut Net, seconds: u64) {
     for _ in 0..seconds * 2 {
         net.tick(S / 2);
         net.run();
     }
 }
 
-fn hashes(net: &Net) -> BTreeSet<Hash> {
+pub(super) fn hashes(net: &Net) -> BTreeSet<Hash> {
     net.engines
         .values()
         .map(|e| e.roster().epoch_hash())
@@ -37,7 +38,7 @@ fn weights(net: &Net, i: u8) -> Vec<u32> {
         .collect()
 }
 
-fn length() -> u64 {
+pub(super) fn length() -> u64 {
     u64::from(Params::default().epoch_s) * S
 }
 
@@ -202,6 +203,48 @@ fn whoever_contradicts_itself_about_an_epoch_is_proved_to_lie_everywhere() {
     for i in 1..=3 {
         assert!(net.engines[&i].liars().contains(&node_id(4)), "node {i}");
     }
+    // And it is stated, so that it counts against the node's standing as any equivocation does.
+    for i in 1..=3 {
+        let caught = net.outputs[&i].iter().any(|output| {
+            matches!(output, Output::Caught { node, proof: ProofKind::EpochEquivocation }
+                if *node == node_id(4))
+        });
+        assert!(caught, "node {i}");
+    }
+    wait(&mut net, 60);
+    let stated = |bytes: &Vec<u8>| {
+        let body = Statement::from_bytes(bytes).map(|s| s.body);
+        matches!(body, Ok(Body::Misconduct(Misconduct::EpochEquivocation(_))))
+    };
+    for i in 1..=3 {
+        assert!(net.evidence[&i].iter().any(stated), "node {i}");
+    }
+}
+
+#[test]
+fn a_proposal_is_taken_only_from_its_proposer() {
+    let mut net = Net::four();
+    net.outputs.clear();
+    net.input(1, Input::Admit(Box::new(by_ticket(5, "e", 0x70))));
+    net.run();
+    let proposed = net.outputs.values().flatten().find_map(|o| match o {
+        Output::Broadcast(bytes) => match Message::from_bytes(bytes) {
+            Ok(Message::EpochProposal(proposal)) => Some(proposal),
+            _ => None,
+        },
+        _ => None,
+    });
+    let proposed = proposed.unwrap();
+    let by = (1..=4)
+        .find(|i| node_id(*i) == proposed.signed.vote.voter)
+        .unwrap();
+    let (other, at) = if by == 1 {
+        (2, 3)
+    } else {
+        (1, if by == 2 { 3 } else { 2 })
+    };
+    net.inject(other, at, &Message::EpochProposal(proposed));
+    assert_eq!(net.refused(at, RefusalReason::NotOwnVote), 1);
 }
 
 #[test]
@@ -380,4 +423,34 @@ fn the_second_of_two_does_not_hold_up_the_first_before_it_runs() {
     assert_eq!(net.engines[&1].quorum().state, QuorumLevel::Single);
     net.sees(1, subject());
     assert!(net.blocks(1, subject()));
+}
+
+#[test]
+fn a_removal_and_a_proof_that_were_lost_are_told_again() {
+    let mut net = Net::new(&["a", "b", "c", "d", "e"]);
+    let lie = |net: &Net, value: u8| {
+        EpochVote {
+            mesh: genesis().mesh_id(),
+            number: 2,
+            previous: net.roster().epoch_hash(),
+            round: 0,
+            step: Step::Prevote,
+            value: Some(Hash([value; 32])),
+            voter: node_id(5),
+            incarnation: 1,
+        }
+        .sign(&signer(5))
+    };
+    let (a, b) = (lie(&net, 1), lie(&net, 2));
+    net.inject(5, 1, &Message::EpochVote(Box::new(a)));
+    net.inject(5, 1, &Message::EpochVote(Box::new(b)));
+    net.input(1, Input::Remove(Box::new(removal(5, net.now))));
+    // All that node 1 said of it is lost, on connections that stay.
+    net.queue.clear();
+    assert!(net.engines[&2].removals().next().is_none());
+    wait(&mut net, 300);
+    for i in 1..=4 {
+        assert!(net.engines[&i].liars().contains(&node_id(5)), "node {i}");
+        assert_eq!(net.engines[&i].roster().len(), 4, "node {i}");
+    }
 }

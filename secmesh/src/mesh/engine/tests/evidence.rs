@@ -494,3 +494,16 @@ fn a_ledger_fork_from_before_a_restart_is_stated_after_it() {
     settle(&mut net, 10);
     assert_eq!(report(&mut net, 4).nodes[&node_id(3)].weight, 0);
 }
+
+#[test]
+fn a_number_that_no_log_reaches_is_refused_before_it_is_counted_on() {
+    let mut net = Net::four();
+    let mut statement = next(&net, 3, bodies()[0].clone());
+    statement.signed.head.sequence = u64::MAX;
+    statements(&mut net, 4, 1, vec![statement.clone()]);
+    statement.signed.head.sequence = u64::MAX - 1;
+    statements(&mut net, 4, 1, vec![statement]);
+    settle(&mut net, 20);
+    assert_eq!(head(&net, 1).size, 0);
+    assert!(converged(&net));
+}

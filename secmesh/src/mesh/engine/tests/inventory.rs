@@ -115,6 +115,7 @@ fn exactly_what_is_missing_of_a_bucket_is_told() {
     for i in 0..20 {
         decide(&mut net, i);
     }
+    net.now += S;
     // A peer that has nothing is named everything.
     let named = told(&mut net, Inventory::Sums(Box::new([0; BUCKETS])));
     let [Message::Inventory(named)] = named.as_slice() else {
@@ -133,6 +134,8 @@ fn exactly_what_is_missing_of_a_bucket_is_told() {
             .map(|(_, id)| *id)
             .collect();
         let buckets = buckets.clone();
+        // It is told of a bucket once a second.
+        net.now += S;
         let sent = told(&mut net, Inventory::Ids { buckets, ids });
         let parts = match sent.as_slice() {
             [] => 0,
@@ -140,5 +143,20 @@ fn exactly_what_is_missing_of_a_bucket_is_told() {
             other => panic!("{other:?}"),
         };
         assert_eq!(parts, usize::from(lost.is_some()));
+    }
+}
+
+#[test]
+fn a_removal_that_was_lost_on_the_way_is_told_again_without_a_reconnect() {
+    // Both that stay are needed, and one has not heard of it.
+    let mut net = Net::new(&["a", "b", "c"]);
+    net.input(2, Input::Remove(Box::new(epochs::removal(3, net.now))));
+    net.queue.clear();
+    for _ in 0..240 {
+        net.tick(S);
+        net.run();
+    }
+    for i in [1, 2] {
+        assert_eq!(net.engines[&i].roster().len(), 2, "node {i}");
     }
 }

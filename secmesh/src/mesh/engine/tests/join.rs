@@ -157,3 +157,30 @@ fn a_vote_that_overtakes_the_admission_is_not_lost() {
     net.inject(1, 3, &Message::Admission(Box::new(joiner)));
     assert_eq!(net.engines[&3].incidents(Some(&subject())).len(), 1);
 }
+
+#[test]
+fn a_ticket_burned_before_a_node_hears_of_its_first_use_does_not_lock_it_out() {
+    let mut net = Net::four();
+    net.split(&[4], &[1, 2, 3]);
+    net.input(1, Input::Admit(Box::new(by_ticket(5, "e", 0x70))));
+    net.run();
+    assert_eq!(net.engines[&1].roster().len(), 5);
+    // Whoever holds the ticket's key is the first to speak to node 4, with two other records of it.
+    for i in [6, 7] {
+        let other = Message::Admission(Box::new(by_ticket(i, "e", 0x70)));
+        let bytes = other.to_bytes();
+        net.deliver(&Packet {
+            from: 5,
+            to: 4,
+            bytes,
+        });
+    }
+    net.queue.clear();
+    net.connect(1, 4);
+    net.run();
+    let epoch = net.engines[&1].roster().epoch_hash();
+    assert_eq!(net.engines[&4].roster().epoch_hash(), epoch);
+    // And it is still there after a restart.
+    net.crash(4);
+    assert_eq!(net.engines[&4].roster().epoch_hash(), epoch);
+}

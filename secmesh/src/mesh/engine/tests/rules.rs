@@ -260,7 +260,7 @@ fn the_operators_signature_releases_at_once_and_the_block_stays_gone() {
         .unwrap()
         .warrant
         .clone();
-    let draft = net.engines[&3].draft_release(subject(), net.now, 60);
+    let draft = net.engines[&3].draft_order(Action::release(subject()), net.now, 60);
     let forged = Box::new(draft.sign(&signer(3)));
     net.input(
         3,
@@ -356,6 +356,10 @@ fn a_restarted_node_keeps_its_decisions_and_refuses_foreign_votes() {
 #[test]
 fn a_liar_is_found_out_everywhere_and_weighs_nothing() {
     let mut net = Net::four();
+    // What it is worth without being cut off for it.
+    for policy in net.policies.values() {
+        *policy.automatic.borrow_mut() = Automatic::Off;
+    }
     let confirm = vote_of(&net, 4, block(subject()), Verdict::Confirm, 1);
     let reject = vote_of(&net, 4, block(subject()), Verdict::Reject, 1);
     net.inject(4, 1, &confirm);
@@ -406,7 +410,7 @@ fn a_lie_told_to_different_nodes_is_found_in_the_certificate() {
 #[test]
 fn a_release_that_arrives_late_does_not_end_a_later_block() {
     let mut net = Net::four();
-    let draft = net.engines[&3].draft_release(subject(), net.now, 60);
+    let draft = net.engines[&3].draft_order(Action::release(subject()), net.now, 60);
     net.now += 61 * S;
     net.sees(1, subject());
     net.sees(2, subject());
@@ -497,4 +501,51 @@ fn who_is_gone_is_not_waited_for() {
     for i in (1..=10).filter(|i| !first.contains(i)) {
         assert!(net.blocks(i, subject()), "node {i}");
     }
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_make_a_node_say_another_thing() {
+    let mut net = Net::four();
+    net.sees(1, subject());
+    net.run();
+    // Long after, the vote is forgotten; then the clock is as it was.
+    net.tick(600 * S);
+    net.run();
+    assert_eq!(net.own_verdicts(1).len(), 1);
+    net.now = T0 + 5 * S;
+    net.sees(1, subject());
+    net.run();
+    net.nobody_contradicts_itself();
+    assert_eq!(net.own_verdicts(1).len(), 1);
+    assert!(net.refused(1, RefusalReason::ClockSetBack) > 0);
+    // Two minutes later it votes again.
+    net.tick(120 * S);
+    net.sees(1, subject());
+    net.sees(2, subject());
+    net.run();
+    assert!((1..=4).all(|i| net.blocks(i, subject())));
+}
+
+#[test]
+fn a_node_whose_disk_has_lost_its_older_votes_says_nothing_in_their_time() {
+    let mut net = Net::four();
+    for i in 0..3 {
+        net.sees(1, format!("198.51.100.{i}").parse().unwrap());
+        net.run();
+    }
+    let all = net.disks[&1].clone();
+    for kept in [0, 2] {
+        // With all of them it votes in that minute; with the last one only, it does not.
+        net.disks.insert(1, all[kept..].to_vec());
+        net.crash(1);
+        let before = net.disks[&1].len();
+        net.sees(1, format!("198.51.100.{}", 100 + kept).parse().unwrap());
+        let cast = net.disks[&1].len() > before;
+        assert_eq!(cast, kept == 0);
+    }
+    net.tick(180 * S);
+    net.sees(1, subject());
+    net.sees(2, subject());
+    net.run();
+    assert!((1..=4).all(|i| net.blocks(i, subject())));
 }

@@ -190,6 +190,11 @@ async fn bad_frames_of_members_end_the_connection() {
         stream.write_all(bytes).await.unwrap();
         stream.flush().await.unwrap();
         counted(&a, name, before + 1).await;
+        let told = event(&mut events).await;
+        assert!(
+            matches!(told, TransportEvent::Garbage { from } if from == id(2)),
+            "{told:?}"
+        );
         down(&mut events, 2).await;
     }
     a.shutdown().await;

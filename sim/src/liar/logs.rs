@@ -1,0 +1,127 @@
+//! Lies in its log of statements, and a second ledger.
+
+use std::rc::Rc;
+
+use secmesh::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
+use secmesh::mesh::evidence::{
+    Body, Dossier, EvidenceMessage, Misconduct, Outcome, OutcomeKind, Question, Remediation,
+    Statement,
+};
+use secmesh::mesh::ids::{DecisionId, Hash};
+use secmesh::mesh::message::Message;
+use secmesh::mesh::witness::{LedgerMessage, Offer};
+
+use super::{Liar, Said, Scene, bytes};
+use crate::cast::{self, S};
+use crate::rng::Rng;
+
+fn message(statement: Statement) -> Rc<[u8]> {
+    let statements = EvidenceMessage::Statements(vec![statement]);
+    bytes(&Message::Evidence(Box::new(statements)))
+}
+
+impl Liar {
+    fn statement(&self, scene: &Scene<'_>, body: Body) -> Statement {
+        Statement::new(
+            scene.genesis.mesh_id(),
+            &self.signer,
+            self.id,
+            (self.log.size(), Hash(self.log.root())),
+            scene.wall_us,
+            body,
+        )
+    }
+
+    fn tell_all(&mut self, scene: &Scene<'_>, body: Body, said: &mut Vec<Said>) {
+        let statement = self.statement(scene, body);
+        self.log.push(&statement.head().to_bytes());
+        let message = message(statement);
+        said.extend(scene.peers.iter().map(|to| (*to, Rc::clone(&message))));
+    }
+
+    fn blame(scene: &Scene<'_>, rng: &mut Rng) -> Option<Body> {
+        let node = rng.pick(&scene.honest).copied()?;
+        Some(Body::Remediation(Remediation {
+            node,
+            decision: DecisionId(rng.bytes32()),
+            succeeded: false,
+        }))
+    }
+
+    /// Two statements under one number, each to some.
+    pub(super) fn fork_log(&mut self, scene: &Scene<'_>, rng: &mut Rng, said: &mut Vec<Said>) {
+        let (Some(one), Some(target)) = (Self::blame(scene, rng), rng.pick(&scene.honest)) else {
+            return;
+        };
+        let other = Body::Question(Question {
+            target: *target,
+            commitment: Hash(rng.bytes32()),
+        });
+        let one = self.statement(scene, one);
+        let other = self.statement(scene, other);
+        self.log.push(&one.head().to_bytes());
+        let (one, other) = (message(one), message(other));
+        for to in &scene.peers {
+            let wire = if rng.percent(50) { &one } else { &other };
+            said.push((*to, Rc::clone(wire)));
+        }
+    }
+
+    /// What was done to honest nodes did not help, it says; so do the others of its kind.
+    pub(super) fn frame_in_log(&mut self, scene: &Scene<'_>, rng: &mut Rng, said: &mut Vec<Said>) {
+        if let Some(body) = Self::blame(scene, rng) {
+            self.tell_all(scene, body, said);
+        }
+    }
+
+    /// A proof that is none, or a block that turned out wrong with votes that nobody signed.
+    pub(super) fn forge_in_log(&mut self, scene: &Scene<'_>, rng: &mut Rng, said: &mut Vec<Said>) {
+        let forged = if rng.percent(60) {
+            let proof = self.forged_proof(rng).map(Box::new);
+            proof.map(|proof| Body::Misconduct(Misconduct::Equivocation(proof)))
+        } else {
+            let victim = cast::victim(self.group, rng.index(3));
+            self.forged_certificate(scene, victim, rng)
+                .and_then(|certificate| Dossier::new(certificate).ok())
+                .map(|dossier| {
+                    Body::Outcome(Outcome {
+                        kind: OutcomeKind::Miss,
+                        packets: 0,
+                        dossier,
+                    })
+                })
+        };
+        if let Some(body) = forged {
+            self.tell_all(scene, body, said);
+        }
+    }
+
+    /// Shows two ledgers of one size to two witnesses.
+    pub(super) fn fork_ledger(&mut self, scene: &Scene<'_>, rng: &mut Rng, said: &mut Vec<Said>) {
+        if !scene.witnesses {
+            return;
+        }
+        self.ledger += rng.below(3) + 1;
+        for to in rng.some(&scene.peers, 2) {
+            let checkpoint = Checkpoint::of(&self.id.0, self.ledger, rng.bytes32());
+            let key = cast::pq(self.index);
+            let time_s = scene.wall_us / S;
+            let Ok(note) = checkpoint.sign(&cast::ledger_key(self.index), &key, time_s) else {
+                return;
+            };
+            let signed = SignedCheckpoint {
+                checkpoint,
+                time_s,
+                note,
+            };
+            let offer = Offer {
+                old_size: 0,
+                proof: Vec::new(),
+                note: signed.bare().to_string().into_bytes(),
+                pq: Some(key.public().clone()),
+            };
+            let offer = LedgerMessage::Offer(Box::new(offer));
+            said.push((to, bytes(&Message::Ledger(offer))));
+        }
+    }
+}

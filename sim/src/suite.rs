@@ -1,0 +1,134 @@
+//! Many seeds, and the planted bugs that they have to find.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use secmesh::mesh::simulation::{self, Bug};
+
+use crate::plan::Wish;
+use crate::run::{Outcome, run};
+
+/// How many seeds are tried for a planted bug before the suite is said to have missed it.
+pub const PLANTED_SEEDS: u64 = 3_000;
+
+/// Runs seeds `first` to `first + count - 1` on all processors and gives each outcome to `each`, in no
+/// particular order; stops early when that says so.
+pub fn seeds(
+    first: u64,
+    count: u64,
+    wish: Wish,
+    bug: Option<Bug>,
+    each: &(dyn Fn(Outcome) -> bool + Sync),
+) {
+    let next = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    let work = || {
+        simulation::plant(bug);
+        while !stop.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= count {
+                break;
+            }
+            if !each(run(first + at, wish, false)) {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        simulation::plant(None);
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..processors {
+            scope.spawn(work);
+        }
+    });
+}
+
+/// Who caught a planted bug.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Caught {
+    /// The bug.
+    pub bug: &'static str,
+    /// The lowest seed at which a check failed.
+    pub seed: Option<u64>,
+    /// The check.
+    pub check: Option<&'static str>,
+    /// What it said.
+    pub detail: Option<String>,
+}
+
+/// The checks that have to notice a bug; that a run with it fails in some other way is not enough.
+pub const fn noticed_by(bug: Bug) -> &'static [&'static str] {
+    match bug {
+        Bug::OneWitness | Bug::ZonesIgnored => &["witnesses"],
+        Bug::SubjectLeavesTotal
+        | Bug::SubjectVotes
+        | Bug::ReachableOnly
+        | Bug::TLoForClass2
+        | Bug::RejectAgrees
+        | Bug::LiarKeepsWeight => &["warrant"],
+        Bug::EquivocationIgnored => &["equivocation-kept"],
+        Bug::ExpiredVotes | Bug::FutureVotes => &["vote-times"],
+        Bug::ReplayWindowOff => &["vote-numbers"],
+        Bug::EpochUnbound => &["vote-epoch"],
+        Bug::SignatureUnchecked => &["attribution", "warrant", "epoch-certificate", "framed"],
+        Bug::SendBeforePersist | Bug::EpochSendBeforePersist | Bug::StatementBeforePersist => {
+            &["persist-before-send"]
+        }
+        Bug::VotesForgotten | Bug::ForgottenSlots | Bug::VotesTwice => &["own-word"],
+        Bug::SequenceRestarts => &["own-numbers"],
+        Bug::VetoIgnored => &["allowlist"],
+        Bug::BlockNeverEnds => &["block-ends"],
+        Bug::ReleaseForgotten => &["release-stays"],
+        Bug::LockForgotten => &["own-word", "persist-before-send"],
+        Bug::PrecommitTLo => &["epoch-quorum"],
+        Bug::LockIgnored => &["lock", "one-epoch"],
+        Bug::EpochTLo => &["epoch-certificate", "epoch-quorum"],
+        Bug::WeightsJump => &["epoch-weights"],
+        Bug::RosterByReach => &["strangers"],
+        Bug::StaleFold | Bug::OwnOpinion => &["equal-weights"],
+        Bug::ProofsUnchecked | Bug::OneReporter => &["strikes"],
+        Bug::LogForgotten => &["only-grows"],
+        Bug::LogForkIgnored => &["log-forks"],
+        Bug::WitnessForgets => &["one-ledger"],
+        Bug::ProposerStuck | Bug::ResendStuck => &["epoch-liveness", "convergence"],
+        Bug::RestoredAnew => &["restore", "convergence"],
+        Bug::NewcomerWaits | Bug::ForkStalls => &["convergence"],
+    }
+}
+
+/// Plants a bug and looks for the first seed that shows it to the check that has to notice, from `first` on.
+pub fn hunt(bug: Bug, first: u64, wish: Wish) -> Caught {
+    // In blocks, so that the answer does not depend on which processor was faster.
+    const BLOCK: u64 = 20;
+    let mut from = first;
+    while from < first + PLANTED_SEEDS {
+        let failed: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
+        seeds(from, BLOCK, wish, Some(bug), &|outcome| {
+            let noticed = outcome.violation.as_ref();
+            if noticed.is_some_and(|(_, v)| noticed_by(bug).contains(&v.check)) {
+                failed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(outcome);
+            }
+            true
+        });
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outcome) = failed.into_iter().min_by_key(|outcome| outcome.seed) {
+            let (_, violation) = outcome.violation.unzip();
+            return Caught {
+                bug: bug.name(),
+                seed: Some(outcome.seed),
+                check: violation.as_ref().map(|v| v.check),
+                detail: violation.map(|v| v.detail),
+            };
+        }
+        from += BLOCK;
+    }
+    Caught {
+        bug: bug.name(),
+        seed: None,
+        check: None,
+        detail: None,
+    }
+}

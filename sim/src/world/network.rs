@@ -1,0 +1,265 @@
+//! Links, sessions, what is under way.
+
+use std::rc::Rc;
+
+use secmesh::mesh::engine::{Input, VoteSummary};
+use secmesh::mesh::evidence::EvidenceMessage;
+use secmesh::mesh::ids::NodeId;
+use secmesh::mesh::message::Message;
+use secmesh::mesh::vote::ActionKind;
+
+use super::{Event, World};
+use crate::cast::S;
+use crate::oracle::{Violation, broken, signed_by};
+
+impl World {
+    fn alive(&self, i: usize) -> bool {
+        self.nodes[i].joined && (self.lies(i) || self.nodes[i].engine.is_some())
+    }
+
+    fn whole(&self, a: usize, b: usize) -> bool {
+        let open = !self.links[a][b].cut && !self.links[b][a].cut;
+        open && !self.shuns(a, b) && !self.shuns(b, a)
+    }
+
+    /// Whether node `a` has no connection to `b` any more because the operator has removed it.
+    fn shuns(&self, a: usize, b: usize) -> bool {
+        let id = self.nodes[b].id;
+        self.oracle.removed.contains(&id)
+            && self.nodes[a].engine.as_ref().is_some_and(|engine| {
+                engine.roster().get(&id).is_none()
+                    && engine.removals().any(|removal| removal.removal.node == id)
+            })
+    }
+
+    pub(super) fn maintain(&mut self) {
+        let all = self.nodes.len();
+        for a in 0..all {
+            for b in a + 1..all {
+                let possible = self.alive(a) && self.alive(b) && self.whole(a, b);
+                let up = self.links[a][b].up;
+                // A break is noticed after some seconds.
+                if up != possible && self.rng.percent(if up { 20 } else { 50 }) {
+                    let at = self.now + self.rng.below(S);
+                    self.schedule(at, Event::Session { a, b, up: !up });
+                }
+            }
+        }
+    }
+
+    pub(super) fn session(&mut self, a: usize, b: usize, up: bool) -> Result<(), Violation> {
+        if self.links[a][b].up == up
+            || (up && !(self.alive(a) && self.alive(b) && self.whole(a, b)))
+        {
+            return Ok(());
+        }
+        self.trace.line(self.now, || {
+            format!(
+                "{a} - {b} {}",
+                if up { "connected" } else { "disconnected" }
+            )
+        });
+        for (x, y) in [(a, b), (b, a)] {
+            let link = &mut self.links[x][y];
+            link.up = up;
+            link.session += 1;
+            link.last_us = 0;
+        }
+        for (x, y) in [(a, b), (b, a)] {
+            let peer = self.nodes[y].id;
+            if self.nodes[x].engine.is_some() {
+                let input = if up {
+                    Input::PeerUp(peer)
+                } else {
+                    Input::PeerDown(peer)
+                };
+                self.input(x, input)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends every session, and lets all be dialled anew within a second.
+    ///
+    /// # Errors
+    /// The first [`Violation`].
+    pub fn reconnect_all(&mut self) -> Result<(), Violation> {
+        let all = self.nodes.len();
+        for a in 0..all {
+            for b in a + 1..all {
+                self.links[a][b].cut = false;
+                self.links[b][a].cut = false;
+                self.session(a, b, false)?;
+                let at = self.now + 1 + self.rng.below(S);
+                self.schedule(at, Event::Session { a, b, up: true });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether each node has a session with each other.
+    pub fn all_connected(&self) -> bool {
+        let all = self.nodes.len();
+        (0..all).all(|a| (0..all).all(|b| a == b || self.links[a][b].up))
+    }
+
+    pub(super) fn send(&mut self, from: usize, to: usize, bytes: &Rc<[u8]>) {
+        let link = self.links[from][to];
+        if from == to || !link.up {
+            return;
+        }
+        if !self.lies(from) {
+            self.counts.sent += 1;
+            self.counts.sent_bytes += bytes.len() as u64;
+        }
+        if link.cut || self.rng.below(1_000) < self.network.loss {
+            return;
+        }
+        let copies = if self.rng.below(1_000) < self.network.duplicate {
+            2
+        } else {
+            1
+        };
+        for _ in 0..copies {
+            let delay = self
+                .rng
+                .between(self.network.delay_min_us, self.network.delay_max_us);
+            let mut at = self.now + delay;
+            if self.network.ordered {
+                at = at.max(self.links[from][to].last_us + 1);
+                self.links[from][to].last_us = at;
+            }
+            self.schedule(
+                at,
+                Event::Deliver {
+                    from,
+                    to,
+                    session: link.session,
+                    bytes: Rc::clone(bytes),
+                },
+            );
+        }
+    }
+
+    pub(super) fn deliver(
+        &mut self,
+        from: usize,
+        to: usize,
+        session: u32,
+        bytes: &Rc<[u8]>,
+    ) -> Result<(), Violation> {
+        let link = &self.links[from][to];
+        if link.cut || (self.network.ordered && link.session != session) {
+            return Ok(());
+        }
+        self.arrived[to].0 += 1;
+        self.arrived[to].1 += bytes.len() as u64;
+        if let Some(liar) = self.liars.get_mut(&to) {
+            liar.hear(bytes);
+            return Ok(());
+        }
+        if self.nodes[to].engine.is_none() {
+            return Ok(());
+        }
+        self.counts.received += 1;
+        self.trace.number((from as u64) << 32 | to as u64);
+        self.trace.message(bytes);
+        let lie = self
+            .lies(from)
+            .then(|| self.contradiction(from, to, bytes))
+            .flatten();
+        let id = self.nodes[from].id;
+        let forked = if self.lies(from) {
+            self.forked(to, bytes)
+        } else {
+            None
+        };
+        self.input(to, Input::Message { from: id, bytes })?;
+        if let Some(author) = forked.filter(|author| !self.knows_fork(to, author)) {
+            return broken(
+                "log-forks",
+                format!(
+                    "node {to} holds one and was shown another statement of {author} under one number, and has not caught it"
+                ),
+            );
+        }
+        if let (Some(liar), Some(engine)) = (lie, &self.nodes[to].engine)
+            && !engine.liars().contains(&liar)
+        {
+            return broken(
+                "equivocation-kept",
+                format!("node {to} holds two contradicting votes of node {from} and trusts it"),
+            );
+        }
+        Ok(())
+    }
+
+    /// The author of a statement that contradicts the one that node `to` holds.
+    fn forked(&self, to: usize, bytes: &[u8]) -> Option<NodeId> {
+        let Ok(Message::Evidence(message)) = Message::from_bytes(bytes) else {
+            return None;
+        };
+        let EvidenceMessage::Statements(statements) = *message else {
+            return None;
+        };
+        let engine = self.nodes[to].engine.as_ref()?;
+        let found = statements.iter().find(|statement| {
+            let head = statement.head();
+            let held = engine.evidence().get(&head.author, head.sequence);
+            let member = engine.roster().get(&head.author);
+            held.is_some_and(|held| held.head() != head)
+                && head.mesh == self.genesis.mesh_id()
+                && member.is_some_and(|m| statement.signed.verify(&m.record.vote_key).is_ok())
+        })?;
+        Some(found.head().author)
+    }
+
+    fn knows_fork(&mut self, to: usize, author: &NodeId) -> bool {
+        let node = &mut self.nodes[to];
+        let wall = node.wall(self.now);
+        node.caught.contains(author)
+            || node.engine.as_mut().is_none_or(|engine| {
+                let trust = engine.trust(wall);
+                let known = trust.nodes.get(author);
+                known.is_some_and(|trust| !trust.standing.proofs.is_empty())
+            })
+    }
+
+    /// Whether this vote of a liar contradicts one that node `to` has taken.
+    fn contradiction(&self, from: usize, to: usize, bytes: &[u8]) -> Option<NodeId> {
+        let Ok(Message::Vote(ballot)) = Message::from_bytes(bytes) else {
+            return None;
+        };
+        let node = &self.nodes[to];
+        let engine = node.engine.as_ref()?;
+        let vote = &ballot.signed.vote;
+        // Whose votes others bring are not held: those are refused before anything else.
+        if vote.voter != self.nodes[from].id {
+            return None;
+        }
+        let params = &self.genesis.params;
+        let wall = node.wall(self.now);
+        let skew = u64::from(params.max_skew_s) * S;
+        let member = engine.roster().get(&vote.voter)?;
+        let good = vote.epoch_hash == engine.roster().epoch_hash()
+            && vote.epoch == engine.roster().epoch()
+            && ballot.action.check(params).is_ok()
+            && (ballot.action.kind == ActionKind::Release || vote.round == 0)
+            && vote.check_times(params).is_ok()
+            && vote.issued_at_us <= wall + skew
+            && wall <= vote.valid_until_us().saturating_add(skew)
+            && signed_by(&member.record.vote_key, vote, &ballot.signed.signature);
+        let contradicts = |held: &VoteSummary| {
+            held.voter == vote.voter
+                && (held.verdict, held.sequence, held.issued_at_us)
+                    != (vote.verdict, vote.sequence, vote.issued_at_us)
+        };
+        (good
+            && engine
+                .incidents(Some(&ballot.action.subject))
+                .iter()
+                .filter(|i| (i.incident, i.round) == (vote.incident, vote.round))
+                .any(|i| i.votes.iter().any(contradicts)))
+        .then_some(vote.voter)
+    }
+}
