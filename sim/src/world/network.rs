@@ -214,12 +214,11 @@ impl World {
         Some(found.head().author)
     }
 
-    fn knows_fork(&mut self, to: usize, author: &NodeId) -> bool {
-        let node = &mut self.nodes[to];
-        let wall = node.wall(self.now);
+    fn knows_fork(&self, to: usize, author: &NodeId) -> bool {
+        let node = &self.nodes[to];
         node.caught.contains(author)
-            || node.engine.as_mut().is_none_or(|engine| {
-                let trust = engine.trust(wall);
+            || node.engine.as_ref().is_none_or(|engine| {
+                let trust = engine.trust();
                 let known = trust.nodes.get(author);
                 known.is_some_and(|trust| !trust.standing.proofs.is_empty())
             })
@@ -256,7 +255,7 @@ impl World {
         };
         (good
             && engine
-                .incidents(Some(&ballot.action.subject))
+                .incidents(ballot.action.subject.prefix().as_ref())
                 .iter()
                 .filter(|i| (i.incident, i.round) == (vote.incident, vote.round))
                 .any(|i| i.votes.iter().any(contradicts)))

@@ -16,6 +16,7 @@ use crate::mesh::epoch::{
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::Roster;
+use crate::mesh::trust::WINDOW;
 
 /// Most epochs sent to one peer at one time; it asks again.
 const SENT_AT_ONCE: usize = 64;
@@ -277,7 +278,8 @@ impl Engine {
     /// Drops the earliest epoch that peers and this node can do without. False if there is none.
     pub(super) fn drop_one_epoch(&mut self) -> bool {
         let mut chain = std::mem::take(&mut self.chain);
-        let dropped = chain.shorten(|earlier, link, later| {
+        // The standings follow from the last ones.
+        let dropped = chain.shorten(WINDOW + 1, |earlier, link, later| {
             carries(&earlier.record, &self.signed_by(&link.record, later))
         });
         self.chain = chain;

@@ -222,7 +222,8 @@ pub struct Engine {
     looking: Looking,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
-    /// What `last_state` follows from: epoch, number of connected peers, number of proved liars.
+    /// What `last_state` follows from: epoch, number of connected peers, number of proved liars. None when
+    /// something else has changed: who answers, who is cut off.
     state_basis: Option<(Hash, usize, usize)>,
     /// Signed evidence on the nodes.
     statements: Statements,
@@ -340,6 +341,7 @@ impl Engine {
             Input::PeerUp(peer) => {
                 // At once, until somebody knows better.
                 self.liveness.remove(&peer);
+                self.state_basis = None;
                 self.peer_up(call, peer);
                 self.compare_with(call, peer);
             }
@@ -390,6 +392,7 @@ impl Engine {
     pub fn assume_all_connected(&mut self) {
         self.connected = self.roster.members().map(|(node, _)| *node).collect();
         self.connected.remove(&self.config.node);
+        self.seen.extend(&self.connected);
         self.last_state = Some(self.quorum());
     }
 

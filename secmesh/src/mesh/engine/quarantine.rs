@@ -162,6 +162,7 @@ impl Engine {
 
     /// Brings the set of those who are cut off up to date.
     pub(super) fn know_quarantine(&mut self, node: NodeId) {
+        self.state_basis = None;
         match self.quarantine_of(&node).map(|d| d.bucket) {
             Some(bucket) => self.quarantined.insert(node, bucket),
             None => self.quarantined.remove(&node),

@@ -116,18 +116,21 @@ impl Chain {
         self.epochs.len() > MAX_CHAIN || self.bytes > MAX_CHAIN_BYTES
     }
 
-    /// Drops the earliest epoch that can be done without; the first and the last two always stay. `bridged`
+    /// Drops the earliest epoch that can be done without; the first, the last two and the last `keep` always stay.
+    /// `bridged`
     /// (earlier, link, later) says whether the signatures on `later`, which follows `link`, also carry
     /// `earlier`. False if none can.
     pub fn shorten(
         &mut self,
+        keep: usize,
         bridged: impl Fn(&CertifiedEpoch, &CertifiedEpoch, &CertifiedEpoch) -> bool,
     ) -> bool {
+        let droppable = self.epochs.len().saturating_sub(keep);
         let at = self.epochs.windows(4).enumerate().position(|(at, w)| {
             let [earlier, _, link, later] = w else {
                 return false;
             };
-            !self.is_link(at) && follows(link, later) && bridged(earlier, link, later)
+            at + 1 < droppable && !self.is_link(at) && follows(link, later) && bridged(earlier, link, later)
         });
         let Some(at) = at else { return false };
         let dropped = self.epochs.remove(at + 1);
