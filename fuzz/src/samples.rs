@@ -8,9 +8,9 @@ use secmesh::mesh::cert::{CertVote, Certificate};
 use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::decision::{OperatorRelease, SignedRelease};
 use secmesh::mesh::epoch::{
-    CertifiedEpoch, EpochParams, EpochRecord, EpochVote, Frontier, FrontierEntry, Proposal,
-    Removal, Step, VoteSet,
+    CertifiedEpoch, EpochParams, EpochRecord, EpochVote, Proposal, Removal, Step, VoteSet,
 };
+use secmesh::mesh::evidence::{Frontier, LogHead};
 use secmesh::mesh::genesis::{Genesis, Params, SignedGenesis};
 use secmesh::mesh::ids::{Hash, Name, TicketId, Zone};
 use secmesh::mesh::roster::Roster;
@@ -122,14 +122,19 @@ fn make() -> Option<Mesh> {
 
 /// The epoch after the roster's.
 fn next_epoch(roster: &Roster, genesis: &Genesis, members: &[AdmittedRecord]) -> EpochRecord {
+    let mut frontier = Frontier::default();
+    for member in members {
+        let head = LogHead {
+            size: 7,
+            root: Hash([7; 32]),
+        };
+        // Four logs are no more than a frontier has room for.
+        drop(frontier.set(member.record.node, head));
+    }
     EpochRecord {
         number: roster.epoch() + 1,
         previous: roster.epoch_hash(),
-        frontier: Frontier::new(members.iter().map(|member| FrontierEntry {
-            author: member.record.node,
-            size: 7,
-            root: Hash([7; 32]),
-        })),
+        frontier,
         ..EpochRecord::first(
             genesis.mesh_id(),
             EpochParams::of(&genesis.params),

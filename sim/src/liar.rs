@@ -420,7 +420,8 @@ impl Liar {
                     0 => action.ttl_s = action.ttl_s.saturating_mul(1_000),
                     1 => action.class = AttackClass::Network,
                     2 => {
-                        action.subject = Prefix::truncating(victim.addr(), 16).unwrap_or(victim);
+                        let wide = Prefix::truncating(victim.addr(), 16).unwrap_or(victim);
+                        action.subject = wide.into();
                         action.class = AttackClass::Network;
                     }
                     _ => {

@@ -6,7 +6,7 @@ use secmesh::addr::Prefix;
 use secmesh::ledger::fork::LedgerForkProof;
 use secmesh::mesh::admission::AdmittedRecord;
 use secmesh::mesh::crypto::Signer;
-use secmesh::mesh::engine::{Engine, EngineConfig, Policy};
+use secmesh::mesh::engine::{Automatic, Engine, EngineConfig, Policy};
 use secmesh::mesh::epoch::{LockState, Step, StoredEpochs};
 use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::{DecisionId, Hash, NodeId};
@@ -198,6 +198,11 @@ pub struct View {
 }
 
 impl Policy for View {
+    /// Nobody is cut off in these runs: liars shall go on lying.
+    fn quarantines(&self) -> Automatic {
+        Automatic::Off
+    }
+
     fn vetoes(&self, subject: &Prefix) -> Option<String> {
         self.allow
             .iter()
@@ -374,8 +379,10 @@ impl Node {
             }
         }
         for decision in engine.decisions() {
-            if decision.action.kind == ActionKind::Release {
-                let covered = self.released.entry(decision.action.subject).or_default();
+            if decision.action.kind == ActionKind::Release
+                && let Some(subject) = decision.action.subject.prefix()
+            {
+                let covered = self.released.entry(subject).or_default();
                 *covered = decision.bucket.max(*covered);
             }
         }

@@ -182,6 +182,9 @@ impl Oracle {
         // The first node of a mesh must not go on deciding alone.
         self.enough(certificate, current, known_liars)?;
         self.well_formed(certificate)?;
+        let Some(subject) = action.subject.prefix() else {
+            return broken("warrant", "a node is cut off, which nobody wanted");
+        };
         if action.kind == ActionKind::Block {
             let length = action.expires_unix_us(decision.bucket).saturating_sub(now);
             let most = u64::from(self.genesis.params.block_ttl_s) * S
@@ -192,7 +195,7 @@ impl Oracle {
             }
             if self
                 .witnesses
-                .get(&action.subject)
+                .get(&subject)
                 .is_none_or(BTreeSet::is_empty)
             {
                 return broken(
@@ -201,7 +204,7 @@ impl Oracle {
                 );
             }
         }
-        if !action.subject.is_single() {
+        if !subject.is_single() {
             let slot = (
                 certificate.epoch_hash,
                 Hash(certificate.incident().0),
@@ -220,8 +223,11 @@ impl Oracle {
     fn well_formed(&self, certificate: &Certificate) -> Result<(), Violation> {
         let params = &self.genesis.params;
         let action = &certificate.action;
-        let single = action.subject.is_single();
-        let network = action.subject.len() == if action.subject.is_ipv4() { 24 } else { 64 };
+        let Some(subject) = action.subject.prefix() else {
+            return broken("warrant", format!("not an action of these runs: {action:?}"));
+        };
+        let single = subject.is_single();
+        let network = subject.len() == if subject.is_ipv4() { 24 } else { 64 };
         let fits = match action.kind {
             ActionKind::Block => {
                 action.ttl_s == params.block_ttl_s
@@ -229,6 +235,7 @@ impl Oracle {
                     && (single != matches!(action.class, AttackClass::Network))
             }
             ActionKind::Release => action.ttl_s == 0 && action.class == AttackClass::Manual,
+            ActionKind::Quarantine | ActionKind::Readmit => false,
         };
         if !fits || !(single || network) {
             return broken("warrant", format!("not an action of this mesh: {action:?}"));
@@ -280,7 +287,8 @@ impl Oracle {
             earliest_end = earliest_end.min(vote.issued_at_us + u64::from(vote.valid_for_s) * S);
             let concerned = voter
                 .address
-                .is_some_and(|a| action.subject.contains_addr(a));
+                .zip(action.subject.prefix())
+                .is_some_and(|(a, subject)| subject.contains_addr(a));
             if concerned || voter.weight == 0 || known_liars.contains(&vote.voter) {
                 continue;
             }
@@ -294,7 +302,7 @@ impl Oracle {
             return broken("warrant", "votes that never were valid at one time");
         }
         let (total, n) = (epoch.total(), epoch.counting());
-        let class_2 = action.kind == ActionKind::Block && !action.subject.is_single();
+        let class_2 = action.kind == ActionKind::Block && action.subject.prefix().is_some_and(|s| !s.is_single());
         // More than W/3, or more than 2W/3; up to three nodes: all.
         let needed = match (n, class_2) {
             (0..=3, _) => total.max(1),

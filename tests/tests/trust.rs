@@ -34,7 +34,7 @@ fn weights(view: &Value) -> Vec<(String, u64)> {
         .flatten()
         .filter_map(|node| {
             let name = node.get("name")?.as_str()?.to_owned();
-            Some((name, node.get("weight")?.as_u64()?))
+            Some((name, node.get("target")?.as_u64()?))
         })
         .collect();
     weights.sort();

@@ -209,7 +209,8 @@ pub fn mesh(selection: &Selection) -> anyhow::Result<Report> {
     let simulated = all || others.len() < selection.rows.len();
     let mut rows = Vec::new();
     if all || !others.is_empty() {
-        let mut command = Command::new(binary(MESH)?);
+        // Network namespaces are root's.
+        let mut command = sh::as_root(&binary(MESH)?)?;
         if selection.full {
             command.arg("--full");
         }

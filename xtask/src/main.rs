@@ -138,13 +138,13 @@ enum Task {
     },
     /// Measure, beside a peer on the same machine in the same run.
     #[command(
-        after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --row flood --row drop\n  cargo xtask bench dataplane --full --json\n  cargo xtask bench mesh --row ledger --json"
+        after_help = "Examples:\n  cargo xtask bench dataplane\n  cargo xtask bench dataplane --row flood --row drop\n  cargo xtask bench dataplane --full --json\n  cargo xtask bench mesh --row ledger --json\n  cargo xtask bench mesh --row latency --row votes"
     )]
     Bench {
         /// What to measure.
         #[arg(value_enum)]
         suite: Suite,
-        /// Only these groups of rows, such as drop, pass, flood, syn, blocklist; ledger.
+        /// Only these groups of rows, such as drop, pass, flood, syn, blocklist; ledger, latency, latency-30, votes, idle.
         #[arg(long)]
         row: Vec<String>,
         /// Every size and more turns; takes some minutes.
@@ -160,7 +160,8 @@ enum Task {
 enum Suite {
     /// The kernel program beside xdp-filter, nftables, ipset and the kernel's own cookies.
     Dataplane,
-    /// The mesh: what the ledger costs, and what a decision costs as the mesh grows, in a simulated network.
+    /// The mesh: what the ledger, votes and doing nothing cost, from an alert to every kernel, and what a decision
+    /// costs as the mesh grows, in a simulated network.
     Mesh,
 }
 

@@ -101,7 +101,13 @@ impl Agent {
 
     /// The node says nothing more if the disk does not take what it has signed.
     fn persist_epoch_lock(&mut self, bytes: &[u8]) {
-        if let Err(error) = self.state.write(LOCK_FILE, bytes) {
+        let evidence = self.sync_evidence().map_err(|e| e.to_string());
+        let written = evidence.and_then(|()| {
+            self.state
+                .write(LOCK_FILE, bytes)
+                .map_err(|e| e.to_string())
+        });
+        if let Err(error) = written {
             error!(%error, "a vote on the next epoch is not on the disk: this node votes and states nothing more until it is restarted; enforcement and the witnessing of ledgers go on");
             self.tally.votes_not_sent += 1;
             self.outbox.silence();
@@ -268,8 +274,9 @@ impl Agent {
             sealed_weight: engine.sealed_weight().map(|(weight, _)| weight),
             round: epoch.map_or(0, |e| e.precommits.round),
             evidence: epoch.map_or_else(Vec::new, |e| {
-                let entries = e.record.frontier.entries().iter();
-                entries.map(|f| (self.name_of(&f.author), f.size)).collect()
+                let logs = e.record.frontier.logs().iter();
+                logs.map(|(author, head)| (self.name_of(author), head.size))
+                    .collect()
             }),
             waiting: waiting
                 .filter(|record| roster.get(&record.node).is_none())

@@ -20,7 +20,7 @@ use crate::{
         engine::{Engine, Input},
         evidence::{EvidenceFile, EvidenceFileError, OutcomeKind, Ruling},
         ids::{DecisionId, NodeId},
-        trust::{Change, EPOCH_US, ONE, Params, Standing},
+        trust::{Change, ONE, Params, Standing},
     },
     respond::Now,
     state::StateDir,
@@ -108,6 +108,11 @@ impl Agent {
                 warn!(%error, "a peer's statement is not on the disk; it comes again after the next start");
             }
         }
+    }
+
+    /// What this node votes on must outlast a crash of all: the disk has the evidence before the vote.
+    pub(super) fn sync_evidence(&mut self) -> Result<(), EvidenceFileError> {
+        self.trust.file.sync()
     }
 
     /// A block of the mesh was put into force here: whether its source goes on is evidence.
@@ -198,7 +203,7 @@ impl Agent {
 
     /// The answer to `secmesh trust`.
     pub(super) fn trust_view(&mut self, only: Option<&str>) -> Answer {
-        let report = self.engine.trust(self.clock.unix_us());
+        let report = self.engine.trust();
         let me = self.engine.node();
         let nodes: Vec<TrustNode> = self
             .engine
@@ -217,7 +222,8 @@ impl Agent {
                 TrustNode {
                     id: node.to_string(),
                     name: member.record.name.to_string(),
-                    weight: trust.weight,
+                    target: trust.weight,
+                    epoch_weight: u64::from(member.weight),
                     votes_with: if self.engine.liars().contains(node) {
                         0
                     } else {
@@ -243,7 +249,8 @@ impl Agent {
         }
         let view = TrustView {
             epoch: report.epoch,
-            epoch_s: EPOCH_US / 1_000_000,
+            epoch_s: u64::from(self.engine.genesis().params.epoch_s),
+            complete: report.whole,
             statements: self.engine.evidence().len(),
             frontier: self.engine.evidence().frontier_hash().to_string(),
             nodes,
@@ -275,7 +282,7 @@ impl Agent {
 
     /// For `status`.
     pub(super) fn trust_totals(&mut self) -> TrustTotals {
-        let report = self.engine.trust(self.clock.unix_us());
+        let report = self.engine.trust();
         let full = Standing::default().weight(&Params::default());
         TrustTotals {
             statements: self.engine.evidence().len(),
@@ -290,7 +297,7 @@ impl Agent {
 
     /// The weight that follows from the evidence, for `peers`.
     pub(super) fn trust_weights(&mut self) -> impl Fn(&NodeId) -> u32 + use<> {
-        let report = self.engine.trust(self.clock.unix_us());
+        let report = self.engine.trust();
         move |node| report.nodes.get(node).map_or(0, |trust| trust.weight)
     }
 }

@@ -11,8 +11,11 @@ use crate::mesh::trust::Cause;
 /// Where all nodes stand.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrustView {
-    /// Number of the epoch.
+    /// Number of the open epoch.
     pub epoch: u64,
+    /// Whether all evidence is here that the certified epochs rest on.
+    #[serde(default)]
+    pub complete: bool,
     /// How long an epoch lasts, seconds.
     pub epoch_s: u64,
     /// Signed statements that this node knows.
@@ -30,9 +33,11 @@ pub struct TrustNode {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// The weight that follows from the evidence.
-    pub weight: u32,
-    /// The weight that its votes have now.
+    /// The weight that follows from the evidence; epochs move towards it.
+    pub target: u32,
+    /// The weight that the certified epoch gives it.
+    pub epoch_weight: u64,
+    /// The weight that its votes have here now: the epoch's, or 0 for one that was proved to lie.
     pub votes_with: u64,
     /// Hits, faded by 1/16 per epoch.
     pub alpha: f64,

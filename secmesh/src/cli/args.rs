@@ -160,13 +160,14 @@ Examples:
     Mesh(MeshCommand),
     /// Show how far each node is trusted, and why
     #[command(after_help = "\
-The weight follows from signed evidence that all nodes gather: outcomes of blocks, the operator's \
-verdicts, test questions, proofs. Nodes that show the same frontier show the same weights.
+TARGET follows from signed evidence that all nodes gather: outcomes of blocks, the operator's verdicts, \
+test questions, proofs. EPOCH is what the certified epoch gives a node; each epoch moves it towards the target, by a \
+tenth of all weight at most. VOTES is what its votes count now. Nodes that show the same frontier show the same.
 
 Examples:
   secmesh trust
   secmesh trust n2
-  secmesh trust --json | jq '.nodes[] | {name, weight}'")]
+  secmesh trust --json | jq '.nodes[] | {name, target, epoch_weight}'")]
     Trust {
         /// Only this node, with its whole history: its name or the beginning of its id
         #[arg(value_name = "NODE")]

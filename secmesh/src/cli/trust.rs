@@ -33,8 +33,11 @@ fn state(node: &TrustNode) -> (String, Style) {
     if node.strikes > 0 {
         return styled("remediation failed", Style::Warning);
     }
-    if node.weight < node.votes_with.try_into().unwrap_or(u32::MAX) {
-        return styled("distrusted", Style::Warning);
+    if u64::from(node.target) < node.epoch_weight {
+        return styled("losing weight", Style::Warning);
+    }
+    if u64::from(node.target) > node.epoch_weight && node.epoch_weight > 0 {
+        return plain("gaining weight");
     }
     if node.this_node {
         return styled("this node", Style::Dim);
@@ -44,13 +47,15 @@ fn state(node: &TrustNode) -> (String, Style) {
 
 fn render(view: &TrustView, all: bool, now_us: u64, paint: Paint) -> String {
     let mut table = Table::new(&[
-        "NAME", "WEIGHT", "VOTES", "ALPHA", "BETA", "SHARE", "STRIKES", "IDLE", "LOCAL", "STATE",
+        "NAME", "TARGET", "EPOCH", "VOTES", "ALPHA", "BETA", "SHARE", "STRIKES", "IDLE", "LOCAL",
+        "STATE",
     ])
-    .right(&[1, 2, 3, 4, 5, 6, 7, 8]);
+    .right(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
     for node in &view.nodes {
         table.row(vec![
             plain(&node.name),
-            plain(node.weight.to_string()),
+            plain(node.target.to_string()),
+            plain(node.epoch_weight.to_string()),
             plain(node.votes_with.to_string()),
             plain(format!("{:.2}", node.alpha)),
             plain(format!("{:.2}", node.beta)),
@@ -87,6 +92,11 @@ fn render(view: &TrustView, all: bool, now_us: u64, paint: Paint) -> String {
         view.statements,
         view.frontier.get(..12).unwrap_or_default()
     );
+    if !view.complete {
+        text.push_str(
+            "Some evidence that the epochs rest on is not here yet; it comes from the peers.\n",
+        );
+    }
     text
 }
 
@@ -162,19 +172,19 @@ mod tests {
     #[test]
     fn standings_are_a_table_with_what_changed_them() {
         let view: TrustView = serde_json::from_value(json!({
-            "epoch": 900, "epoch_s": 3600, "statements": 3, "frontier": "00112233445566778899",
+            "epoch": 900, "complete": true, "epoch_s": 3600, "statements": 3, "frontier": "00112233445566778899",
             "nodes": [
-                {"id": "aa", "name": "n1", "weight": 100, "votes_with": 100, "alpha": 0.0, "beta": 0.0,
+                {"id": "aa", "name": "n1", "target": 100, "epoch_weight": 100, "votes_with": 100, "alpha": 0.0, "beta": 0.0,
                  "per_mille": 500, "strikes": 0, "proofs": [], "idle_epochs": 0, "statements": 1,
                  "local_per_mille": 500, "this_node": true, "changes": []},
-                {"id": "bb", "name": "n2", "weight": 33, "votes_with": 100, "alpha": 0.0, "beta": 4.0,
+                {"id": "bb", "name": "n2", "target": 33, "epoch_weight": 60, "votes_with": 60, "alpha": 0.0, "beta": 4.0,
                  "per_mille": 166, "strikes": 0, "proofs": [], "idle_epochs": 2, "statements": 2,
                  "local_per_mille": 980, "this_node": false, "changes": [
                     {"epoch": 898, "cause": "verdict", "ruling": "false_positive", "hits": 0, "misses": 4,
                      "strikes": 0, "because": [{"author": "aa", "author_name": "n1", "sequence": 0,
                        "made_unix_us": 1_700_000_000_000_000_u64, "subject": "203.0.113.7",
                        "decision": "0123456789abcdef"}]}]},
-                {"id": "cc", "name": "n3", "weight": 0, "votes_with": 100, "alpha": 1.5, "beta": 0.0,
+                {"id": "cc", "name": "n3", "target": 0, "epoch_weight": 60, "votes_with": 0, "alpha": 1.5, "beta": 0.0,
                  "per_mille": 714, "strikes": 0, "proofs": ["evidence_fork"], "idle_epochs": 1,
                  "statements": 0, "local_per_mille": 333, "this_node": false, "changes": []}
             ]
@@ -183,10 +193,10 @@ mod tests {
         assert_eq!(
             render(&view, true, 1_700_000_060_000_000, Paint(false)),
             "\
-NAME  WEIGHT  VOTES  ALPHA  BETA  SHARE  STRIKES  IDLE  LOCAL  STATE
-n1       100    100   0.00  0.00  50.0%        0     0    50%  this node
-n2        33    100   0.00  4.00  16.6%        0     2    98%  distrusted
-n3         0    100   1.50  0.00  71.4%        0     1    33%  proved: evidence_fork
+NAME  TARGET  EPOCH  VOTES  ALPHA  BETA  SHARE  STRIKES  IDLE  LOCAL  STATE
+n1       100    100    100   0.00  0.00  50.0%        0     0    50%  this node
+n2        33     60     60   0.00  4.00  16.6%        0     2    98%  losing weight
+n3         0     60      0   1.50  0.00  71.4%        0     1    33%  proved: evidence_fork
 
 n2 confirmed a block that the operator called a false positive: +4 to beta
     2023-11-14T22:13:20.000Z (1 min ago) by n1, statement 0, about 203.0.113.7, decision 0123456789ab

@@ -458,6 +458,27 @@ impl Certificate {
         params: &Params,
         zeroed: &BTreeSet<NodeId>,
     ) -> Result<CertVerdict, CertError> {
+        let verdict = self.verify_counted(roster, params, zeroed)?;
+        for signed in self.signed_votes() {
+            let voter = signed.vote.voter;
+            let member = roster.get(&voter).ok_or(CertError::UnknownVoter(voter))?;
+            signed
+                .verify(&member.record.vote_key)
+                .map_err(|source| CertError::Signature { voter, source })?;
+        }
+        Ok(verdict)
+    }
+
+    /// [`Certificate::verify`] without the signatures: for votes that were each verified before.
+    ///
+    /// # Errors
+    /// [`CertError`], all but [`CertError::Signature`].
+    pub(in crate::mesh) fn verify_counted(
+        &self,
+        roster: &Roster,
+        params: &Params,
+        zeroed: &BTreeSet<NodeId>,
+    ) -> Result<CertVerdict, CertError> {
         if self.mesh != roster.mesh() {
             return Err(CertError::WrongMesh(self.mesh));
         }
@@ -478,7 +499,6 @@ impl Certificate {
                 max: MAX_CERT_VOTES,
             }));
         }
-        // Cheap checks first: signatures cost most.
         let verdict = self.count(roster, zeroed);
         verdict.check()?;
         let mut latest_issue = 0;
@@ -502,16 +522,10 @@ impl Certificate {
             vote.check_times(params)?;
             latest_issue = vote.issued_at_us.max(latest_issue);
             earliest_end = vote.valid_until_us().min(earliest_end);
-            let member = roster
+            roster
                 .get(&vote.voter)
                 .filter(|m| m.record.incarnation == vote.incarnation)
                 .ok_or(CertError::UnknownVoter(vote.voter))?;
-            signed
-                .verify(&member.record.vote_key)
-                .map_err(|source| CertError::Signature {
-                    voter: vote.voter,
-                    source,
-                })?;
         }
         if latest_issue > earliest_end {
             return Err(CertError::NotConcurrent);

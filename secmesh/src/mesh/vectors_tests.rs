@@ -11,6 +11,7 @@ use super::epoch::{
     CertifiedEpoch, EpochParams, EpochProof, EpochRecord, EpochVote, Proposal, Removal, Step,
     VoteSet,
 };
+use super::evidence::{Body, CulpritKeys, ProofKind, Statement};
 use super::ids::to_hex;
 use super::message::{Announcement, EquivocationProof, Message};
 use super::roster::Roster;
@@ -136,6 +137,7 @@ fn computed() -> BTreeMap<&'static str, String> {
     ]);
     all.insert("swim_message", to_hex(&swim().to_bytes()));
     all.extend(evidence);
+    all.insert("evidence_ledger_fork", ledger_fork());
     all.extend(computed_epochs(&roster));
     all.extend(computed_envelopes(&roster, &vote));
     all
@@ -254,6 +256,39 @@ fn computed_epochs(roster: &Roster) -> BTreeMap<&'static str, String> {
             to_hex(&Message::EpochWant(2).to_bytes()),
         ),
     ])
+}
+
+/// ML-DSA signatures are hedged, so nobody writes these bytes twice: what is published is read, checked and
+/// written again.
+fn ledger_fork() -> String {
+    let published: BTreeMap<String, String> = serde_json::from_str(PUBLISHED).unwrap();
+    let bytes = published
+        .get("evidence_ledger_fork")
+        .map_or_else(fresh_ledger_fork, |hex| {
+            let digits = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            (0..hex.len()).step_by(2).map(digits).collect()
+        });
+    let statement = Statement::from_bytes(&bytes).unwrap();
+    assert!(statement.signed.verify(&signer(1).public()).is_ok());
+    let Body::Misconduct(proof) = &statement.body else {
+        panic!("not a proof");
+    };
+    assert_eq!(proof.kind(), ProofKind::LedgerFork);
+    assert_eq!(proof.culprit(), node_id(3));
+    let keys = |i| CulpritKeys::of(&record(i, "a"));
+    assert!(proof.holds(genesis().mesh_id(), &keys(3)));
+    assert!(!proof.holds(genesis().mesh_id(), &keys(2)));
+    to_hex(&statement.to_bytes())
+}
+
+fn fresh_ledger_fork() -> Vec<u8> {
+    let mut logs = super::evidence::testing::Logs::default();
+    logs.says(
+        1,
+        T0,
+        Body::Misconduct(super::evidence::testing::ledger_fork(3)),
+    );
+    logs.all.remove(0).to_bytes()
 }
 
 #[test]

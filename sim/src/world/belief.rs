@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use secmesh::addr::Prefix;
 use secmesh::mesh::decision::{Decision, Warrant};
 use secmesh::mesh::engine::Engine;
 use secmesh::mesh::ids::DecisionId;
+use secmesh::mesh::subject::Subject;
 use secmesh::mesh::vote::ActionKind;
 
 use super::World;
@@ -84,7 +84,7 @@ impl World {
                 .iter()
                 .filter_map(|i| self.nodes[*i].engine.as_ref())
         };
-        let lost: BTreeSet<(Prefix, u64)> = engines()
+        let lost: BTreeSet<(Subject, u64)> = engines()
             .flat_map(Engine::decisions)
             .filter(|d| d.action.kind == ActionKind::Release && !all.contains(&d.id))
             .map(|d| (d.action.subject, d.bucket))

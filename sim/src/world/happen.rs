@@ -1,6 +1,7 @@
 //! What a plan says happens.
 
 use secmesh::mesh::engine::Input;
+use secmesh::mesh::vote::Action;
 use secmesh::mesh::ids::Hash;
 
 use super::shown::Shown;
@@ -82,7 +83,7 @@ impl World {
                 let wall = self.nodes[i].wall(self.now);
                 if let Some(engine) = &self.nodes[i].engine {
                     let signed = signed.then(|| {
-                        let release = engine.draft_release(subject, wall, 600);
+                        let release = engine.draft_order(Action::release(subject), wall, 600);
                         Box::new(release.sign(&cast::operator()))
                     });
                     self.input(i, Input::OperatorRelease { subject, signed })?;

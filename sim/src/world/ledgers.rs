@@ -100,7 +100,10 @@ impl World {
         } else {
             Vec::new()
         };
-        let seen: Vec<LedgerMessage> = notary.witness.last_seen().collect();
+        let nodes = notary.witness.sizes();
+        let seen: Vec<LedgerMessage> = nodes
+            .filter_map(|(node, _)| notary.witness.last_seen(&node))
+            .collect();
         for peer in asked {
             self.offer(i, peer)?;
         }

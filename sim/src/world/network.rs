@@ -263,7 +263,7 @@ impl World {
         };
         (good
             && engine
-                .incidents(Some(&ballot.action.subject))
+                .incidents(ballot.action.subject.prefix().as_ref())
                 .iter()
                 .filter(|i| (i.incident, i.round) == (vote.incident, vote.round))
                 .any(|i| i.votes.iter().any(contradicts)))

@@ -68,7 +68,9 @@ impl World {
                 });
                 self.oracle.decision(&decision, current, &known, wall)?;
                 let node = &mut self.nodes[i];
-                let subject = decision.action.subject;
+                let Some(subject) = decision.action.subject.prefix() else {
+                    return broken("warrant", "a block of something that is no address");
+                };
                 if node.view.allow.iter().any(|a| a.overlaps(&subject)) {
                     return broken("allowlist", format!("node {i} blocks {subject}"));
                 }
@@ -112,7 +114,9 @@ impl World {
                 self.oracle.decision(&decision, current, &known, wall)?;
                 self.counts.released += 1;
                 let node = &mut self.nodes[i];
-                let subject = decision.action.subject;
+                let Some(subject) = decision.action.subject.prefix() else {
+                    return broken("warrant", "a release of something that is no address");
+                };
                 node.kernel.retain(|_, block| block.subject != subject);
                 node.own_blocks.remove(&subject);
                 let covered = node.released.entry(subject).or_default();
@@ -137,6 +141,14 @@ impl World {
                         vetoed: Some(reason),
                     });
                 }
+            }
+            Output::Quarantine(decision) | Output::Readmit(decision) => {
+                let what = decision.action.kind;
+                return broken("warrant", format!("node {i} takes {what}, which nobody wanted"));
+            }
+            Output::ForkedEpoch(epoch) => {
+                let number = epoch.record.number;
+                return broken("one-epoch", format!("node {i} has two epochs {number}, both certified"));
             }
             Output::Equivocation(proof) => {
                 self.counts.proofs += 1;
@@ -202,7 +214,8 @@ impl World {
             Output::Refused { from, reason } => self.trace.line(self.now, || {
                 format!("{i} refuses {reason} of {:?}", self.index.get(&from))
             }),
-            Output::Watch { .. }
+            Output::Swim { .. }
+            | Output::Watch { .. }
             | Output::VoteSeen(_)
             | Output::GrantOpened(_)
             | Output::GrantUsed { .. }

@@ -57,6 +57,7 @@ impl std::fmt::Display for Shown<'_> {
             Ok(Message::EpochLie(p)) => write!(f, "proof about epochs against {}", p.voter()),
             Ok(Message::Grant(_)) => write!(f, "grant"),
             Ok(Message::Release(_)) => write!(f, "release"),
+            Ok(Message::Swim(_)) => write!(f, "failure detection"),
             Ok(Message::Batch(parts)) => {
                 write!(f, "batch:")?;
                 parts

@@ -2,7 +2,6 @@
 
 use secmesh::mesh::engine::{MAX_OPEN, VoteSummary};
 use secmesh::mesh::ids::Hash;
-use secmesh::mesh::trust::EPOCH_US;
 use secmesh::mesh::vote::{Action, ActionKind, bucket_of};
 
 use super::World;
@@ -24,8 +23,15 @@ impl World {
         }
         let node = &mut self.nodes[i];
         let action = match vote.action {
-            ActionKind::Block => Action::block(vote.subject, vote.class, params),
-            ActionKind::Release => Action::release(vote.subject),
+            ActionKind::Block => vote
+                .subject
+                .prefix()
+                .map(|subject| Action::block(subject, vote.class, params)),
+            ActionKind::Release => vote.subject.prefix().map(Action::release),
+            ActionKind::Quarantine | ActionKind::Readmit => None,
+        };
+        let Some(action) = action else {
+            return broken("warrant", format!("node {i} takes a vote on a node"));
         };
         let epoch = node.in_force;
         let bucket = bucket_of(vote.issued_at_us);
@@ -100,9 +106,13 @@ impl World {
         let frontier = engine.evidence().frontier_hash();
         if node.judged != Some(frontier) {
             node.judged = Some(frontier);
-            let key = (wall / EPOCH_US, frontier, engine.roster().epoch_hash());
-            let report = engine.trust(wall);
-            self.oracle.trust(i, key, &report)?;
+            let roster = engine.roster();
+            let key = (roster.epoch(), frontier, roster.epoch_hash());
+            let report = engine.trust();
+            // While something is missing that the epochs rest on, it is a guess.
+            if report.whole {
+                self.oracle.trust(i, key, &report)?;
+            }
         }
         if let Some(decision) = engine.decisions().find(|d| d.expires_unix_us <= wall) {
             return broken(

@@ -270,6 +270,11 @@ impl Lab {
     /// # Errors
     /// When it does not answer within half a minute, or ends.
     pub fn start_agent(&mut self, number: usize) -> anyhow::Result<()> {
+        self.spawn_agent(number)?;
+        self.wait_for_agent(number)
+    }
+
+    fn spawn_agent(&mut self, number: usize) -> anyhow::Result<()> {
         let node = self.node(number)?.clone();
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -277,7 +282,7 @@ impl Lab {
             .open(&node.log)
             .with_context(|| format!("cannot write {}", node.log.display()))?;
         let mut command = self.ask(&node).command(&["run"])?;
-        let mut child = command
+        let child = command
             .stdout(log.try_clone().context("cannot share a log file")?)
             .stderr(log)
             .stdin(Stdio::null())
@@ -287,8 +292,17 @@ impl Lab {
         if let Some(record) = self.state.nodes.get_mut(number - 1) {
             record.agent = process;
         }
-        self.state.save()?;
+        if let Some(slot) = self.agents.get_mut(number - 1) {
+            *slot = Some(child);
+        }
+        self.state.save()
+    }
 
+    fn wait_for_agent(&mut self, number: usize) -> anyhow::Result<()> {
+        let node = self.node(number)?.clone();
+        let Some(mut child) = self.agents.get_mut(number - 1).and_then(Option::take) else {
+            bail!("no agent runs on {}", node.name);
+        };
         let answered = clock::wait_until(BRING_UP, Duration::from_millis(50), || {
             if let Some(status) = child.try_wait().context("cannot look after the agent")? {
                 bail!("the agent of {} ended ({status})", node.name);

@@ -52,7 +52,7 @@ impl Answer {
 }
 
 /// What one peer has had in one second.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Given {
     second: u64,
     times: [u8; KINDS],
@@ -60,7 +60,7 @@ struct Given {
 }
 
 /// What all peers have had lately.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Answers {
     given: BTreeMap<NodeId, Given>,
 }

@@ -11,11 +11,12 @@ use super::answers::Answer;
 use super::io::{Output, RefusalReason};
 use super::{Call, Engine, KNOWN_EPOCHS};
 use crate::mesh::epoch::{
-    CertifiedEpoch, EpochError, EpochRecord, MAX_WEIGHT, StoredEpochs, carries,
+    CertifiedEpoch, Chain, EpochError, EpochRecord, MAX_WEIGHT, StoredEpochs, carries,
 };
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::Roster;
+use crate::mesh::trust::WINDOW;
 
 /// Most epochs sent to one peer at one time; it asks again.
 const SENT_AT_ONCE: usize = 64;
@@ -82,6 +83,7 @@ impl Engine {
     pub(super) fn peer_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
         let (number, own) = (epoch.record.number, self.roster.epoch());
         if number <= own {
+            self.fill_chain(&epoch);
             if number == own && epoch.record.hash() != self.roster.epoch_hash() {
                 self.other_epoch(call, from, epoch);
             }
@@ -121,6 +123,45 @@ impl Engine {
             }
             Err(_) => self.refuse(call, from, RefusalReason::BadEpoch),
         }
+    }
+
+    /// Takes an epoch that this node has skipped, because the standings follow from every one. A gap is closed all at
+    /// once: what carries the epochs after it is the one before it, and none in between was checked for that.
+    fn fill_chain(&mut self, epoch: &CertifiedEpoch) {
+        let number = epoch.record.number;
+        let begins = self.chain.gap_before(number).is_some();
+        let before = if begins {
+            self.chain.gap_before(number)
+        } else {
+            let last = self.filling.tip();
+            last.filter(|last| last.record.number.checked_add(1) == Some(number))
+        };
+        let Some(before) = before else { return };
+        let roster = self.registry.roster(&before.record);
+        let after = self.epoch_members(&epoch.record);
+        let verified = roster.zip(after).is_some_and(|(roster, after)| {
+            epoch.record.previous == roster.epoch_hash() && epoch.verify(&roster, &after).is_ok()
+        });
+        if !verified {
+            return;
+        }
+        if begins {
+            self.filling = Chain::default();
+        }
+        self.registry.keep(&epoch.record);
+        self.filling.push(epoch.clone());
+        if self.filling.is_long() || self.chain.close_gap(self.filling.epochs()) {
+            self.filling = Chain::default();
+        }
+    }
+
+    /// The number after which epochs are missing that the standings follow from.
+    pub(super) fn missing_after(&self) -> Option<u64> {
+        let gap = self.gap_after()?;
+        let begun = self.filling.epochs().first();
+        let goes_on = begun.is_some_and(|first| gap.checked_add(1) == Some(first.record.number));
+        let last = self.filling.tip().filter(|_| goes_on);
+        Some(last.map_or(gap, |last| last.record.number))
     }
 
     /// Another record of the current number. With enough signatures it is what must not be, and whoever signed
@@ -237,7 +278,8 @@ impl Engine {
     /// Drops the earliest epoch that peers and this node can do without. False if there is none.
     pub(super) fn drop_one_epoch(&mut self) -> bool {
         let mut chain = std::mem::take(&mut self.chain);
-        let dropped = chain.shorten(|earlier, link, later| {
+        // The standings follow from the last ones.
+        let dropped = chain.shorten(WINDOW + 1, |earlier, link, later| {
             carries(&earlier.record, &self.signed_by(&link.record, later))
         });
         self.chain = chain;

@@ -53,7 +53,7 @@ impl Engine {
     /// What this node has, at this time. Decisions that end within the time by which clocks may differ are
     /// left out, since they end everywhere without a word.
     pub fn whole_digest(&mut self, now_unix_us: u64) -> Digest {
-        let report = self.trust(now_unix_us);
+        let report = self.trust();
         let mut trust = Encoder::tagged("secmesh/digest-trust/1");
         for (node, known) in &report.nodes {
             let standing = &known.standing;

@@ -9,10 +9,10 @@ use crate::mesh::cert::CertError;
 use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::{
     App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
-    EpochSeal, Frontier, Lock, LockConfig, LockOut, LockState, MAX_MEMBERS, MAX_REMOVAL_AGE_S,
-    Proposal, Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, next_weights,
+    EpochSeal, Lock, LockConfig, LockOut, LockState, MAX_MEMBERS, MAX_REMOVAL_AGE_S, Proposal,
+    Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, next_weights,
 };
-use crate::mesh::evidence::Misconduct;
+use crate::mesh::evidence::{Frontier, Misconduct};
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT, NodeRecord, Roster};
@@ -21,6 +21,8 @@ use crate::mesh::wire::WireError;
 
 /// How often one peer is told how far this node is, microseconds.
 const ASK_US: u64 = 5_000_000;
+/// Every so many times it is asked for epochs that this node has skipped in place of that.
+const GAP_TURNS: u64 = 6;
 
 /// The engine as the agreement sees it.
 struct Here<'a> {
@@ -89,11 +91,6 @@ impl Engine {
         self.removals.values()
     }
 
-    /// Uses this fold of the evidence from now on. Every node has to use the same.
-    pub fn set_standings(&mut self, standings: std::sync::Arc<dyn crate::mesh::epoch::Standings>) {
-        self.standings = standings;
-    }
-
     /// Begins with the first epoch, if its members are known.
     pub(super) fn begin_epochs(&mut self) {
         let params = &self.config.genesis.params;
@@ -137,7 +134,8 @@ impl Engine {
     /// The members of the next epoch by what this node knows, and since when they are in.
     fn next_members(&self) -> Vec<(&NodeRecord, u64)> {
         let number = self.roster.epoch().saturating_add(1);
-        let new = self.eligible();
+        let mut new = self.eligible();
+        new.retain(|record| record.node == self.config.node || self.seen.contains(&record.node));
         let replaced: BTreeSet<&PublicKey> = new.iter().map(|r| &r.vote_key).collect();
         let mut members: Vec<(&NodeRecord, u64)> = self
             .roster
@@ -201,11 +199,8 @@ impl Engine {
         if !self.membership_due && now < self.epoch_ends_us() {
             return None;
         }
-        let before = &self.chain.tip()?.record.frontier;
-        let held = self.standings.frontier();
-        // Nobody's evidence is taken back, not even if this node has lost it.
-        let entries = before.entries().iter().chain(held.entries()).copied();
-        self.next_epoch(self.next_members(), Frontier::new(entries))
+        let frontier = self.proposed_frontier(&self.chain.tip()?.record.frontier);
+        self.next_epoch(self.next_members(), frontier)
     }
 
     /// The one record that follows from the current epoch, these members and this frontier.
@@ -215,8 +210,7 @@ impl Engine {
         frontier: Frontier,
     ) -> Option<EpochRecord> {
         let tip = &self.chain.tip()?.record;
-        let nodes: Vec<NodeId> = members.iter().map(|(record, _)| record.node).collect();
-        let targets = self.standings.targets(&frontier, &nodes)?;
+        let targets = self.targets(&frontier)?;
         let mut members = members;
         members.sort_by_cached_key(|(record, _)| record.hash());
         let candidates: Vec<Candidate> = members
@@ -351,6 +345,7 @@ impl Engine {
 
     /// Goes as far towards the next epoch as what is known allows.
     pub(super) fn agree(&mut self, call: &mut Call<'_>) {
+        self.date_epoch(call.now);
         // More than one only where this node decides alone.
         for _ in 0..4 {
             let Some(mut lock) = self.lock.take() else {
@@ -454,6 +449,7 @@ impl Engine {
         }) {
             return;
         }
+        let frontier = proposal.record.frontier.clone();
         let mut out = Vec::new();
         let taken = self
             .lock
@@ -463,6 +459,8 @@ impl Engine {
         if !taken {
             return self.refuse(call, from, RefusalReason::BadEpoch);
         }
+        // It is judged when what it rests on is here, if that is before the round's time is over.
+        self.fetch_up_to(call, from, &frontier);
         self.agree(call);
     }
 
@@ -699,13 +697,16 @@ impl Engine {
         parts
     }
 
-    pub(super) fn tick_epochs(&mut self, call: &mut Call<'_>) {
-        if self.epoch_since_us == 0 || self.epoch_since_us > call.now.saturating_add(self.skew_us())
-        {
-            // The first epoch's age counts from when this node is first asked; and a clock that was set
-            // back must not make an epoch last longer.
-            self.epoch_since_us = call.now;
+    /// The first epoch's age counts from when this node is first asked; and a clock that was set back must
+    /// not make an epoch last longer.
+    fn date_epoch(&mut self, now: u64) {
+        if self.epoch_since_us == 0 || self.epoch_since_us > now.saturating_add(self.skew_us()) {
+            self.epoch_since_us = now;
         }
+    }
+
+    pub(super) fn tick_epochs(&mut self, call: &mut Call<'_>) {
+        self.date_epoch(call.now);
         if call.now.saturating_sub(self.asked_us) >= ASK_US || self.asked_us > call.now {
             self.asked_us = call.now;
             let turn = self.connected.range((
@@ -715,7 +716,18 @@ impl Engine {
             let next = turn.chain(self.connected.iter()).next().copied();
             if let Some(peer) = next {
                 self.asked = peer;
-                self.ask_epochs(call, peer);
+                // What was skipped is asked for less often: perhaps nobody keeps it any more.
+                match self
+                    .missing_after()
+                    .filter(|_| self.turns_asked.is_multiple_of(GAP_TURNS))
+                {
+                    Some(before) => call.out.push(Output::Send {
+                        to: peer,
+                        bytes: Message::EpochWant(before).to_bytes(),
+                    }),
+                    None => self.ask_epochs(call, peer),
+                }
+                self.turns_asked = self.turns_asked.wrapping_add(1);
             }
         }
         self.ask_for_seal(call);

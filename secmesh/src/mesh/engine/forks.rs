@@ -1,10 +1,11 @@
 //! Proofs that a node signed two ledgers: checked, kept, passed on once.
 //!
-//! They weigh nothing in a vote; a strike for it is the trust part's to give.
+//! Each becomes a statement in the evidence, so that the epochs take the weight of who did it.
 
 use super::{Call, Engine, Output, RefusalReason, RestoreError};
 use crate::ledger::fork::{ForkError, LedgerForkProof};
 use crate::mesh::crypto::CryptoError;
+use crate::mesh::evidence::Misconduct;
 use crate::mesh::ids::NodeId;
 use crate::mesh::message::Message;
 use crate::mesh::roster::MAX_NODES;
@@ -51,12 +52,27 @@ impl Engine {
         }
         self.forks.insert(proof.node(), proof.clone());
         let proof = Box::new(proof);
+        self.catch(call, Misconduct::LedgerFork(proof.clone()));
         let message = Message::Ledger(LedgerMessage::Fork(proof.clone()));
         call.out.push(Output::Broadcast(message.to_bytes()));
         let node = proof.node();
         self.proved(node, &proof.to_bytes());
         call.out.push(Output::LedgerFork(proof));
         self.act_on_node(call, node);
+    }
+
+    /// States what is known from before a restart and was not stated by then.
+    pub(super) fn catch_forkers(&mut self, call: &mut Call<'_>) {
+        let me = self.config.node;
+        let unsaid: Vec<LedgerForkProof> = self
+            .forks
+            .values()
+            .filter(|proof| proof.node() != me && !self.statements.is_caught(&proof.node()))
+            .cloned()
+            .collect();
+        for proof in unsaid {
+            self.catch(call, Misconduct::LedgerFork(Box::new(proof)));
+        }
     }
 
     /// The proofs that nodes signed two ledgers, one per node.

@@ -91,6 +91,9 @@ impl Engine {
             return self.refuse(call, peer, RefusalReason::Quarantined);
         }
         self.connected.insert(peer);
+        if self.seen.len() < 2 * MAX_NODES {
+            self.seen.insert(peer);
+        }
         self.answers.forget(&peer);
         // Own votes on what is still open, so that a mesh that was split can decide after all.
         let votes = self
@@ -110,6 +113,10 @@ impl Engine {
         self.backlog.insert(peer, batches);
         self.tell_sums(call, peer);
         self.send_backlog_to(call, peer);
+        if self.roster.get(&peer).is_none() {
+            // It was admitted and has now been started: its epoch may come.
+            self.membership_known(call);
+        }
     }
 
     /// Says what is here in 256 sums; the peer answers with what it has where its own differ.

@@ -16,6 +16,8 @@
 //! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
 //! - `statements`: what this node states about the others; where everybody stands
+//! - `standings`: the evidence and the epochs: what each node deserves to weigh, and whether all is here
+//! - `turn`: who agrees at once and who only if that was not enough
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
 
@@ -32,14 +34,15 @@ mod membership;
 mod quarantine;
 mod questions;
 mod spread;
+mod standings;
 mod statements;
 mod sync;
+mod turn;
 mod view;
 mod votes;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use self::answers::Answers;
 pub use self::digest::Digest;
@@ -58,10 +61,7 @@ use self::window::ReplayWindow;
 use super::admission::{AdmittedRecord, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
-use super::epoch::{
-    CertifiedEpoch, Chain, EpochProof, EpochSeal, Lock, LockState, Neutral, SignedRemoval,
-    Standings,
-};
+use super::epoch::{CertifiedEpoch, Chain, EpochProof, EpochSeal, Lock, LockState, SignedRemoval};
 use super::genesis::Genesis;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, TicketId};
 use super::message::{EquivocationProof, Message};
@@ -69,6 +69,7 @@ use super::roster::{Registry, Roster};
 use super::simulation::{self, Bug, planted};
 use super::subject::Subject;
 use super::swim::Liveness;
+use super::trust::EpochFold;
 use super::vote::{Action, AttackClass, BUCKET_US, Ballot, bucket_of};
 use super::wire::{MAX_MESSAGE, UNKNOWN_CODE, WireError};
 use crate::addr::Prefix;
@@ -152,11 +153,16 @@ pub struct Engine {
     forked: u64,
     /// The current epoch, and the way to it.
     chain: Chain,
+    /// Verified epochs that close a gap of the chain as soon as all of it is here.
+    filling: Chain,
     roster: Roster,
     /// Rosters of earlier epochs, latest first.
     known: VecDeque<Roster>,
     grants: BTreeMap<TicketId, SignedGrant>,
     connected: BTreeSet<NodeId>,
+    /// Nodes that were connected since this one began: they run, or did. Who was admitted and never started
+    /// is proposed by nobody, or it would get weight that nobody can use.
+    seen: BTreeSet<NodeId>,
     /// What the failure detector says of members; of others, only the connection counts.
     liveness: BTreeMap<NodeId, Liveness>,
     answers: Answers,
@@ -172,6 +178,8 @@ pub struct Engine {
     incidents: Incidents,
     /// Releases that peers asked for and this node would agree to, since when.
     considered: BTreeMap<IncidentKey, u64>,
+    /// Blocks that this node would agree to, and when it does if no certificate came by then.
+    in_turn: BTreeMap<IncidentKey, u64>,
     evidence: BTreeMap<(Prefix, AttackClass), Evidence>,
     windows: BTreeMap<NodeId, ReplayWindow>,
     proofs: BTreeMap<NodeId, EquivocationProof>,
@@ -200,7 +208,8 @@ pub struct Engine {
     seals: BTreeMap<NodeId, EpochSeal>,
     /// The epoch that this node's own was asked for last.
     seal_asked: u64,
-    standings: Arc<dyn Standings>,
+    /// What the evidence says each node deserves.
+    standings: EpochFold,
     /// When the current epoch was adopted here; 0 before the first tick.
     epoch_since_us: u64,
     /// Admissions or removals wait for the next epoch.
@@ -209,10 +218,12 @@ pub struct Engine {
     /// Who was told last how far this node is, and when.
     asked: NodeId,
     asked_us: u64,
+    turns_asked: u64,
     looking: Looking,
     refusals: BTreeMap<RefusalReason, u64>,
     last_state: Option<QuorumState>,
-    /// What `last_state` follows from: epoch, number of connected peers, number of proved liars.
+    /// What `last_state` follows from: epoch, number of connected peers, number of proved liars. None when
+    /// something else has changed: who answers, who is cut off.
     state_basis: Option<(Hash, usize, usize)>,
     /// Signed evidence on the nodes.
     statements: Statements,
@@ -236,10 +247,12 @@ impl Engine {
             links: BTreeMap::new(),
             forked: 0,
             chain: Chain::default(),
+            filling: Chain::default(),
             roster: Roster::with_weights(mesh, []),
             known: VecDeque::new(),
             grants: BTreeMap::new(),
             connected: BTreeSet::new(),
+            seen: BTreeSet::new(),
             liveness: BTreeMap::new(),
             answers: Answers::default(),
             backlog: BTreeMap::new(),
@@ -249,6 +262,7 @@ impl Engine {
             first_restored: None,
             incidents: Incidents::default(),
             considered: BTreeMap::new(),
+            in_turn: BTreeMap::new(),
             evidence: BTreeMap::new(),
             windows: BTreeMap::new(),
             proofs: BTreeMap::new(),
@@ -267,12 +281,13 @@ impl Engine {
             removals: BTreeMap::new(),
             seals: BTreeMap::new(),
             seal_asked: 0,
-            standings: Arc::new(Neutral),
+            standings: EpochFold::default(),
             epoch_since_us: 0,
             membership_due: false,
             epoch_proofs: BTreeMap::new(),
             asked: NodeId([0; 16]),
             asked_us: 0,
+            turns_asked: 0,
             looking: Looking::No,
             refusals: BTreeMap::new(),
             last_state: None,
@@ -326,6 +341,7 @@ impl Engine {
             Input::PeerUp(peer) => {
                 // At once, until somebody knows better.
                 self.liveness.remove(&peer);
+                self.state_basis = None;
                 self.peer_up(call, peer);
                 self.compare_with(call, peer);
             }
@@ -376,6 +392,7 @@ impl Engine {
     pub fn assume_all_connected(&mut self) {
         self.connected = self.roster.members().map(|(node, _)| *node).collect();
         self.connected.remove(&self.config.node);
+        self.seen.extend(&self.connected);
         self.last_state = Some(self.quorum());
     }
 
@@ -483,6 +500,7 @@ impl Engine {
             self.forget(&id);
         }
         self.agree_to_releases(call);
+        self.concur_late(call);
         self.ask_for_decisions(call);
         self.tick_quarantine(call);
         self.tick_epochs(call);

@@ -162,6 +162,7 @@ impl Engine {
 
     /// Brings the set of those who are cut off up to date.
     pub(super) fn know_quarantine(&mut self, node: NodeId) {
+        self.state_basis = None;
         match self.quarantine_of(&node).map(|d| d.bucket) {
             Some(bucket) => self.quarantined.insert(node, bucket),
             None => self.quarantined.remove(&node),
@@ -442,8 +443,8 @@ impl Engine {
     }
 
     /// Proofs that peers have stated, and forged statements, which prove themselves.
-    fn look_at_proofs(&mut self, call: &Call<'_>) {
-        let report = self.trust(call.now);
+    fn look_at_proofs(&mut self) {
+        let report = self.trust();
         for (node, trust) in &report.nodes {
             let proofs = &trust.standing.proofs;
             if proofs.is_empty() || *node == self.config.node {
@@ -478,7 +479,7 @@ impl Engine {
         let due = |last: u64, every: u64| now.saturating_sub(last) >= every || last > now;
         if due(self.conduct.proofs_us, PROOFS_US) {
             self.conduct.proofs_us = now;
-            self.look_at_proofs(call);
+            self.look_at_proofs();
         }
         if due(self.conduct.again_us, AGAIN_US) {
             self.conduct.again_us = now;

@@ -2,7 +2,6 @@
 //! all have stated.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use super::io::{Output, RefusalReason};
 use super::questions::OpenQuestion;
@@ -21,7 +20,7 @@ use crate::mesh::ids::{DecisionId, Hash, MeshId, NodeId};
 use crate::mesh::message::Message;
 use crate::mesh::roster::MAX_NODES;
 use crate::mesh::simulation::{Bug, planted};
-use crate::mesh::trust::{EPOCH_US, LocalTrust, Member, Members, Params, Rules, TrustReport, fold};
+use crate::mesh::trust::LocalTrust;
 use crate::mesh::vote::{ActionKind, Verdict};
 
 /// Bytes of all statements together; each node may use its part of it.
@@ -38,9 +37,6 @@ const MAX_REPORTED: usize = 4_096;
 const MAX_PENDING: usize = 64;
 /// How much later the next node states a proof that all have, microseconds.
 const PROOF_STEP_US: u64 = 250_000;
-
-/// For what an epoch number, frontier and roster a report was made.
-type ReportKey = (u64, Hash, Hash);
 
 /// All about signed evidence that one engine keeps.
 #[derive(Debug, Clone)]
@@ -66,8 +62,6 @@ pub(super) struct Statements {
     due: BTreeMap<NodeId, (u64, Misconduct)>,
     /// Nodes about whom a proof is in the set.
     stated: BTreeSet<NodeId>,
-    checks: fold::Checks,
-    report: Option<(ReportKey, Arc<TrustReport>)>,
 }
 
 impl Statements {
@@ -86,9 +80,12 @@ impl Statements {
             answered: BTreeMap::new(),
             due: BTreeMap::new(),
             stated: BTreeSet::new(),
-            checks: fold::Checks::default(),
-            report: None,
         }
+    }
+
+    /// Whether there is a proof against a node, stated or about to be.
+    pub(super) fn is_caught(&self, node: &NodeId) -> bool {
+        self.stated.contains(node) || self.due.contains_key(node)
     }
 
     pub(super) fn forget_requests(&mut self, peer: &NodeId) {
@@ -126,51 +123,6 @@ impl Engine {
         &self.statements.local
     }
 
-    /// What the fold needs to know of the roster.
-    pub fn trust_members(&self) -> Members {
-        self.roster
-            .members()
-            .map(|(node, member)| {
-                let key = member.record.vote_key;
-                let weight = member.weight;
-                (*node, Member { key, weight })
-            })
-            .collect()
-    }
-
-    /// Where everybody stands by what is known here, by the clock's epochs.
-    pub fn trust(&mut self, now_unix_us: u64) -> Arc<TrustReport> {
-        let key = (
-            now_unix_us / EPOCH_US,
-            self.statements.set.frontier_hash(),
-            self.roster.epoch_hash(),
-        );
-        if let Some((known, report)) = &self.statements.report
-            && (*known == key || (planted(Bug::StaleFold) && (known.0, known.2) == (key.0, key.2)))
-        {
-            return Arc::clone(report);
-        }
-        let rules = Rules::new(&self.config.genesis, Params::default());
-        let members = self.trust_members();
-        let statements = &mut self.statements;
-        let mut report = TrustReport::new(
-            &statements.set,
-            &rules,
-            &members,
-            now_unix_us,
-            &mut statements.checks,
-        );
-        if planted(Bug::OwnOpinion) {
-            for (node, trust) in &mut report.nodes {
-                let own = u64::from(statements.local.score(node));
-                trust.standing.alpha = trust.standing.alpha.saturating_add(own);
-            }
-        }
-        let report = Arc::new(report);
-        statements.report = Some((key, Arc::clone(&report)));
-        report
-    }
-
     /// Takes back a statement from the disk, where only what had been checked was put.
     ///
     /// # Errors
@@ -201,17 +153,29 @@ impl Engine {
         self.statements.sure |= whole;
     }
 
-    /// Most statements that a member may have made by now, and most bytes that they may take.
+    /// Most statements that a node may have made by now, and most bytes that they may take. Of one that is
+    /// no member any more, as many as the epoch rests on: who joins later needs them too.
     pub(super) fn allowance(&self, author: &NodeId, now: u64) -> Option<(u64, usize)> {
-        let joined = self.roster.get(author)?.record.joined_unix_us;
+        let bytes = MAX_EVIDENCE_BYTES / self.roster.len().max(4);
+        let Some(member) = self.roster.get(author) else {
+            let certified = self.certified_size(author);
+            return (certified > 0).then_some((certified, bytes));
+        };
+        let joined = member.record.joined_unix_us;
         let count = STATEMENT_BURST.saturating_add(now.saturating_sub(joined) / STATEMENT_US);
-        Some((count, MAX_EVIDENCE_BYTES / self.roster.len().max(4)))
+        // What is certified was within its author's allowance by the clocks of enough others.
+        Some((count.max(self.certified_size(author)), bytes))
     }
 
     /// Remembers what a statement that is now in the set makes superfluous.
     pub(super) fn noted(&mut self, statement: &Statement) {
         if let Body::Misconduct(misconduct) = &statement.body {
             let culprit = misconduct.culprit();
+            // What is called a proof and is none makes nothing superfluous.
+            let holds = |keys| misconduct.holds(self.mesh, &keys);
+            if !self.author_keys(&culprit).is_some_and(holds) {
+                return;
+            }
             self.statements.due.remove(&culprit);
             if self.statements.stated.len() < MAX_NODES {
                 self.statements.stated.insert(culprit);
@@ -336,8 +300,8 @@ impl Engine {
         packets: u64,
     ) {
         let me = self.config.node;
+        let epoch = self.roster.epoch();
         let statements = &mut self.statements;
-        let epoch = call.now / EPOCH_US;
         if statements.outcomes.0 != epoch {
             statements.outcomes = (epoch, 0);
         }
@@ -483,6 +447,7 @@ impl Engine {
     pub(super) fn tick_statements(&mut self, call: &mut Call<'_>) {
         let now = call.now;
         self.end_questions(call);
+        self.catch_forkers(call);
         let due: Vec<NodeId> = self
             .statements
             .due
@@ -501,6 +466,7 @@ impl Engine {
                 self.state(call, body);
             }
         }
+        self.follow_certified(call);
         self.sync_some(call);
     }
 }

@@ -84,6 +84,12 @@ pub(super) struct Sync {
 }
 
 impl Sync {
+    /// Does as if a comparison had just been made.
+    #[cfg(test)]
+    pub(super) const fn wait_from(&mut self, now: u64) {
+        self.next_us = now + COMPARE_US;
+    }
+
     pub(super) fn forget(&mut self, peer: &NodeId) {
         self.wants.remove(peer);
         self.sent.remove(peer);
@@ -146,15 +152,17 @@ impl Engine {
         let mut until = BTreeMap::new();
         let mut probes = Vec::new();
         for (author, head) in theirs.logs() {
-            if self.roster.get(author).is_none() {
+            let Some(size) = self.useful_size(author, head.size) else {
                 continue;
-            }
-            if head.size > set.head(author).size {
-                if self.is_on_its_way(call.now, from, author, head.size) {
+            };
+            if size > set.head(author).size {
+                if self.is_on_its_way(call.now, from, author, size) {
                     continue;
                 }
-                until.insert(*author, head.size);
-            } else if set.root_at(author, head.size) != Some(head.root) {
+                until.insert(*author, size);
+            } else if head.size <= set.head(author).size
+                && set.root_at(author, head.size) != Some(head.root)
+            {
                 // Two histories, and one statement proves it: each head names the root before it.
                 probes.push(Range {
                     author: *author,
@@ -296,6 +304,21 @@ impl Engine {
         } else if stuck && !planted(Bug::ForkStalls) {
             self.request(call, from);
         }
+        // A proposal may have waited for this.
+        self.agree(call);
+    }
+
+    /// Asks a peer for what it has shown to have and this node lacks, up to a frontier that it proposes.
+    pub(super) fn fetch_up_to(&mut self, call: &mut Call<'_>, from: NodeId, frontier: &Frontier) {
+        let lacking: Vec<(NodeId, u64)> = frontier
+            .logs()
+            .iter()
+            .filter_map(|(author, head)| Some((*author, self.useful_size(author, head.size)?)))
+            .filter(|(author, size)| *size > self.statements.set.head(author).size)
+            .collect();
+        for (author, until) in lacking {
+            self.fill_gap(call, from, author, until);
+        }
     }
 
     /// Takes a statement; says whether it was new.
@@ -305,8 +328,8 @@ impl Engine {
             self.refuse(call, from, RefusalReason::WrongMesh);
             return false;
         }
-        let member = self.roster.get(&head.author);
-        let (Some(member), Some((count, bytes))) = (member, self.allowance(&head.author, call.now))
+        let keys = self.author_keys(&head.author);
+        let (Some(keys), Some((count, bytes))) = (keys, self.allowance(&head.author, call.now))
         else {
             self.refuse(call, from, RefusalReason::UnknownAuthor);
             return false;
@@ -325,7 +348,7 @@ impl Engine {
             self.refuse(call, from, RefusalReason::TooMuchEvidence);
             return false;
         }
-        if statement.signed.verify(&member.record.vote_key).is_err() {
+        if statement.signed.verify(&keys.vote).is_err() {
             self.refuse(call, from, RefusalReason::BadSignature);
             self.statements.local.failed(from);
             return false;

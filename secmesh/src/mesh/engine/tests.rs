@@ -15,6 +15,7 @@ mod quarantine;
 mod refusals;
 mod rules;
 mod schedules;
+mod standings;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,6 +92,8 @@ struct Net {
     epochs: BTreeMap<u8, Vec<u8>>,
     outputs: BTreeMap<u8, Vec<Output>>,
     links: BTreeSet<(u8, u8)>,
+    /// Whether who is admitted counts as started, though no engine of it is here.
+    all_run: bool,
     queue: Vec<Packet>,
 }
 
@@ -118,6 +121,7 @@ impl Net {
             epochs: BTreeMap::new(),
             outputs: BTreeMap::new(),
             links: BTreeSet::new(),
+            all_run: true,
             queue: Vec::new(),
         };
         for (i, _) in (1..).zip(zones) {
@@ -136,7 +140,11 @@ impl Net {
 
     fn add(&mut self, i: u8, records: Vec<AdmittedRecord>) {
         let node = if i == TWIN { 4 } else { i };
-        self.engines.insert(i, engine(node, records));
+        let mut engine = engine(node, records);
+        // The tests' nodes run as soon as they are admitted, whether they are in the net or not.
+        let admitted: Vec<NodeId> = engine.admissions().map(|a| a.record.node).collect();
+        engine.seen.extend(admitted);
+        self.engines.insert(i, engine);
         self.policies.entry(i).or_default();
     }
 
@@ -156,6 +164,10 @@ impl Net {
         for bytes in self.disks.get(&i).cloned().unwrap_or_default() {
             engine.restore_vote(&bytes).unwrap();
         }
+        for bytes in self.evidence.get(&i).into_iter().flatten() {
+            engine.restore_statement(bytes).unwrap();
+        }
+        engine.evidence_restored(true);
     }
 
     fn ids(&self) -> Vec<u8> {
@@ -203,6 +215,17 @@ impl Net {
         let mut out = Vec::new();
         let policy = self.policies[&i].clone();
         let now = self.now;
+        let admitted = match &input {
+            Input::Admit(admitted) => Some(admitted.record.node),
+            Input::Message { bytes, .. } => match Message::from_bytes(bytes) {
+                Ok(Message::Admission(admitted)) => Some(admitted.record.node),
+                _ => None,
+            },
+            _ => None,
+        };
+        for engine in self.engines.values_mut().filter(|_| self.all_run) {
+            engine.seen.extend(admitted);
+        }
         let engine = self.engines.get_mut(&i).unwrap();
         engine.handle(now, input, &policy, &mut out);
         if out

@@ -206,6 +206,7 @@ impl Engine {
         // Bounded by the roster.
         if self.roster.get(&node).is_some() {
             self.liveness.insert(node, now);
+            self.state_basis = None;
         }
     }
 

@@ -3,7 +3,7 @@
 //! - Own live evidence on a subject: `Confirm`, in every open incident about it, also when the
 //!   peer's class differs (whoever scans and floods is hostile either way).
 //! - No own evidence: watch the subject. Once two nodes (of two zones, where there are two)
-//!   confirm: `Concur`, or `Reject` if the own allowlist protects the subject.
+//!   confirm: `Concur` when it is this node's turn, or `Reject` if the own allowlist protects the subject.
 //! - A release: `Concur` if the subject is quiet here, else `Reject`.
 
 use super::io::{Output, RefusalReason, VoteSummary};
@@ -74,7 +74,7 @@ impl Engine {
 
     /// Whether one more network would be too many. A certificate that the others make all the same is
     /// taken: `T_hi` of them had room.
-    fn is_over_budget(&self, now: u64, action: &Action) -> bool {
+    pub(super) fn is_over_budget(&self, now: u64, action: &Action) -> bool {
         action.is_class_2()
             && (self.networks.len() >= MAX_NETWORKS || self.is_budget_spent(now, action.kind))
     }
@@ -438,8 +438,7 @@ impl Engine {
             return;
         }
         if witnessed {
-            self.cast(call, key, Verdict::Concur, None);
-            self.try_certify(call, key);
+            self.concur_in_turn(call, key);
         } else if ballot.signed.vote.verdict == Verdict::Confirm && !ballot.action.is_class_2() {
             self.watch(call, subject, ballot.signed.vote.voter);
         }

@@ -75,23 +75,62 @@ impl Chain {
         true
     }
 
+    /// The epoch right before `number`, if `number` itself was skipped.
+    pub fn gap_before(&self, number: u64) -> Option<&CertifiedEpoch> {
+        let at = self.epochs.partition_point(|e| e.record.number < number);
+        let next = self.epochs.get(at)?;
+        let before = self.epochs.get(at.checked_sub(1)?)?;
+        let skipped = next.record.number > number && before.record.number + 1 == number;
+        skipped.then_some(before)
+    }
+
+    /// Puts verified epochs, each of which follows the one before it, where they were skipped. False, and nothing
+    /// is changed, if they are not all that is missing there, or the one after them names another.
+    pub fn close_gap(&mut self, missing: &[CertifiedEpoch]) -> bool {
+        let (Some(first), Some(last)) = (missing.first(), missing.last()) else {
+            return false;
+        };
+        if self.gap_before(first.record.number).is_none() {
+            return false;
+        }
+        let from = first.record.number;
+        let at = self.epochs.partition_point(|e| e.record.number < from);
+        let closes = self
+            .epochs
+            .get(at)
+            .is_some_and(|next| follows(last, next) && next.record.previous == last.record.hash());
+        if !closes {
+            return false;
+        }
+        for epoch in missing {
+            self.bytes = self.bytes.saturating_add(epoch.to_bytes().len());
+            self.numbers
+                .insert(epoch.record.hash(), epoch.record.number);
+        }
+        self.epochs.splice(at..at, missing.iter().cloned());
+        true
+    }
+
     /// Whether more is kept than should be.
     pub const fn is_long(&self) -> bool {
         self.epochs.len() > MAX_CHAIN || self.bytes > MAX_CHAIN_BYTES
     }
 
-    /// Drops the earliest epoch that can be done without; the first and the last two always stay. `bridged`
+    /// Drops the earliest epoch that can be done without; the first, the last two and the last `keep` always stay.
+    /// `bridged`
     /// (earlier, link, later) says whether the signatures on `later`, which follows `link`, also carry
     /// `earlier`. False if none can.
     pub fn shorten(
         &mut self,
+        keep: usize,
         bridged: impl Fn(&CertifiedEpoch, &CertifiedEpoch, &CertifiedEpoch) -> bool,
     ) -> bool {
+        let droppable = self.epochs.len().saturating_sub(keep);
         let at = self.epochs.windows(4).enumerate().position(|(at, w)| {
             let [earlier, _, link, later] = w else {
                 return false;
             };
-            !self.is_link(at) && follows(link, later) && bridged(earlier, link, later)
+            at + 1 < droppable && !self.is_link(at) && follows(link, later) && bridged(earlier, link, later)
         });
         let Some(at) = at else { return false };
         let dropped = self.epochs.remove(at + 1);

@@ -53,7 +53,7 @@ fn record(before: &Roster, length_s: u32) -> EpochRecord {
             length_s,
             probation: 0,
         },
-        frontier: crate::mesh::epoch::Frontier::default(),
+        frontier: crate::mesh::evidence::Frontier::default(),
     }
 }
 

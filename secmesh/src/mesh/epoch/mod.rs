@@ -31,13 +31,9 @@ mod weights;
 pub use self::cert::{CertifiedEpoch, EpochError, carries, needed};
 pub use self::chain::{Chain, MAX_CHAIN, MAX_CHAIN_BYTES, StoredEpochs};
 pub use self::lock::{App, Lock, LockConfig, LockOut, RESEND_US};
-pub use self::record::{
-    EpochMember, EpochParams, EpochRecord, Frontier, FrontierEntry, MAX_MEMBERS, MAX_RECORD_BYTES,
-};
+pub use self::record::{EpochMember, EpochParams, EpochRecord, MAX_MEMBERS, MAX_RECORD_BYTES};
 pub use self::removal::{MAX_REMOVAL_AGE_S, Removal, SignedRemoval};
 pub use self::seal::{EpochSeal, Sealed};
 pub use self::state::LockState;
 pub use self::vote::{EpochProof, EpochVote, Proposal, SignedEpochVote, Step, VoteSet};
-pub use self::weights::{
-    BOOTSTRAP_VOTERS, Candidate, MAX_WEIGHT, Neutral, Standings, next_weights,
-};
+pub use self::weights::{BOOTSTRAP_VOTERS, Candidate, MAX_WEIGHT, next_weights};

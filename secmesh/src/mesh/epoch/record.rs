@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use crate::mesh::crypto;
+use crate::mesh::evidence::Frontier;
 use crate::mesh::genesis::Params;
-use crate::mesh::ids::{Hash, MeshId, NodeId};
-use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT};
+use crate::mesh::ids::{Hash, MeshId};
+use crate::mesh::roster::NODE_WEIGHT;
 use crate::mesh::wire::{Decoder, Encoder, WireError};
 
 const TAG: &str = "secmesh/epoch-record/1";
@@ -48,53 +49,6 @@ pub struct EpochMember {
     pub weight: u32,
     /// Number of the first epoch that it was in.
     pub since: u64,
-}
-
-/// How much of one author's evidence an epoch rests on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct FrontierEntry {
-    /// Whose log.
-    pub author: NodeId,
-    /// How many statements of it.
-    pub size: u64,
-    /// Merkle root of the log at that size.
-    pub root: Hash,
-}
-
-/// The evidence that the weights of an epoch were folded from: a position in each author's log, in
-/// ascending order of the authors.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Frontier(Vec<FrontierEntry>);
-
-impl Frontier {
-    /// Sorts; of several entries of one author the longest stays.
-    pub fn new(entries: impl IntoIterator<Item = FrontierEntry>) -> Self {
-        let mut entries: Vec<FrontierEntry> = entries.into_iter().collect();
-        entries.sort_by_key(|e| (e.author, std::cmp::Reverse((e.size, e.root))));
-        entries.dedup_by_key(|e| e.author);
-        Self(entries)
-    }
-
-    /// The entries, in ascending order of the authors.
-    pub fn entries(&self) -> &[FrontierEntry] {
-        &self.0
-    }
-
-    /// The entry of one author.
-    pub fn of(&self, author: &NodeId) -> Option<&FrontierEntry> {
-        self.0
-            .binary_search_by_key(author, |e| e.author)
-            .ok()
-            .and_then(|at| self.0.get(at))
-    }
-
-    /// Whether no author's log is shorter here than in `before`: evidence is never taken back.
-    pub fn continues(&self, before: &Self) -> bool {
-        before.0.iter().all(|old| {
-            self.of(&old.author)
-                .is_some_and(|new| new.size > old.size || new == old)
-        })
-    }
 }
 
 /// One epoch.
@@ -156,12 +110,7 @@ impl EpochRecord {
                 .u32(member.weight)
                 .u64(member.since);
         }
-        e.u16(u16::try_from(self.frontier.0.len()).unwrap_or(u16::MAX));
-        for entry in &self.frontier.0 {
-            e.fixed(entry.author.as_bytes())
-                .u64(entry.size)
-                .fixed(entry.root.as_bytes());
-        }
+        self.frontier.write_logs(&mut e);
         e.finish()
     }
 
@@ -194,14 +143,7 @@ impl EpochRecord {
                 since: d.u64("since")?,
             });
         }
-        let mut entries = Vec::new();
-        for _ in 0..count(d, "frontier", MAX_NODES)? {
-            entries.push(FrontierEntry {
-                author: NodeId(d.fixed("author")?),
-                size: d.u64("size")?,
-                root: Hash(d.fixed("root")?),
-            });
-        }
+        let frontier = Frontier::read_logs(d)?;
         let len = start.saturating_sub(d.rest().len());
         let max = largest(members.len());
         if len > max {
@@ -211,12 +153,11 @@ impl EpochRecord {
                 max,
             });
         }
-        let ordered = members.is_sorted_by(|a, b| a.record < b.record)
-            && entries.is_sorted_by(|a, b| a.author < b.author);
+        let ordered = members.is_sorted_by(|a, b| a.record < b.record);
         if number == 0 || !ordered {
             return Err(WireError::Invalid {
                 field: "epoch record",
-                why: "number 0, or members or authors that are not distinct and in order",
+                why: "number 0, or members that are not distinct and in order",
             });
         }
         Ok(Self {
@@ -225,7 +166,7 @@ impl EpochRecord {
             previous,
             members,
             params,
-            frontier: Frontier(entries),
+            frontier,
         })
     }
 

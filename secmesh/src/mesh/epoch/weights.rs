@@ -5,9 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::record::Frontier;
 use crate::mesh::ids::{NodeId, Zone};
-use crate::mesh::roster::NODE_WEIGHT;
 use crate::mesh::simulation::{Bug, planted};
 
 /// Largest weight that the evidence can give a node.
@@ -15,36 +13,6 @@ pub const MAX_WEIGHT: u32 = 10_000;
 /// While fewer nodes than this have weight, a node that joins gets its weight at once: fewer than four
 /// nodes tolerate no liar anyway, and four have to be comfortable to get.
 pub const BOOTSTRAP_VOTERS: usize = 4;
-
-/// What the evidence says about the nodes: the fold over signed statements.
-///
-/// It has to be a pure function of the statements up to a frontier, or nodes do not agree.
-pub trait Standings: std::fmt::Debug + Send + Sync {
-    /// All evidence that this node holds.
-    fn frontier(&self) -> Frontier;
-
-    /// What each of `members` deserves to weigh by the evidence up to `frontier`, 0 to [`MAX_WEIGHT`]
-    /// (a member that is left out: [`NODE_WEIGHT`]); `None` while some of that evidence is not here,
-    /// or differs from what is.
-    fn targets(&self, frontier: &Frontier, members: &[NodeId]) -> Option<BTreeMap<NodeId, u32>>;
-}
-
-/// No evidence: everybody deserves [`NODE_WEIGHT`].
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Neutral;
-
-impl Standings for Neutral {
-    fn frontier(&self) -> Frontier {
-        Frontier::default()
-    }
-
-    fn targets(&self, frontier: &Frontier, members: &[NodeId]) -> Option<BTreeMap<NodeId, u32>> {
-        frontier
-            .entries()
-            .is_empty()
-            .then(|| members.iter().map(|node| (*node, NODE_WEIGHT)).collect())
-    }
-}
 
 /// A member of the next epoch, before it has its weight.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::statement::SignedHead;
+use crate::ledger::fork::LedgerForkProof;
 use crate::mesh::admission::NodeRecord;
 use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::EpochProof;
@@ -16,6 +17,9 @@ use crate::mesh::wire::{Decoder, Encoder, WireError};
 
 /// Bytes of an equivocation proof: two votes of 272 bytes and their signatures.
 const EQUIVOCATION: usize = 2 * (272 + 64);
+
+/// Most bytes of a ledger fork: two bare checkpoints of 4 KiB and an ML-DSA-44 key.
+const MAX_LEDGER_FORK: usize = 10 * 1024;
 
 coded!(
     /// What was proved.
@@ -40,8 +44,32 @@ pub enum Misconduct {
     Equivocation(Box<EquivocationProof>),
     /// [`ProofKind::EvidenceFork`]: the head with the smaller bytes first.
     EvidenceFork(Box<(SignedHead, SignedHead)>),
+    /// [`ProofKind::LedgerFork`].
+    LedgerFork(Box<LedgerForkProof>),
     /// [`ProofKind::EpochEquivocation`].
     EpochEquivocation(Box<EpochProof>),
+}
+
+/// The keys of a node, from its record, that a proof against it is checked with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CulpritKeys {
+    /// Its vote key.
+    pub vote: PublicKey,
+    /// Its Ed25519 ledger key.
+    pub ledger: PublicKey,
+    /// SHA-256 of its ML-DSA-44 key.
+    pub pq_hash: [u8; 32],
+}
+
+impl CulpritKeys {
+    /// Those in a node's record.
+    pub const fn of(record: &NodeRecord) -> Self {
+        Self {
+            vote: record.vote_key,
+            ledger: record.ledger_key,
+            pq_hash: record.pq_key_hash,
+        }
+    }
 }
 
 impl Misconduct {
@@ -63,6 +91,7 @@ impl Misconduct {
         match self {
             Self::Equivocation(proof) => proof.voter(),
             Self::EvidenceFork(heads) => heads.0.head.author,
+            Self::LedgerFork(proof) => proof.node(),
             Self::EpochEquivocation(proof) => proof.voter(),
         }
     }
@@ -72,12 +101,14 @@ impl Misconduct {
         match self {
             Self::Equivocation(_) => ProofKind::Equivocation,
             Self::EvidenceFork(_) => ProofKind::EvidenceFork,
+            Self::LedgerFork(_) => ProofKind::LedgerFork,
             Self::EpochEquivocation(_) => ProofKind::EpochEquivocation,
         }
     }
 
-    /// Whether it holds, given the culprit's vote key.
-    pub fn holds(&self, mesh: MeshId, key: &PublicKey) -> bool {
+    /// Whether it holds, given the culprit's keys.
+    pub fn holds(&self, mesh: MeshId, keys: &CulpritKeys) -> bool {
+        let key = &keys.vote;
         match self {
             Self::Equivocation(proof) => {
                 let (first, second) = proof.votes();
@@ -97,6 +128,8 @@ impl Misconduct {
                     && heads.0.verify(key).is_ok()
                     && heads.1.verify(key).is_ok()
             }
+            // A checkpoint names its node, and a node belongs to one mesh.
+            Self::LedgerFork(proof) => proof.verify_with(&keys.ledger, &keys.pq_hash).is_ok(),
         }
     }
 
@@ -112,6 +145,12 @@ impl Misconduct {
             Self::EvidenceFork(heads) => {
                 heads.0.write(e);
                 heads.1.write(e);
+            }
+            Self::LedgerFork(proof) => {
+                // Two checkpoints without other signatures and a key: within the limit.
+                let _written = e
+                    .bytes("ledger fork", &proof.to_bytes(), MAX_LEDGER_FORK)
+                    .is_ok();
             }
         }
     }
@@ -136,10 +175,15 @@ impl Misconduct {
                     }),
                 }
             }
+            ProofKind::LedgerFork => {
+                let bytes = d.bytes("ledger fork", MAX_LEDGER_FORK)?;
+                let proof = LedgerForkProof::from_bytes(bytes)?;
+                Ok(Self::LedgerFork(Box::new(proof)))
+            }
             ProofKind::EpochEquivocation => {
                 Ok(Self::EpochEquivocation(Box::new(EpochProof::read(d)?)))
             }
-            ProofKind::LedgerFork | ProofKind::ForgedEvidence => Err(WireError::Invalid {
+            ProofKind::ForgedEvidence => Err(WireError::Invalid {
                 field: "proof",
                 why: "not a kind that is stated",
             }),

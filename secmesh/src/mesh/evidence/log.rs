@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::statement::{SignedHead, Statement};
 use crate::merkle;
 use crate::mesh::crypto;
@@ -15,7 +17,7 @@ const FRONTIER_TAG: &str = "secmesh/frontier/1";
 const OVERHEAD: usize = 256;
 
 /// How far a log goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct LogHead {
     /// Statements in it.
     pub size: u64,
@@ -23,8 +25,9 @@ pub struct LogHead {
     pub root: Hash,
 }
 
-/// How far every log goes: two nodes with the same frontier know the same statements.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// How far every log goes: two nodes with the same frontier know the same statements. An epoch record names
+/// the one that its weights were folded from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Frontier(BTreeMap<NodeId, LogHead>);
 
 impl Frontier {
@@ -54,20 +57,53 @@ impl Frontier {
         Ok(())
     }
 
+    /// Whether no author's log is shorter here than in `before`, and none of the same length another:
+    /// evidence is never taken back.
+    pub fn continues(&self, before: &Self) -> bool {
+        before.0.iter().all(|(author, old)| {
+            self.0
+                .get(author)
+                .is_some_and(|new| new.size > old.size || new == old)
+        })
+    }
+
+    /// The longer of both for each author; `self` where they are of one length.
+    #[must_use]
+    pub fn joined(mut self, other: &Self) -> Self {
+        for (author, head) in &other.0 {
+            if self.size(author) < head.size
+                && (self.0.len() < MAX_NODES || self.0.contains_key(author))
+            {
+                self.0.insert(*author, *head);
+            }
+        }
+        self
+    }
+
     /// Canonical bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut e = Encoder::tagged(FRONTIER_TAG);
+        self.write_logs(&mut e);
+        e.finish()
+    }
+
+    /// The logs without a tag, as they are inside an epoch record.
+    pub(in crate::mesh) fn write_logs(&self, e: &mut Encoder) {
         e.u16(u16::try_from(self.0.len()).unwrap_or(u16::MAX));
         for (author, head) in &self.0 {
             e.fixed(author.as_bytes())
                 .u64(head.size)
                 .fixed(head.root.as_bytes());
         }
-        e.finish()
     }
 
     pub(super) fn read(d: &mut Decoder<'_>) -> Result<Self, WireError> {
         d.expect_tag(FRONTIER_TAG)?;
+        Self::read_logs(d)
+    }
+
+    /// Reads [`Frontier::write_logs`].
+    pub(in crate::mesh) fn read_logs(d: &mut Decoder<'_>) -> Result<Self, WireError> {
         let count = usize::from(d.u16("number of logs")?);
         if count > MAX_NODES {
             return Err(WireError::TooLong {
@@ -221,6 +257,22 @@ impl EvidenceSet {
             .logs()
             .iter()
             .all(|(author, head)| self.root_at(author, head.size) == Some(head.root))
+    }
+
+    /// As much of `frontier` as is known here: for what is shown while the rest is on its way.
+    #[must_use]
+    pub fn known_part(&self, frontier: &Frontier) -> Frontier {
+        let known = frontier.logs().iter().filter_map(|(author, head)| {
+            let size = head.size.min(self.head(author).size);
+            let root = self.root_at(author, size)?;
+            (size > 0).then_some((*author, LogHead { size, root }))
+        });
+        Frontier(known.collect())
+    }
+
+    /// Forgets an author's log, because the mesh has certified another history of it.
+    pub fn drop_log(&mut self, author: &NodeId) {
+        self.logs.remove(author);
     }
 
     /// The statement of an author with this number.

@@ -8,7 +8,7 @@ use crate::mesh::wire::{Decoder, Encoder, WireError};
 const HEAD_TAG: &str = "secmesh/evidence/1";
 
 /// Largest body, in bytes. A dossier of eight votes has some 1,600; the rest is room for proofs.
-pub const MAX_BODY: usize = 8_192;
+pub const MAX_BODY: usize = 12_288;
 /// Largest statement, in bytes.
 pub const MAX_STATEMENT: usize = MAX_BODY + 256;
 

@@ -68,6 +68,8 @@ pub enum EvidenceFileError {
 pub struct EvidenceFile {
     path: PathBuf,
     file: File,
+    /// Whether something was appended that the disk may not have yet.
+    unsynced: bool,
     /// Where the next record begins.
     end: u64,
     /// What was written of a record that failed could not be taken back: behind it nothing can be written.
@@ -205,9 +207,27 @@ impl EvidenceFile {
         Self {
             path,
             file,
-            end,
+            unsynced: false,
             failed: false,
+            end,
         }
+    }
+
+    /// Waits until the disk has everything that was appended.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn sync(&mut self) -> Result<(), EvidenceFileError> {
+        if self.unsynced {
+            self.file
+                .sync_data()
+                .map_err(|source| EvidenceFileError::Io {
+                    path: self.path.clone(),
+                    source,
+                })?;
+            self.unsynced = false;
+        }
+        Ok(())
     }
 
     /// Appends a statement; `durable` waits until the disk has it, and with it all before.
@@ -253,6 +273,7 @@ impl EvidenceFile {
                 source,
             });
         }
+        self.unsynced = !durable;
         self.end += len64(bytes.len());
         Ok(())
     }

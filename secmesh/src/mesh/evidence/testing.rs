@@ -100,6 +100,28 @@ pub fn equivocation(i: u8) -> Misconduct {
     Misconduct::Equivocation(Box::new(EquivocationProof::new(vote, lie).unwrap()))
 }
 
+/// Node `i` signs two ledgers of one size. Made once per node: ML-DSA signatures are hedged.
+pub fn ledger_fork(i: u8) -> Misconduct {
+    use crate::ledger::checkpoint::{AuthorKeys, Checkpoint, SignedCheckpoint};
+    use crate::ledger::fork::LedgerForkProof;
+
+    let key = ed25519_dalek::SigningKey::from_bytes(&[i; 32]);
+    let (node, pq) = (node_id(i), pq(i));
+    let keys = AuthorKeys {
+        node: node.0,
+        key: key.verifying_key().to_bytes(),
+        pq: pq.public().clone(),
+    };
+    let checkpoint = |root: u8| {
+        let note = Checkpoint::of(&node.0, 7, [root; 32])
+            .sign(&key, &pq, T0 / S)
+            .unwrap();
+        SignedCheckpoint::verify(note.to_string().as_bytes(), &keys).unwrap()
+    };
+    let proof = LedgerForkProof::new(&keys, &checkpoint(1), &checkpoint(2)).unwrap();
+    Misconduct::LedgerFork(Box::new(proof))
+}
+
 /// Two statements of node `i` under one number.
 pub fn fork(i: u8) -> Misconduct {
     let say = |body| {
@@ -140,6 +162,7 @@ pub fn bodies() -> Vec<Body> {
         verdict(subject(), Ruling::FalsePositive, &[1, 2], T0),
         Body::Misconduct(equivocation(3)),
         Body::Misconduct(fork(4)),
+        Body::Misconduct(ledger_fork(3)),
         Body::Remediation(Remediation {
             node: node_id(2),
             decision: crate::mesh::ids::DecisionId([7; 32]),

@@ -150,9 +150,9 @@ fn two_histories_are_found_and_proved() {
         };
         let proof = Misconduct::fork(heads.0, heads.1).unwrap();
         assert_eq!(proof.culprit(), node_id(1));
-        assert!(proof.holds(genesis().mesh_id(), &signer(1).public()));
-        assert!(!proof.holds(genesis().mesh_id(), &signer(2).public()));
-        assert!(!proof.holds(MeshId([0; 32]), &signer(1).public()));
+        assert!(proof.holds(genesis().mesh_id(), &CulpritKeys::of(&record(1, "a"))));
+        assert!(!proof.holds(genesis().mesh_id(), &CulpritKeys::of(&record(2, "a"))));
+        assert!(!proof.holds(MeshId([0; 32]), &CulpritKeys::of(&record(1, "a"))));
     }
     assert!(Misconduct::fork(honest.all[0].signed, honest.all[1].signed).is_none());
     assert!(Misconduct::fork(honest.all[0].signed, honest.all[0].signed).is_none());

@@ -125,8 +125,8 @@ impl Reader<'_> {
                 continue;
             };
             let genuine = self.checks.get((at.0, at.1, index), || {
-                NodeRecord::derive_id(&member.key, vote.incarnation) == vote.voter
-                    && signed.verify(&member.key).is_ok()
+                NodeRecord::derive_id(&member.keys.vote, vote.incarnation) == vote.voter
+                    && signed.verify(&member.keys.vote).is_ok()
             });
             if !genuine {
                 return None;
@@ -157,7 +157,7 @@ impl Reader<'_> {
         };
         let expected = reveal.expected_answer(self.rules.mesh, author);
         let genuine = self.checks.get((author, sequence, 0), || {
-            answer.verify(&expected, &member.key).is_ok()
+            answer.verify(&expected, &member.keys.vote).is_ok()
         });
         if !genuine {
             return Finding::Forged;
@@ -215,7 +215,7 @@ impl Reader<'_> {
                 };
                 let holds = self
                     .checks
-                    .get((at.0, at.1, 0), || misconduct.holds(mesh, &member.key));
+                    .get((at.0, at.1, 0), || misconduct.holds(mesh, &member.keys));
                 if holds || planted(Bug::ProofsUnchecked) {
                     Finding::Caught(culprit, misconduct.kind())
                 } else {

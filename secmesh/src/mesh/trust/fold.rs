@@ -6,7 +6,7 @@ use super::count::{Epoch, Reader, Report};
 use super::history::{Cause, Change, Reference};
 use super::{ONE, Params, Standing, vouched};
 use crate::mesh::crypto::PublicKey;
-use crate::mesh::evidence::{EvidenceSet, Frontier, Ruling};
+use crate::mesh::evidence::{CulpritKeys, EvidenceSet, Frontier, Ruling};
 use crate::mesh::genesis::Genesis;
 use crate::mesh::ids::{Hash, MeshId, NodeId};
 use crate::mesh::simulation::{Bug, planted};
@@ -45,8 +45,8 @@ impl Rules {
 /// A node of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
-    /// Its vote key.
-    pub key: PublicKey,
+    /// Its keys.
+    pub keys: CulpritKeys,
     /// Its weight in the quorums of that epoch: what its reports weigh.
     pub weight: u32,
 }
@@ -170,6 +170,29 @@ impl Fold {
                 }
             }
         }
+    }
+
+    /// Takes what was said before epoch `number` as known, without judging anybody by it: proofs stay, what
+    /// verdicts and reports have counted for does not count again, and everybody begins neutral.
+    ///
+    /// # Errors
+    /// [`Missing`]; nothing has changed then.
+    pub(super) fn begin(
+        &mut self,
+        set: &EvidenceSet,
+        before: Boundary<'_>,
+        number: u64,
+        checks: &mut Checks,
+    ) -> Result<(), Missing> {
+        self.epoch(set, before.frontier, before.members, checks, &mut |_| {})?;
+        for standing in self.standings.values_mut() {
+            *standing = Standing {
+                proofs: std::mem::take(&mut standing.proofs),
+                ..Standing::default()
+            };
+        }
+        self.epoch = number.saturating_sub(1);
+        Ok(())
     }
 
     /// One more epoch, which ends at `frontier`; `story` hears of each change.

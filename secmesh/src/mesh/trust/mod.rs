@@ -2,24 +2,24 @@
 //!
 //! The same statements up to the same frontiers give the same bits on every node, in whatever order they
 //! came. [`fold`] is the whole of it; [`Fold`] takes one epoch at a time, so that a proposer can try one.
-//! Until certified epochs take them, [`by_time`] cuts the logs at the times that their authors state.
+//! [`EpochFold`] folds the certified epochs: the next epoch's weights come from it.
 //!
 //! Who may believe what: a report counts only as far as reporters of more than a third of the weight make
 //! the same claim about a node ([`vouched`]), the node itself left out. `docs/trust.md` has the reasons.
 
+pub mod certified;
 mod count;
 pub mod fold;
 pub mod history;
 pub mod local;
 pub mod params;
-mod period;
 mod report;
 
+pub use certified::{EpochFold, Known, PastEpoch, WINDOW};
 pub use fold::{Boundary, Fold, Member, Members, Missing, Rules, fold};
 pub use history::{Cause, Change, Reference};
 pub use local::LocalTrust;
 pub use params::Params;
-pub use period::{EPOCH_US, by_time};
 pub use report::{NodeTrust, TrustReport};
 
 use serde::Serialize;

@@ -6,8 +6,8 @@ use super::fold::Checks;
 use super::*;
 use crate::mesh::evidence::testing::*;
 use crate::mesh::evidence::{
-    Body, Dossier, EvidenceSet, Frontier, LogHead, Misconduct, Outcome, OutcomeKind, ProofKind,
-    Remediation, Ruling, Say, Statement,
+    Body, CulpritKeys, Dossier, EvidenceSet, Frontier, LogHead, Misconduct, Outcome, OutcomeKind,
+    ProofKind, Remediation, Ruling, Say, Statement,
 };
 use crate::mesh::ids::{DecisionId, NodeId};
 use crate::mesh::testing::*;
@@ -20,8 +20,8 @@ fn rules() -> Rules {
 fn members(count: u8) -> Members {
     (1..=count)
         .map(|i| {
-            let key = signer(i).public();
-            (node_id(i), Member { key, weight: 100 })
+            let keys = CulpritKeys::of(&record(i, "a"));
+            (node_id(i), Member { keys, weight: 100 })
         })
         .collect()
 }
@@ -370,39 +370,6 @@ fn a_frontier_that_is_not_known_is_no_frontier() {
         Err(Missing),
         "back behind an earlier one"
     );
-}
-
-#[test]
-fn epochs_by_the_clock_follow_from_the_set_alone() {
-    let mut logs = Logs::default();
-    logs.says(1, T0, verdict(subject(), Ruling::FalsePositive, &[2], T0));
-    let later = T0 + 10 * EPOCH_US;
-    logs.says(3, later, bodies()[0].clone());
-    // Dated ahead: it waits.
-    logs.says(
-        4,
-        later + 5 * EPOCH_US,
-        verdict(address(1), Ruling::FalsePositive, &[3], T0 + 1),
-    );
-    let mut changes = Vec::new();
-    let (fold, first) = by_time(
-        &logs.set,
-        &rules(),
-        &members(4),
-        later,
-        &mut Checks::default(),
-        &mut |change| changes.push(change),
-    );
-    assert_eq!(first, T0 / EPOCH_US);
-    assert_eq!(changes.len(), 1);
-    assert_eq!(changes[0].epoch, T0 / EPOCH_US);
-    assert_eq!(fold.standings()[&node_id(2)].idle_epochs, 10);
-    assert_eq!(fold.weight(&node_id(3)), 100);
-    let mut beta = 4 * ONE;
-    for _ in 0..10 {
-        beta -= beta >> 4;
-    }
-    assert_eq!(fold.standings()[&node_id(2)].beta, beta);
 }
 
 #[test]

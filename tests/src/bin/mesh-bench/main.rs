@@ -4,6 +4,10 @@
 //! `docs/benchmarks.md` says how to read it. Each value is the median over the turns.
 
 mod ledger;
+mod nodes;
+mod votes;
+
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -28,6 +32,15 @@ struct Arguments {
 enum Group {
     /// Appending to a ledger and verifying it.
     Ledger,
+    /// From an alert to every kernel, four nodes.
+    Latency,
+    /// The same with thirty nodes.
+    #[value(name = "latency-30")]
+    Latency30,
+    /// Verifying votes.
+    Votes,
+    /// Traffic and processor of thirty nodes that do nothing.
+    Idle,
 }
 
 /// How much is measured.
@@ -37,6 +50,14 @@ struct Effort {
     turns: usize,
     /// Entries of the ledger that is verified.
     entries: u64,
+    /// Alerts that are waited for; half as many with many nodes.
+    alerts: usize,
+    /// Nodes where there are to be many.
+    nodes: usize,
+    /// Rounds of thirty votes.
+    votes: u64,
+    /// How long nothing happens, twice.
+    quiet: Duration,
 }
 
 impl Effort {
@@ -45,14 +66,26 @@ impl Effort {
             (true, _) => Self {
                 turns: 1,
                 entries: 2_000,
+                alerts: 4,
+                nodes: 5,
+                votes: 2,
+                quiet: Duration::from_secs(1),
             },
             (_, true) => Self {
                 turns: 15,
                 entries: 1_000_000,
+                alerts: 400,
+                nodes: 30,
+                votes: 2_000,
+                quiet: Duration::from_secs(60),
             },
             _ => Self {
                 turns: 5,
                 entries: 300_000,
+                alerts: 100,
+                nodes: 30,
+                votes: 400,
+                quiet: Duration::from_secs(30),
             },
         }
     }
@@ -69,6 +102,10 @@ fn main() -> Result<()> {
         eprintln!("measuring: {group:?}");
         rows.extend(match group {
             Group::Ledger => ledger::rows(effort)?,
+            Group::Latency => nodes::latency(effort)?,
+            Group::Latency30 => nodes::latency_30(effort)?,
+            Group::Votes => votes::rows(effort)?,
+            Group::Idle => nodes::idle(effort)?,
         });
     }
     println!("{}", serde_json::to_string_pretty(&rows)?);

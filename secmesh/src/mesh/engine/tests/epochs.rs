@@ -382,6 +382,50 @@ fn a_block_outlasts_many_epochs_and_a_node_that_joins_then_still_takes_it() {
 }
 
 #[test]
+fn who_was_admitted_and_never_started_gets_no_weight_and_holds_nobody_up() {
+    let mut net = Net::four();
+    net.all_run = false;
+    // Seven at once, each with a ticket; none of them runs. With weight they would be most of the mesh.
+    for i in 5..=11 {
+        net.input(1, Input::Admit(Box::new(by_ticket(i, "z", 0x70 + i))));
+    }
+    net.run();
+    wait(&mut net, 5);
+    assert_eq!(net.roster().epoch(), 1, "nothing is due");
+    assert!(net.engines.values().all(|e| !e.is_membership_due()));
+    for _ in 0..6 {
+        net.tick(length());
+        wait(&mut net, 5);
+    }
+    assert!(net.roster().epoch() >= 6, "{}", net.roster().epoch());
+    assert_eq!(hashes(&net).len(), 1);
+    assert_eq!(net.roster().len(), 4);
+    // One of them is started, and is in as soon as more than a third of the weight has met it.
+    let known: Vec<AdmittedRecord> = net.engines[&1].admissions().cloned().collect();
+    let running = engine(5, known);
+    net.engines.insert(5, running);
+    net.policies.entry(5).or_default();
+    for i in 1..=2 {
+        net.connect(5, i);
+    }
+    net.run();
+    wait(&mut net, 20);
+    assert_eq!(net.roster().len(), 5);
+    assert!(net.engines[&2].roster().get(&node_id(5)).is_some());
+}
+
+#[test]
+fn the_second_of_two_does_not_hold_up_the_first_before_it_runs() {
+    let mut net = Net::new(&["a"]);
+    net.all_run = false;
+    net.input(1, Input::Admit(Box::new(by_ticket(2, "b", 0x72))));
+    net.run();
+    assert_eq!(net.engines[&1].quorum().state, QuorumLevel::Single);
+    net.sees(1, subject());
+    assert!(net.blocks(1, subject()));
+}
+
+#[test]
 fn a_removal_and_a_proof_that_were_lost_are_told_again() {
     let mut net = Net::new(&["a", "b", "c", "d", "e"]);
     let lie = |net: &Net, value: u8| {

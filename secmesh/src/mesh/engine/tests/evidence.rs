@@ -1,5 +1,7 @@
 //! Statements among several engines: everybody gets them, once, and forks are found.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::mesh::evidence::testing::{bodies, fork};
 use crate::mesh::evidence::{
@@ -47,8 +49,7 @@ fn settle(net: &mut Net, seconds: u64) {
 }
 
 fn report(net: &mut Net, i: u8) -> Arc<TrustReport> {
-    let now = net.now;
-    net.engines.get_mut(&i).unwrap().trust(now)
+    net.engines[&i].trust()
 }
 
 fn decided(net: &mut Net) -> DecisionId {
@@ -384,9 +385,8 @@ fn statements_come_back_from_the_disk() {
     }
     again.evidence_restored(true);
     assert_eq!(again.evidence().frontier(), before);
-    let now = net.now;
     assert_eq!(
-        format!("{:?}", again.trust(now)),
+        format!("{:?}", again.trust()),
         format!("{:?}", report(&mut net, 2))
     );
 }
@@ -439,6 +439,60 @@ fn what_several_peers_have_is_asked_of_one() {
         })
         .sum::<usize>();
     assert_eq!(received, 3, "each statement once");
+}
+
+#[test]
+fn a_ledger_fork_becomes_a_statement_that_takes_its_nodes_weight_everywhere() {
+    let mut net = Net::four();
+    settle(&mut net, 2);
+    let Misconduct::LedgerFork(proof) = crate::mesh::evidence::testing::ledger_fork(3) else {
+        panic!("a ledger fork");
+    };
+    net.input(1, Input::LedgerFork(proof.clone()));
+    settle(&mut net, 10);
+    for i in 1..=4 {
+        let trust = report(&mut net, i);
+        let standing = &trust.nodes[&node_id(3)].standing;
+        assert_eq!(standing.proofs, [ProofKind::LedgerFork], "by node {i}");
+        assert_eq!(trust.nodes[&node_id(3)].weight, 0);
+    }
+    assert!(converged(&net));
+    let stated = net.engines[&2]
+        .evidence()
+        .iter()
+        .filter(|s| matches!(s.body, Body::Misconduct(_)))
+        .count();
+    assert_eq!(
+        stated, 1,
+        "each waits its turn, and one statement is enough"
+    );
+    // One that does not hold proves who states it a forger.
+    let mut bytes = proof.to_bytes();
+    let last = bytes.len() - 20;
+    bytes[last] = if bytes[last] == b'A' { b'B' } else { b'A' };
+    if let Ok(forged) = LedgerForkProof::from_bytes(&bytes) {
+        let body = Body::Misconduct(Misconduct::LedgerFork(Box::new(forged)));
+        let statement = next(&net, 4, body);
+        statements(&mut net, 4, 1, vec![statement]);
+        settle(&mut net, 10);
+        let trust = report(&mut net, 2);
+        assert_eq!(
+            trust.nodes[&node_id(4)].standing.proofs,
+            [ProofKind::ForgedEvidence]
+        );
+    }
+}
+
+#[test]
+fn a_ledger_fork_from_before_a_restart_is_stated_after_it() {
+    let mut net = Net::four();
+    let Misconduct::LedgerFork(proof) = crate::mesh::evidence::testing::ledger_fork(3) else {
+        panic!("a ledger fork");
+    };
+    let engine = net.engines.get_mut(&2).unwrap();
+    engine.restore_fork(&proof.to_bytes()).unwrap();
+    settle(&mut net, 10);
+    assert_eq!(report(&mut net, 4).nodes[&node_id(3)].weight, 0);
 }
 
 #[test]

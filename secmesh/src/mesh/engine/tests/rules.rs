@@ -421,6 +421,88 @@ fn a_release_that_arrives_late_does_not_end_a_later_block() {
     assert!(net.blocks(4, subject()));
 }
 
+/// Ten nodes, of which 1 and 2 have seen something.
+fn ten() -> Net {
+    let mut net = Net::new(&["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]);
+    net.sees(1, subject());
+    net.sees(2, subject());
+    net
+}
+
+fn concurred(net: &Net) -> Vec<u8> {
+    (1..=10)
+        .filter(|i| net.own_verdicts(*i).contains(&Verdict::Concur))
+        .collect()
+}
+
+#[test]
+fn only_as_many_agree_as_are_needed() {
+    let mut net = ten();
+    net.run();
+    // T_lo is 334: two witnesses and two more.
+    let agreed = concurred(&net);
+    assert_eq!(agreed.len(), 2, "{agreed:?}");
+    for i in 1..=10 {
+        assert!(net.blocks(i, subject()), "node {i}");
+    }
+    for _ in 0..20 {
+        net.tick(S / 5);
+        net.run();
+    }
+    assert_eq!(concurred(&net), agreed, "nobody comes later");
+}
+
+#[test]
+fn who_keeps_its_vote_back_costs_a_delay_and_no_more() {
+    // Whose turn it is, in a mesh like it.
+    let mut net = ten();
+    net.run();
+    let first = concurred(&net);
+    // The same again, and those say nothing, though they are connected.
+    let mut net = ten();
+    for _ in 0..200 {
+        let Some(at) = net.queue.iter().position(|p| !first.contains(&p.to)) else {
+            break;
+        };
+        let packet = net.queue.remove(at);
+        net.deliver(&packet);
+    }
+    net.queue.clear();
+    assert!((3..=10).all(|i| !net.blocks(i, subject())), "not at once");
+    for _ in 0..2 {
+        net.tick(turn::WAVE_US);
+        for _ in 0..400 {
+            let Some(at) = net.queue.iter().position(|p| !first.contains(&p.to)) else {
+                break;
+            };
+            let packet = net.queue.remove(at);
+            net.deliver(&packet);
+        }
+        net.queue.clear();
+    }
+    for i in (1..=10).filter(|i| !first.contains(i)) {
+        assert!(net.blocks(i, subject()), "node {i}");
+    }
+}
+
+#[test]
+fn who_is_gone_is_not_waited_for() {
+    let mut net = ten();
+    net.run();
+    let first = concurred(&net);
+    let mut net = Net::new(&["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]);
+    for gone in &first {
+        let others: Vec<u8> = (1..=10).filter(|i| i != gone).collect();
+        net.split(&[*gone], &others);
+    }
+    net.sees(1, subject());
+    net.sees(2, subject());
+    net.run();
+    for i in (1..=10).filter(|i| !first.contains(i)) {
+        assert!(net.blocks(i, subject()), "node {i}");
+    }
+}
+
 #[test]
 fn a_clock_that_is_set_back_does_not_make_a_node_say_another_thing() {
     let mut net = Net::four();
