@@ -237,13 +237,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         started_ns,
         _lock: lock,
     };
-    agent.resume_trial();
-    agent.load_allowlist()?;
-    agent.recover(memory);
-    for grant in agent.store.grants.clone() {
-        agent.drive(Input::OpenGrant(Box::new(grant))).await;
-    }
-    agent.apply_membership();
+    agent.take_up(memory).await?;
     agent.start_lists(kernel.lists).await?;
     agent.attach()?;
     agent.refresh_cookies(true);
@@ -255,6 +249,18 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
 }
 
 impl Agent {
+    /// Goes on where the last run ended.
+    async fn take_up(&mut self, memory: recover::Memory) -> Result<(), AgentError> {
+        self.resume_trial();
+        self.load_allowlist()?;
+        self.recover(memory);
+        for grant in self.store.grants.clone() {
+            self.drive(Input::OpenGrant(Box::new(grant))).await;
+        }
+        self.apply_membership();
+        Ok(())
+    }
+
     /// Opens the local socket and gathers what feeds the loop.
     async fn listen(
         &mut self,

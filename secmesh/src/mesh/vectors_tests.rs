@@ -37,16 +37,6 @@ fn computed() -> BTreeMap<&'static str, String> {
         T0,
         60,
     );
-    let quarantine = Action::quarantine(node_id(4), AttackClass::Misconduct);
-    let against = [1, 2, 3].map(|i| (i, Verdict::Confirm));
-    let cut_off = super::testing::certificate(&roster, quarantine, &against);
-    let readmit = OperatorRelease::new(
-        roster.mesh(),
-        roster.epoch_hash(),
-        Action::readmit(node_id(4)),
-        T0,
-        60,
-    );
     let checkpoint = Checkpoint::of(&node_id(1).0, 3, [7; 32]);
     let signed = SignedCheckpoint {
         note: checkpoint
@@ -86,21 +76,6 @@ fn computed() -> BTreeMap<&'static str, String> {
             "vote_message",
             to_hex(&Message::Vote(Box::new(vote)).to_bytes()),
         ),
-        (
-            "decided_message",
-            to_hex(
-                &Message::Decided(Announcement {
-                    decision: certificate.decision(),
-                    incident: certificate.incident(),
-                    round: 0,
-                })
-                .to_bytes(),
-            ),
-        ),
-        (
-            "want_decision_message",
-            to_hex(&Message::WantDecision(certificate.decision()).to_bytes()),
-        ),
         ("certificate", to_hex(&certificate.to_bytes())),
         ("decision_id", certificate.decision().to_string()),
         ("checkpoint_text", to_hex(checkpoint.text().as_bytes())),
@@ -122,14 +97,6 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
         ("checkpoint_cosignature", to_hex(&cosignature.signature)),
         ("equivocation_proof", to_hex(&proof.to_bytes())),
-        ("quarantine_action", to_hex(&quarantine.to_bytes())),
-        ("quarantine_incident_id", cut_off.incident().to_string()),
-        ("quarantine_certificate", to_hex(&cut_off.to_bytes())),
-        ("readmit_action", to_hex(&readmit.action.to_bytes())),
-        (
-            "operator_readmit",
-            to_hex(&readmit.sign(&operator()).to_bytes()),
-        ),
         (
             "operator_release",
             to_hex(&release.sign(&operator()).to_bytes()),
@@ -138,9 +105,52 @@ fn computed() -> BTreeMap<&'static str, String> {
     all.insert("swim_message", to_hex(&swim().to_bytes()));
     all.extend(evidence);
     all.insert("evidence_ledger_fork", ledger_fork());
+    all.extend(computed_spread(&certificate));
+    all.extend(computed_quarantine(&roster));
     all.extend(computed_epochs(&roster));
     all.extend(computed_envelopes(&roster, &vote));
     all
+}
+
+fn computed_spread(certificate: &Certificate) -> BTreeMap<&'static str, String> {
+    let announcement = Announcement {
+        decision: certificate.decision(),
+        incident: certificate.incident(),
+        round: 0,
+    };
+    BTreeMap::from([
+        (
+            "decided_message",
+            to_hex(&Message::Decided(announcement).to_bytes()),
+        ),
+        (
+            "want_decision_message",
+            to_hex(&Message::WantDecision(certificate.decision()).to_bytes()),
+        ),
+    ])
+}
+
+fn computed_quarantine(roster: &Roster) -> BTreeMap<&'static str, String> {
+    let quarantine = Action::quarantine(node_id(4), AttackClass::Misconduct);
+    let against = [1, 2, 3].map(|i| (i, Verdict::Confirm));
+    let cut_off = certificate(roster, quarantine, &against);
+    let readmit = OperatorRelease::new(
+        roster.mesh(),
+        roster.epoch_hash(),
+        Action::readmit(node_id(4)),
+        T0,
+        60,
+    );
+    BTreeMap::from([
+        ("quarantine_action", to_hex(&quarantine.to_bytes())),
+        ("quarantine_incident_id", cut_off.incident().to_string()),
+        ("quarantine_certificate", to_hex(&cut_off.to_bytes())),
+        ("readmit_action", to_hex(&readmit.action.to_bytes())),
+        (
+            "operator_readmit",
+            to_hex(&readmit.sign(&operator()).to_bytes()),
+        ),
+    ])
 }
 
 fn swim() -> Message {
