@@ -63,8 +63,9 @@ fn on_the_bus<T: Send + 'static>(
 /// The same envelope with a byte changed, at the front of what is signed after the tag, or in the signature.
 fn altered(envelope: &Overheard, at: usize) -> Vec<u8> {
     let mut bytes = envelope.payload.clone();
-    let at = at % bytes.len();
-    bytes[at] ^= 1;
+    if let Some(byte) = bytes.get_mut(at) {
+        *byte ^= 1;
+    }
     bytes
 }
 
