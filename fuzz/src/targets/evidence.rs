@@ -20,7 +20,7 @@ fn bodies(mesh: &Mesh) -> Option<Vec<Body>> {
     let certificate = dossier.votes();
     let verdict = OperatorVerdict {
         mesh: certificate.mesh,
-        subject: certificate.action.subject,
+        subject: certificate.action.subject.prefix()?,
         ruling: Ruling::FalsePositive,
         incidents: vec![certificate.incident()],
         issued_at_us: 1_700_000_000_000_000,
@@ -43,7 +43,7 @@ fn bodies(mesh: &Mesh) -> Option<Vec<Body>> {
         Body::Reveal(Reveal {
             question: 2,
             target,
-            subject: certificate_subject(mesh),
+            subject: mesh.certificate.action.subject.prefix()?,
             expected: Say::Hostile,
             nonce: [4; 32],
             answer: None,
@@ -58,10 +58,6 @@ fn bodies(mesh: &Mesh) -> Option<Vec<Body>> {
             succeeded: true,
         }),
     ])
-}
-
-fn certificate_subject(mesh: &Mesh) -> secmesh::addr::Prefix {
-    mesh.certificate.action.subject
 }
 
 /// A log with one statement of each kind.

@@ -77,7 +77,7 @@ impl Effort {
                 alerts: 400,
                 nodes: 30,
                 votes: 2_000,
-                quiet: Duration::from_secs(60),
+                quiet: Duration::from_mins(1),
             },
             _ => Self {
                 turns: 5,
