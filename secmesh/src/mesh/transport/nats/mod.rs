@@ -6,8 +6,6 @@
 mod bus;
 mod options;
 mod pairing;
-#[cfg(test)]
-mod tests;
 
 pub use options::NatsError;
 

@@ -440,6 +440,23 @@ mod tests {
     }
 
     #[test]
+    fn nothing_of_a_peers_earlier_life_is_believed() {
+        let ([mut a, b], mut recorded) = pair();
+        let said = a.say(b"old", S);
+        recorded.push((1, said));
+        // A starts anew, and B has not: what the first A said was written for this very B.
+        let mut ends = [End::new(0xa1), b];
+        settle(&mut ends, 20 * S);
+        assert!(ends.iter().all(|end| end.pairing.is_up()));
+        for (_, envelope) in recorded.iter().filter(|(to, _)| *to == 1) {
+            if envelope.kind != EnvelopeKind::Hello {
+                let taken = ends[1].take(envelope, 21 * S);
+                assert_eq!(taken, (Vec::new(), Some(Refusal::Stale)), "{envelope:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_peer_that_begins_anew_goes_down_and_up() {
         let ([a, _], _) = pair();
         let mut ends = [a, End::new(0xb1)];
