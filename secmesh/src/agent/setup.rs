@@ -237,16 +237,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         started_ns,
         _lock: lock,
     };
-    agent.resume_trial();
-    agent.load_allowlist()?;
-    agent.recover(memory);
-    for grant in agent.store.grants.clone() {
-        agent.drive(Input::OpenGrant(Box::new(grant))).await;
-    }
-    agent.apply_membership();
-    agent.start_lists(kernel.lists).await?;
-    agent.attach()?;
-    agent.refresh_cookies(true);
+    agent.resume(memory, kernel.lists).await?;
     agent
         .listen(kernel.events, watch_streams, peers, forks)
         .await?;
@@ -255,6 +246,25 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
 }
 
 impl Agent {
+    /// Takes up again what was before the restart, and attaches to the interfaces.
+    async fn resume(
+        &mut self,
+        memory: recover::Memory,
+        lists: ListTables,
+    ) -> Result<(), AgentError> {
+        self.resume_trial();
+        self.load_allowlist()?;
+        self.recover(memory);
+        for grant in self.store.grants.clone() {
+            self.drive(Input::OpenGrant(Box::new(grant))).await;
+        }
+        self.apply_membership();
+        self.start_lists(lists).await?;
+        self.attach()?;
+        self.refresh_cookies(true);
+        Ok(())
+    }
+
     /// Opens the local socket and gathers what feeds the loop.
     async fn listen(
         &mut self,

@@ -263,8 +263,7 @@ pub trait Policy {
     /// agreed to.
     fn is_quiet(&self, subject: &Prefix) -> bool;
     /// Whether this node's operator forbids acting against a node, and why.
-    fn vetoes_node(&self, node: &NodeId) -> Option<String> {
-        let _nobody = node;
+    fn vetoes_node(&self, _node: &NodeId) -> Option<String> {
         None
     }
     /// For what this node has a node cut off without being told.

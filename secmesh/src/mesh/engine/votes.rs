@@ -112,7 +112,7 @@ impl Engine {
             // What a release has ended does not stand in the way of a new incident.
             if incident.action.kind != ActionKind::Block
                 || !incident.is_open(call.now)
-                || self.is_released(&subject, incident.bucket)
+                || self.is_released(subject, incident.bucket)
             {
                 continue;
             }
@@ -134,7 +134,7 @@ impl Engine {
         let blocked = self
             .active_block(&subject)
             .is_some_and(|d| d.expires_unix_us > call.now.saturating_add(BUCKET_US));
-        if same_class_open || blocked || self.is_released(&subject, bucket) {
+        if same_class_open || blocked || self.is_released(subject, bucket) {
             return;
         }
         let action = Action::block(subject, class, &self.config.genesis.params);
