@@ -237,10 +237,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         started_ns,
         _lock: lock,
     };
-    agent.take_up(memory).await?;
-    agent.start_lists(kernel.lists).await?;
-    agent.attach()?;
-    agent.refresh_cookies(true);
+    agent.resume(memory, kernel.lists).await?;
     agent
         .listen(kernel.events, watch_streams, peers, forks)
         .await?;
@@ -249,8 +246,12 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
 }
 
 impl Agent {
-    /// Goes on where the last run ended.
-    async fn take_up(&mut self, memory: recover::Memory) -> Result<(), AgentError> {
+    /// Takes up again what was before the restart, and attaches to the interfaces.
+    async fn resume(
+        &mut self,
+        memory: recover::Memory,
+        lists: ListTables,
+    ) -> Result<(), AgentError> {
         self.resume_trial();
         self.load_allowlist()?;
         self.recover(memory);
@@ -258,6 +259,9 @@ impl Agent {
             self.drive(Input::OpenGrant(Box::new(grant))).await;
         }
         self.apply_membership();
+        self.start_lists(lists).await?;
+        self.attach()?;
+        self.refresh_cookies(true);
         Ok(())
     }
 

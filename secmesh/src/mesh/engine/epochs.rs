@@ -399,6 +399,14 @@ impl Engine {
         }
         self.registry.keep(&epoch.record);
         self.shorten_chain();
+        let weights = |roster: &Roster| -> Vec<(NodeId, u32)> {
+            let members = roster.members();
+            members.map(|(node, member)| (*node, member.weight)).collect()
+        };
+        if weights(&roster) != weights(&self.roster) {
+            // What was too light by the weights of before may be enough now, and was not taken then.
+            self.compare_soon(call);
+        }
         self.put_in_force(roster);
         self.links.clear();
         self.epoch_since_us = call.now;

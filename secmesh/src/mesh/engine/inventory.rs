@@ -134,8 +134,13 @@ impl Engine {
     /// What was refused as dated wrongly may be right by the clock as it is now: compares with everybody.
     /// Twice, since a peer may have told this node what it has just before.
     pub(super) fn clock_set(&mut self, call: &mut Call<'_>) {
-        self.statements.sync.told_again_us = Some(call.now.saturating_add(TELL_AGAIN_US));
+        self.compare_soon(call);
         self.tell_everybody(call);
+    }
+
+    /// Compares with everybody in a few seconds, when the others are where this node is.
+    pub(super) const fn compare_soon(&mut self, call: &Call<'_>) {
+        self.statements.sync.told_again_us = Some(call.now.saturating_add(TELL_AGAIN_US));
     }
 
     pub(super) fn tell_everybody(&mut self, call: &mut Call<'_>) {

@@ -91,10 +91,8 @@ pub fn next_weights(
 /// Those without weight who get it at once because fewer than [`BOOTSTRAP_VOTERS`] have any, in the order
 /// of joining.
 fn seated(candidates: &[Candidate]) -> BTreeSet<NodeId> {
-    let standing = candidates
-        .iter()
-        .filter(|c| c.before > 0 && c.target > 0)
-        .count();
+    // Who is on the way to no weight has it still: a seat beside it would be a jump with four in office.
+    let standing = candidates.iter().filter(|c| c.before > 0).count();
     let mut waiting: Vec<&Candidate> = candidates
         .iter()
         .filter(|c| c.before == 0 && c.target > 0)
