@@ -15,7 +15,7 @@ use secmesh::clock::SystemClock;
 use secmesh::mesh::identity::Identity;
 use secmesh::mesh::store::MeshStore;
 use secmesh::mesh::transport::{
-    AllowedPeers, PeerAddress, PeerIdentity, Transport, TransportConfig, TransportEvent,
+    AllowedPeers, Carrier, PeerAddress, PeerIdentity, Transport, TransportConfig, TransportEvent,
 };
 use secmesh::state::StateDir;
 use secmesh_tests::partition::{counter, ensure_no_liars, quorum, same};
@@ -188,6 +188,7 @@ async fn garbage(state: &StateDir, time: Duration) -> Result<u64> {
         })
         .collect();
     let (transport, mut events) = Transport::start(TransportConfig {
+        carrier: Carrier::Grpc,
         listen: SocketAddr::from(([0, 0, 0, 0], MESH_PORT)),
         node: me,
         tls: identity.tls().clone(),
