@@ -193,11 +193,7 @@ impl Oracle {
             if length == 0 || length > most {
                 return broken("block-ends", format!("a block of {} s", length / S));
             }
-            if self
-                .witnesses
-                .get(&subject)
-                .is_none_or(BTreeSet::is_empty)
-            {
+            if self.witnesses.get(&subject).is_none_or(BTreeSet::is_empty) {
                 return broken(
                     "framed",
                     format!("{} is blocked and no honest node saw it", action.subject),
@@ -224,7 +220,10 @@ impl Oracle {
         let params = &self.genesis.params;
         let action = &certificate.action;
         let Some(subject) = action.subject.prefix() else {
-            return broken("warrant", format!("not an action of these runs: {action:?}"));
+            return broken(
+                "warrant",
+                format!("not an action of these runs: {action:?}"),
+            );
         };
         let single = subject.is_single();
         let network = subject.len() == if subject.is_ipv4() { 24 } else { 64 };
@@ -302,7 +301,8 @@ impl Oracle {
             return broken("warrant", "votes that never were valid at one time");
         }
         let (total, n) = (epoch.total(), epoch.counting());
-        let class_2 = action.kind == ActionKind::Block && action.subject.prefix().is_some_and(|s| !s.is_single());
+        let class_2 = action.kind == ActionKind::Block
+            && action.subject.prefix().is_some_and(|s| !s.is_single());
         // More than W/3, or more than 2W/3; up to three nodes: all.
         let needed = match (n, class_2) {
             (0..=3, _) => total.max(1),

@@ -176,8 +176,8 @@ mod tests {
     use crate::mesh::decision::OperatorRelease;
     use crate::mesh::evidence::{OperatorVerdict, Ruling};
     use crate::mesh::ids::{Hash, IncidentId, MeshId};
-    use crate::mesh::vote::Action;
     use crate::mesh::testing::{T0, genesis, operator, subject};
+    use crate::mesh::vote::Action;
 
     fn released(of: Prefix, by: &Signer) -> String {
         let release = OperatorRelease::new(

@@ -253,7 +253,11 @@ mod tests {
         for nonsense in ["AAAA", "?"] {
             let release = nonsense.to_owned();
             let terms = ReleaseTerms { release };
-            assert!(asked(NOW, |asked| asked.order(&terms, Action::release(asked_for()))).is_err());
+            assert!(
+                asked(NOW, |asked| asked
+                    .order(&terms, Action::release(asked_for())))
+                .is_err()
+            );
             let verdict = nonsense.to_owned();
             let terms = VerdictTerms { verdict };
             assert!(asked(NOW, |asked| asked.false_positive(&terms)).is_err());

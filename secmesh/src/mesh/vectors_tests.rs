@@ -37,16 +37,6 @@ fn computed() -> BTreeMap<&'static str, String> {
         T0,
         60,
     );
-    let quarantine = Action::quarantine(node_id(4), AttackClass::Misconduct);
-    let against = [1, 2, 3].map(|i| (i, Verdict::Confirm));
-    let cut_off = super::testing::certificate(&roster, quarantine, &against);
-    let readmit = OperatorRelease::new(
-        roster.mesh(),
-        roster.epoch_hash(),
-        Action::readmit(node_id(4)),
-        T0,
-        60,
-    );
     let checkpoint = Checkpoint::of(&node_id(1).0, 3, [7; 32]);
     let signed = SignedCheckpoint {
         note: checkpoint
@@ -122,6 +112,32 @@ fn computed() -> BTreeMap<&'static str, String> {
         ),
         ("checkpoint_cosignature", to_hex(&cosignature.signature)),
         ("equivocation_proof", to_hex(&proof.to_bytes())),
+        (
+            "operator_release",
+            to_hex(&release.sign(&operator()).to_bytes()),
+        ),
+    ]);
+    all.insert("swim_message", to_hex(&swim().to_bytes()));
+    all.extend(computed_quarantine(&roster));
+    all.extend(evidence);
+    all.insert("evidence_ledger_fork", ledger_fork());
+    all.extend(computed_epochs(&roster));
+    all.extend(computed_envelopes(&roster, &vote));
+    all
+}
+
+fn computed_quarantine(roster: &Roster) -> [(&'static str, String); 5] {
+    let quarantine = Action::quarantine(node_id(4), AttackClass::Misconduct);
+    let against = [1, 2, 3].map(|i| (i, Verdict::Confirm));
+    let cut_off: Certificate = certificate(roster, quarantine, &against);
+    let readmit = OperatorRelease::new(
+        roster.mesh(),
+        roster.epoch_hash(),
+        Action::readmit(node_id(4)),
+        T0,
+        60,
+    );
+    [
         ("quarantine_action", to_hex(&quarantine.to_bytes())),
         ("quarantine_incident_id", cut_off.incident().to_string()),
         ("quarantine_certificate", to_hex(&cut_off.to_bytes())),
@@ -130,17 +146,7 @@ fn computed() -> BTreeMap<&'static str, String> {
             "operator_readmit",
             to_hex(&readmit.sign(&operator()).to_bytes()),
         ),
-        (
-            "operator_release",
-            to_hex(&release.sign(&operator()).to_bytes()),
-        ),
-    ]);
-    all.insert("swim_message", to_hex(&swim().to_bytes()));
-    all.extend(evidence);
-    all.insert("evidence_ledger_fork", ledger_fork());
-    all.extend(computed_epochs(&roster));
-    all.extend(computed_envelopes(&roster, &vote));
-    all
+    ]
 }
 
 fn swim() -> Message {

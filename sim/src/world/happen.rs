@@ -1,8 +1,8 @@
 //! What a plan says happens.
 
 use secmesh::mesh::engine::Input;
-use secmesh::mesh::vote::Action;
 use secmesh::mesh::ids::Hash;
+use secmesh::mesh::vote::Action;
 
 use super::shown::Shown;
 use super::{Event, OWN_BLOCK_US, World};

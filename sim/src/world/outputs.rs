@@ -144,11 +144,17 @@ impl World {
             }
             Output::Quarantine(decision) | Output::Readmit(decision) => {
                 let what = decision.action.kind;
-                return broken("warrant", format!("node {i} takes {what}, which nobody wanted"));
+                return broken(
+                    "warrant",
+                    format!("node {i} takes {what}, which nobody wanted"),
+                );
             }
             Output::ForkedEpoch(epoch) => {
                 let number = epoch.record.number;
-                return broken("one-epoch", format!("node {i} has two epochs {number}, both certified"));
+                return broken(
+                    "one-epoch",
+                    format!("node {i} has two epochs {number}, both certified"),
+                );
             }
             Output::Equivocation(proof) => {
                 self.counts.proofs += 1;

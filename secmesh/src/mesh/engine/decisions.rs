@@ -343,9 +343,8 @@ impl Engine {
 
     /// Whether a release covers blocks of this subject and bucket; for a node, whether it was readmitted.
     pub(super) fn is_released(&self, subject: impl Into<Subject>, bucket: u64) -> bool {
-        self.decisions_about(subject).any(|d| {
-            d.action.kind.lifts() && d.bucket >= bucket && !planted(Bug::ReleaseForgotten)
-        })
+        self.decisions_about(subject)
+            .any(|d| d.action.kind.lifts() && d.bucket >= bucket && !planted(Bug::ReleaseForgotten))
     }
 
     /// Whether a later decision has made this one void. Of readmissions only the latest matters.

@@ -401,7 +401,9 @@ impl Engine {
         self.shorten_chain();
         let weights = |roster: &Roster| -> Vec<(NodeId, u32)> {
             let members = roster.members();
-            members.map(|(node, member)| (*node, member.weight)).collect()
+            members
+                .map(|(node, member)| (*node, member.weight))
+                .collect()
         };
         if weights(&roster) != weights(&self.roster) {
             // What was too light by the weights of before may be enough now, and was not taken then.

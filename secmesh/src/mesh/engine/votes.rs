@@ -117,8 +117,8 @@ impl Engine {
                 continue;
             }
             // One that this node may not vote on any more needs a successor, in the next minute.
-            same_class_open |= Some(incident.action.class) == class
-                && !self.is_forgotten(incident.bucket);
+            same_class_open |=
+                Some(incident.action.class) == class && !self.is_forgotten(incident.bucket);
             if let Some(evidence) = self.evidence_on(call.now, subject, incident.action.class) {
                 self.cast(call, &key, Verdict::Confirm, Some(evidence));
                 self.try_certify(call, &key);

@@ -130,7 +130,10 @@ impl Chain {
             let [earlier, _, link, later] = w else {
                 return false;
             };
-            at + 1 < droppable && !self.is_link(at) && follows(link, later) && bridged(earlier, link, later)
+            at + 1 < droppable
+                && !self.is_link(at)
+                && follows(link, later)
+                && bridged(earlier, link, later)
         });
         let Some(at) = at else { return false };
         let dropped = self.epochs.remove(at + 1);

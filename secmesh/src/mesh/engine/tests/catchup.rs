@@ -143,7 +143,10 @@ fn a_node_that_was_away_for_long_catches_up_over_what_the_others_have_dropped() 
         while engine.drop_one_epoch() {}
         let kept: Vec<u64> = engine.epochs().iter().map(|e| e.record.number).collect();
         let last = tip + 1 - u64::try_from(kept_whole).unwrap();
-        assert!(kept.iter().copied().eq([1].into_iter().chain(last..=tip)), "{kept:?}");
+        assert!(
+            kept.iter().copied().eq([1].into_iter().chain(last..=tip)),
+            "{kept:?}"
+        );
         let bytes = engine.stored_epochs().to_bytes();
         net.epochs.insert(i, bytes);
     }
@@ -182,7 +185,10 @@ fn the_largest_epoch_fits_a_message_with_every_signature_on_it() {
         let mut record = made_up(2, hash(0), members.collect());
         for i in 0..authors {
             let (size, root) = (1, hash(i));
-            record.frontier.set(node(i), LogHead { size, root }).unwrap();
+            record
+                .frontier
+                .set(node(i), LogHead { size, root })
+                .unwrap();
         }
         record
     };

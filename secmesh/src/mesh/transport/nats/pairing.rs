@@ -353,8 +353,8 @@ mod tests {
     fn settle(ends: &mut [End; 2], now: u64) -> Vec<(usize, Envelope)> {
         let mut said = Vec::new();
         let mut queue: Vec<(usize, Envelope)> = Vec::new();
-        for at in 0..2 {
-            let outcomes = ends[at].tick(now);
+        for (at, end) in ends.iter_mut().enumerate() {
+            let outcomes = end.tick(now);
             queue.extend(sent(&outcomes).into_iter().map(|e| (1 - at, e)));
         }
         for _ in 0..50 {
@@ -500,8 +500,8 @@ mod tests {
                             count += 1;
                         }
                     }
-                    2 => for at in 0..2 {
-                        let outcomes = ends[at].tick(now);
+                    2 => for (at, end) in ends.iter_mut().enumerate() {
+                        let outcomes = end.tick(now);
                         wire.extend(sent(&outcomes).into_iter().map(|e| (1 - at, e)));
                     },
                     _ if wire.is_empty() => {}
