@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use secmesh::mesh::decision::{Decision, Warrant};
 use secmesh::mesh::engine::Engine;
 use secmesh::mesh::ids::DecisionId;
+use secmesh::mesh::roster::Roster;
 use secmesh::mesh::subject::Subject;
 use secmesh::mesh::vote::ActionKind;
 
@@ -58,10 +59,14 @@ impl World {
                     Warrant::Operator(signed) => {
                         signed.release.issued_at_us <= cast::START_US + self.now
                     }
-                    Warrant::Votes(certificate) => certificate
-                        .count(engine.roster(), engine.liars())
-                        .check()
-                        .is_ok(),
+                    // By today's weights and by those of its own epoch.
+                    Warrant::Votes(certificate) => {
+                        let enough = |roster: &Roster| {
+                            certificate.count(roster, engine.liars()).check().is_ok()
+                        };
+                        let own = engine.roster_for(decision);
+                        enough(engine.roster()) && own.is_some_and(|own| enough(&own))
+                    }
                 };
                 let known = members
                     .iter()

@@ -10,7 +10,7 @@ use crate::mesh::decision::{Decision, Warrant};
 use crate::mesh::ids::NodeId;
 use crate::mesh::inventory::{Inventory, bucket_of, differing, sums};
 use crate::mesh::message::{Message, pack};
-use crate::mesh::roster::MAX_NODES;
+use crate::mesh::roster::{MAX_NODES, Roster};
 use crate::mesh::wire::MAX_MESSAGE;
 use crate::mesh::witness::LedgerMessage;
 
@@ -41,10 +41,15 @@ impl Engine {
         }
         match &decision.warrant {
             Warrant::Operator(_) => true,
-            Warrant::Votes(certificate) => certificate
-                .count(&self.roster, &self.silent_at(certificate.bucket))
-                .check()
-                .is_ok(),
+            Warrant::Votes(certificate) => {
+                let silent = self.silent_at(certificate.bucket);
+                let enough = |roster: &Roster| certificate.count(roster, &silent).check().is_ok();
+                // By today's weights, and by those of its own epoch, as whoever lacks it will check.
+                enough(&self.roster)
+                    && self
+                        .roster_of(&certificate.epoch_hash)
+                        .is_some_and(|own| enough(&own))
+            }
         }
     }
 
