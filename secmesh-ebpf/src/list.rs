@@ -195,7 +195,7 @@ fn glance4(packet: &Packet, config: &Config, now: u64) -> Glance {
             found |= (other ^ addr).wrapping_sub(1);
             slot += 1;
         }
-        if (found as i64) < 0 {
+        if found.cast_signed() < 0 {
             // SAFETY: as in `host4`.
             let soonest = unsafe { (*bucket).soonest };
             return if live(soonest, now) {
@@ -232,7 +232,7 @@ fn glance6(packet: &Packet, config: &Config, now: u64) -> Glance {
             found |= !differs & differs.wrapping_sub(1);
             slot += 1;
         }
-        if (found as i64) < 0 {
+        if found.cast_signed() < 0 {
             let soonest = SOONEST6.get(places[n] >> GROUP6_SHIFT).map_or(0, |s| *s);
             return if live(soonest, now) {
                 Glance::Listed
