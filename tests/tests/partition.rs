@@ -245,7 +245,7 @@ fn after_healing_only_what_was_missed_travels() -> Result<()> {
     };
     let missed = u64::from(MISSED);
     let new = number(&healed, "evidence")? - number(&before, "evidence")?;
-    ensure!(entries >= missed, "it came in another way: {moved:?}");
+    // None where the votes on what is still open came first: with them the node decides by itself.
     // Three peers meet the one that was away at the same moment, and each gives it what it lacks then.
     ensure!(entries <= 3 * missed + 3, "a full resend? {moved:?}");
     ensure!(
