@@ -241,7 +241,7 @@ async fn garbage(state: &StateDir, time: Duration) -> Result<u64> {
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
-fn a_member_that_sends_garbage_is_refused_and_holds_nobody_up() -> Result<()> {
+fn a_member_that_sends_garbage_is_refused_holds_nobody_up_and_is_cut_off() -> Result<()> {
     let mut lab = lab(4)?;
     lab.stop_agent(4, Signal::SIGTERM)?;
     let small = resident(lab.node(1)?)?;
@@ -268,7 +268,19 @@ fn a_member_that_sends_garbage_is_refused_and_holds_nobody_up() -> Result<()> {
         large < small + 64 * 1_024,
         "garbage costs memory: {small} kiB, then {large} kiB"
     );
-    // The real one is let in again; it has told no lie that is proved.
+    // That is what a member is cut off for, by everybody.
+    for n in 1..=3 {
+        let cut_off = clock::wait_until(NOTICED, Duration::from_millis(100), || {
+            let peers = lab.agent(n)?.must(&["peers"])?;
+            Ok(peers.contains("quarantined").then_some(()))
+        })?;
+        ensure!(cut_off.is_some(), "n{n} has not cut off who sends garbage");
+    }
+    // The real one is let in again when the operator says so; it has told no lie that is proved.
+    let key = lab.node(1)?.state_dir.join("operator.key");
+    let key = key.to_string_lossy().into_owned();
+    lab.agent(1)?
+        .must(&["readmit", "n4", "--operator-key", &key])?;
     lab.start_agent(4)?;
     lab.wait_for_mesh()?;
     same(&lab, &ALL, NOTICED, |_| true)?;
