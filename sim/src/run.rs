@@ -14,9 +14,6 @@ use crate::world::{Counts, World};
 const CONVERGE_US: u64 = 10 * S;
 /// The same when nothing was broken.
 const AGREE_US: u64 = 5 * S;
-/// How long a statement may take from its author to all nodes: each compares itself with one peer every few seconds,
-/// and liars may be the peer.
-const SPREAD_US: u64 = 30 * S;
 /// How much longer than its length an epoch may last.
 const ROUNDS_US: u64 = 60 * S;
 /// How long after the second witness an attack has to be blocked everywhere.
@@ -107,8 +104,7 @@ fn phases(world: &mut World) -> Result<(), Violation> {
     agree_until(world, until + AGREE_US)?;
     world.truce = false;
     epochs_go_on(world)?;
-    // A new epoch is a reason for new statements, which travel to one peer at a time.
-    agree_until(world, world.now + SPREAD_US)?;
+    agree_until(world, world.now + AGREE_US)?;
     let until = world.now;
     if world.plan.to_the_end {
         let ttl = u64::from(world.plan.params.block_ttl_s) * S;

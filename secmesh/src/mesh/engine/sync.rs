@@ -15,9 +15,9 @@ use crate::mesh::roster::MAX_NODES;
 use crate::mesh::simulation::{Bug, planted};
 
 /// How often this node compares itself with one peer, microseconds.
-const COMPARE_US: u64 = 3 * 1_000_000;
+const COMPARE_US: u64 = 1_000_000;
 /// Every so many comparisons it also compares everything else, in case something was lost on the way.
-const INVENTORY_TURNS: u64 = 20;
+const INVENTORY_TURNS: u64 = 60;
 /// A request that brought nothing for so long is made again, microseconds.
 const REQUEST_US: u64 = 10 * 1_000_000;
 /// Statements asked for at a time.
