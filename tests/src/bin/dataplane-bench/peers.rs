@@ -344,10 +344,9 @@ mod tests {
     #[test]
     fn a_program_that_does_not_end_is_ended() {
         let large = "x".repeat(1 << 20);
-        let before = Instant::now();
-        let told = feed_within(Duration::from_millis(50), "sleep", &["600"], &large).unwrap_err();
+        let told =
+            feed_within(Duration::from_millis(50), "sleep", &["infinity"], &large).unwrap_err();
         assert!(told.to_string().contains("was not done within"), "{told}");
-        assert!(before.elapsed() < Duration::from_mins(5));
         feed("cat", &[], &large).unwrap();
         let told = feed("sh", &["-c", "echo no >&2; exit 3"], "").unwrap_err();
         assert!(told.to_string().contains("no"), "{told}");
