@@ -5,26 +5,11 @@ use secmesh::mesh::admission::AdmittedRecord;
 use secmesh::mesh::cert::{CertVote, Certificate, MAX_CERT_VOTES};
 use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::message::{EquivocationProof, Message};
-use secmesh::mesh::vote::{BUCKET_US, Ballot, SignedVote, Verdict};
+use secmesh::mesh::vote::{BUCKET_US, Ballot, Verdict};
 
 use super::{Liar, Scene};
 use crate::cast;
 use crate::rng::Rng;
-
-fn cert_vote(signed: &SignedVote) -> CertVote {
-    let vote = &signed.vote;
-    CertVote {
-        voter: vote.voter,
-        incarnation: vote.incarnation,
-        verdict: vote.verdict,
-        evidence_root: vote.evidence_root,
-        detector_hash: vote.detector_hash,
-        sequence: vote.sequence,
-        issued_at_us: vote.issued_at_us,
-        valid_for_s: vote.valid_for_s,
-        signature: signed.signature,
-    }
-}
 
 impl Liar {
     /// A certificate out of its own votes, those of its group, and honest votes that were about
@@ -38,10 +23,10 @@ impl Liar {
         let action = Self::action(scene, victim);
         let mine = self.ballot(scene, action, Verdict::Confirm);
         let head = mine.signed.vote;
-        let mut votes = vec![cert_vote(&mine.signed)];
+        let mut votes = vec![CertVote::from(&mine.signed)];
         for ballot in &self.group_votes {
             if ballot.signed.vote.incident == head.incident {
-                votes.push(cert_vote(&ballot.signed));
+                votes.push(CertVote::from(&ballot.signed));
             }
         }
         let template = *votes.first()?;
