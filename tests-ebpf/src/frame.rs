@@ -10,6 +10,8 @@ use crate::maps::{HEADER_SUM, PORT, PORTS, TEMPLATE, TRANSPORT_SUM, UDP};
 pub const LENGTH4: usize = 64;
 /// Bytes of an IPv6 frame.
 pub const LENGTH6: usize = 80;
+/// Where the EtherType is.
+pub const ETHER_TYPE_AT: usize = 12;
 /// Where an IPv4 source is.
 pub const SOURCE4_AT: usize = 26;
 /// Where an IPv6 source is.

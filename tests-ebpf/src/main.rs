@@ -6,6 +6,7 @@
 //! | `walk` | gives each frame another source and hands it on to the program that is measured |
 //! | `bare_drop` | drops: the ceiling of everything that drops |
 //! | `bare_pass` | passes: what a pass cannot be cheaper than |
+//! | `bare_read` | drops whatever source it reads: the ceiling of everything that looks at the packet |
 //! | `bare_hash` | drops the IPv4 sources that are in a hash map of the kernel: the least that a blocklist can be |
 //! | `edge` | stands behind the generator: lets in only what is for one address, counts and drops the rest |
 #![no_std]
@@ -40,7 +41,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    frame::{LENGTH4, LENGTH6, SOURCE4_AT, SOURCE6_AT},
+    frame::{ETHER_TYPE_AT, LENGTH4, LENGTH6, SOURCE4_AT, SOURCE6_AT},
     maps::State,
 };
 
@@ -174,6 +175,19 @@ pub fn bare_drop(_ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn bare_pass(_ctx: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// Drops after a look at the EtherType and the first word of an IPv4 source, or what is there in an IPv6 packet.
+#[xdp(frags)]
+pub fn bare_read(ctx: XdpContext) -> u32 {
+    let start = ctx.data();
+    if start + LENGTH4 > ctx.data_end() {
+        return XDP_ABORTED;
+    }
+    if frame::load_word(start + ETHER_TYPE_AT) == 0 || frame::load_word(start + SOURCE4_AT) == 0 {
+        return XDP_PASS;
+    }
+    XDP_DROP
 }
 
 /// Drops IPv4 sources that are in [`maps::HASH`], and does nothing else.

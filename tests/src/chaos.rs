@@ -1,6 +1,7 @@
 //! A flood of one source, watched on both sides of a node's XDP program, while things go wrong.
 
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -185,4 +186,49 @@ fn rewrite(file: &Path, change: impl FnOnce(String) -> String) -> Result<()> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     std::fs::write(file, change(text)).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// An agent that the lab starts from a place of its own, where another can be put while it runs.
+#[derive(Debug)]
+pub struct Installed {
+    folder: tempfile::TempDir,
+    built: std::path::PathBuf,
+    options: Options,
+}
+
+impl Installed {
+    /// Installs the agent of `options`; `name` is part of the folder's.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn new(name: &str, mut options: Options) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("secmesh-{name}-"))
+            .tempdir()?;
+        let place = folder.path().join("secmesh");
+        let built = std::mem::replace(&mut options.binary, place);
+        let this = Self {
+            folder,
+            built,
+            options,
+        };
+        this.renew()?;
+        Ok(this)
+    }
+
+    /// Options of a lab whose agents are started from there.
+    pub const fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Puts a copy there anew, as a package manager does: whole, then by a rename.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn renew(&self) -> Result<()> {
+        let new = self.folder.path().join("secmesh.new");
+        std::fs::copy(&self.built, &new).context("cannot copy the agent")?;
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755))?;
+        std::fs::rename(&new, &self.options.binary).context("cannot put the agent in place")
+    }
 }

@@ -276,6 +276,14 @@ impl Bare {
         Self::load("bare_pass", [0; 4])
     }
 
+    /// Reads each packet's source and drops it, whatever it is.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn reading() -> Result<Self> {
+        Self::load("bare_read", [0; 4])
+    }
+
     /// Drops these IPv4 sources by one look-up in a hash map of the kernel that has room for just them.
     ///
     /// # Errors

@@ -1,14 +1,12 @@
 //! The agent dies, is replaced, is stopped, while a blocked source floods: nothing of it may get through.
 
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use secmesh_tests::chaos::{Flood, attacker, decisions_on};
+use secmesh_tests::chaos::{Flood, Installed, attacker, decisions_on};
 use secmesh_tests::{kernel_block, lab, options, wait_for_blocks, words_of};
 use xtask::lab::generators::Kind;
 use xtask::lab::net::{ATTACKER_PORT, Family, INTERFACE};
@@ -115,31 +113,17 @@ fn a_block_ends_on_time_when_no_agent_runs() -> Result<()> {
     Ok(())
 }
 
-/// Puts a copy of `binary` where the lab's agent is started from, as a package manager does: whole, then by
-/// a rename.
-fn install(binary: &Path, place: &Path) -> Result<()> {
-    let new = place.with_extension("new");
-    std::fs::copy(binary, &new).context("cannot copy the agent")?;
-    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755))?;
-    std::fs::rename(&new, place).context("cannot put the agent in place")
-}
-
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn an_upgrade_during_a_flood_swaps_the_program_and_not_one_packet_passes() -> Result<()> {
-    let built = options()?;
-    let folder = std::env::temp_dir().join(format!("secmesh-upgrade-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
-    let place = folder.join("secmesh");
-    install(&built.binary, &place)?;
-    let mut upgraded = built.clone();
-    upgraded.binary.clone_from(&place);
-    let outcome = upgrade_under_fire(Lab::start(upgraded.nodes(1))?, &built.binary, &place);
-    std::fs::remove_dir_all(&folder)?;
-    outcome
+    let installed = Installed::new("upgrade", options()?)?;
+    upgrade_under_fire(
+        Lab::start(installed.options().clone().nodes(1))?,
+        &installed,
+    )
 }
 
-fn upgrade_under_fire(mut lab: Lab, binary: &Path, place: &Path) -> Result<()> {
+fn upgrade_under_fire(mut lab: Lab, installed: &Installed) -> Result<()> {
     let node = lab.node(1)?.clone();
     let sources = [attacker(Family::V4, 2)?, attacker(Family::V6, 2)?];
     let mut floods = Vec::new();
@@ -163,7 +147,7 @@ fn upgrade_under_fire(mut lab: Lab, binary: &Path, place: &Path) -> Result<()> {
             "the second agent does not say why it does not run: {}",
             words_of(&second)
         );
-        install(binary, place)?;
+        installed.renew()?;
         lab.stop_agent(1, Signal::SIGTERM)?;
         lab.start_agent(1)?;
         let (new_program, new_link) = attached(&lab)?;

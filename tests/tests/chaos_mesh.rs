@@ -2,7 +2,6 @@
 //! afterwards all have the same.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use nix::unistd::Pid;
 use secmesh::addr::Prefix;
 use secmesh::api::client;
 use secmesh::api::types::{Done, Request};
+use secmesh_tests::chaos::Installed;
 use secmesh_tests::partition::{counter, ensure_no_liars, number, quorum, same, sees};
 use secmesh_tests::wallclock::WallClock;
 use secmesh_tests::{PATIENCE, kernel_block, lab, options, wait_for_blocks, words_of};
@@ -286,34 +286,21 @@ fn a_node_whose_disk_is_full_signs_nothing_still_blocks_and_says_so() -> Result<
     Ok(())
 }
 
-/// Puts a copy of `binary` in `place`, as a package manager does: whole, then by a rename.
-fn install(binary: &Path, place: &Path) -> Result<()> {
-    let new = place.with_extension("new");
-    std::fs::copy(binary, &new).context("cannot copy the agent")?;
-    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755))?;
-    std::fs::rename(&new, place).context("cannot put the agent in place")
-}
-
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn a_rolling_upgrade_keeps_the_quorum_and_every_decision() -> Result<()> {
-    let built = options()?;
-    let folder = std::env::temp_dir().join(format!("secmesh-rolling-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
-    let place = folder.join("secmesh");
-    install(&built.binary, &place)?;
-    let mut upgraded = built.clone();
-    upgraded.binary.clone_from(&place);
-    let outcome = Lab::start(upgraded.nodes(4)).and_then(|lab| roll(lab, &built.binary, &place));
-    std::fs::remove_dir_all(&folder)?;
-    outcome
+    let installed = Installed::new("rolling", options()?)?;
+    roll(
+        Lab::start(installed.options().clone().nodes(4))?,
+        &installed,
+    )
 }
 
-fn roll(mut lab: Lab, binary: &Path, place: &Path) -> Result<()> {
+fn roll(mut lab: Lab, installed: &Installed) -> Result<()> {
     decide(&lab, subject(0))?;
     same(&lab, &ALL, NOTICED, at_least(1))?;
     for number in ALL {
-        install(binary, place)?;
+        installed.renew()?;
         // The second half is not even asked to end.
         let signal = if number <= 2 {
             Signal::SIGTERM

@@ -138,7 +138,7 @@ pub fn to_us(
     })
 }
 
-/// A flood to a program that drops everything.
+/// A flood to a program that drops everything by itself.
 pub fn to_bare(
     wire: Wire,
     bare: &mut Bare,
@@ -187,12 +187,15 @@ fn family(effort: &Effort, ipv6: bool) -> Result<Vec<Row>> {
     let mut filter_line = Line::new(wire, &few.sources(SOURCES), Wire::xdp_drops)?;
     let mut bare = Bare::dropping()?;
     let mut bare_line = to_bare(Wire::new(3)?, &mut bare, &sources)?;
+    let mut reading = Bare::reading()?;
+    let mut reading_line = to_bare(Wire::new(4)?, &mut reading, &sources)?;
     for turn in 0..=effort.turns {
         let keep = turn > 0;
         own.turn(effort, keep)?;
         nft_line.turn(effort, keep)?;
         filter_line.turn(effort, keep)?;
         bare_line.turn(effort, keep)?;
+        reading_line.turn(effort, keep)?;
     }
     drop(filter);
     let mine = own.figures();
@@ -212,6 +215,12 @@ fn family(effort: &Effort, ipv6: bool) -> Result<Vec<Row>> {
             "bare XDP drop".to_owned(),
             bare_line.figures(),
             Some(0.8),
+            None,
+        ),
+        (
+            "XDP drop that reads the source".to_owned(),
+            reading_line.figures(),
+            None,
             None,
         ),
     ];

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::mesh::admission::NodeRecord;
-use crate::mesh::epoch::{EpochVote, Removal, SignedRemoval, Step};
+use crate::mesh::epoch::{EpochVote, Removal, SignedEpochVote, SignedRemoval, Step};
 use crate::mesh::evidence::{Body, Misconduct, ProofKind, Statement};
 use crate::mesh::genesis::Params;
 
@@ -180,23 +180,25 @@ fn a_new_incarnation_takes_the_place_of_the_old_one() {
     assert!(roster.get(&node).is_some() && roster.get(&node_id(4)).is_none());
 }
 
+/// A prevote of `node` for a record that nobody made.
+fn lie(net: &Net, node: u8, value: u8) -> SignedEpochVote {
+    EpochVote {
+        mesh: genesis().mesh_id(),
+        number: 2,
+        previous: net.roster().epoch_hash(),
+        round: 0,
+        step: Step::Prevote,
+        value: Some(Hash([value; 32])),
+        voter: node_id(node),
+        incarnation: 1,
+    }
+    .sign(&signer(node))
+}
+
 #[test]
 fn whoever_contradicts_itself_about_an_epoch_is_proved_to_lie_everywhere() {
     let mut net = Net::four();
-    let lie = |value: u8| {
-        EpochVote {
-            mesh: genesis().mesh_id(),
-            number: 2,
-            previous: net.roster().epoch_hash(),
-            round: 0,
-            step: Step::Prevote,
-            value: Some(Hash([value; 32])),
-            voter: node_id(4),
-            incarnation: 1,
-        }
-        .sign(&signer(4))
-    };
-    let (a, b) = (lie(1), lie(2));
+    let (a, b) = (lie(&net, 4, 1), lie(&net, 4, 2));
     net.inject(4, 1, &Message::EpochVote(Box::new(a)));
     net.inject(4, 1, &Message::EpochVote(Box::new(b)));
     net.run();
@@ -428,20 +430,7 @@ fn the_second_of_two_does_not_hold_up_the_first_before_it_runs() {
 #[test]
 fn a_removal_and_a_proof_that_were_lost_are_told_again() {
     let mut net = Net::new(&["a", "b", "c", "d", "e"]);
-    let lie = |net: &Net, value: u8| {
-        EpochVote {
-            mesh: genesis().mesh_id(),
-            number: 2,
-            previous: net.roster().epoch_hash(),
-            round: 0,
-            step: Step::Prevote,
-            value: Some(Hash([value; 32])),
-            voter: node_id(5),
-            incarnation: 1,
-        }
-        .sign(&signer(5))
-    };
-    let (a, b) = (lie(&net, 1), lie(&net, 2));
+    let (a, b) = (lie(&net, 5, 1), lie(&net, 5, 2));
     net.inject(5, 1, &Message::EpochVote(Box::new(a)));
     net.inject(5, 1, &Message::EpochVote(Box::new(b)));
     net.input(1, Input::Remove(Box::new(removal(5, net.now))));
