@@ -42,6 +42,8 @@ enum Said {
 struct Answers {
     last: Vec<Said>,
     needed: usize,
+    /// How many are asked quickly: each one once after somebody said yes for the first time.
+    hurry: usize,
 }
 
 impl Answers {
@@ -49,11 +51,16 @@ impl Answers {
         Self {
             last: vec![Said::Nothing; members],
             needed: if members >= 3 { 2 } else { 1 },
+            hurry: 0,
         }
     }
 
     /// Notes what a member said. No answer leaves a yes as it is: the member may only be busy.
     fn heard(&mut self, member: usize, said: Said) {
+        self.hurry = self.hurry.saturating_sub(1);
+        if said == Said::Yes && self.last.get(member) != Some(&Said::Yes) {
+            self.hurry = self.last.len();
+        }
         if let Some(last) = self.last.get_mut(member)
             && !(said == Said::Nothing && *last == Said::Yes)
         {
@@ -155,6 +162,7 @@ pub(super) async fn wait(
 async fn ask(ticket: &Ticket, expires_unix_us: u64, request: &[u8]) -> Result<Vec<u8>, CliError> {
     let mut answers = Answers::new(ticket.addresses.len());
     let mut progress = Progress::default();
+    let mut accepted = Vec::new();
     for (member, address) in ticket.addresses.iter().enumerate().cycle() {
         let now = SystemClock.unix_us();
         if now > expires_unix_us {
@@ -176,11 +184,9 @@ async fn ask(ticket: &Ticket, expires_unix_us: u64, request: &[u8]) -> Result<Ve
             Err(error) => (Said::Nothing, error.to_string().replace('\n', " ")),
             Ok(reply) => match JoinReply::from_bytes(&reply) {
                 Ok(JoinReply::Accepted { .. }) => {
-                    answers.heard(member, Said::Yes);
-                    if answers.is_in() {
-                        return Ok(reply);
-                    }
-                    (Said::Yes, "let in; asking another member".to_owned())
+                    let words = "lets this server in; asking another member".to_owned();
+                    accepted = reply;
+                    (Said::Yes, words)
                 }
                 Ok(JoinReply::Waiting { reason }) => (Said::NotNow, reason),
                 Ok(JoinReply::Refused { reason }) => (Said::No, format!("refused: {reason}")),
@@ -188,6 +194,9 @@ async fn ask(ticket: &Ticket, expires_unix_us: u64, request: &[u8]) -> Result<Ve
             },
         };
         answers.heard(member, said);
+        if answers.is_in() {
+            return Ok(accepted);
+        }
         let words = clean(&words);
         if answers.is_refused() {
             return Err(CliError::Failed(format!(
@@ -197,7 +206,7 @@ async fn ask(ticket: &Ticket, expires_unix_us: u64, request: &[u8]) -> Result<Ve
         if let Some(line) = progress.line(now, &words) {
             note(&line);
         }
-        let pause = if answers.count(Said::Yes) > 0 {
+        let pause = if answers.hurry > 0 {
             AGREE
         } else {
             PAUSE.saturating_add(Duration::from_millis(entropy::below(JITTER_MS)?))
@@ -249,6 +258,23 @@ mod tests {
                 (is_in, refused),
                 "{said:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_single_yes_hurries_one_round() {
+        let mut answers = Answers::new(3);
+        answers.heard(0, Said::NotNow);
+        assert_eq!(answers.hurry, 0);
+        answers.heard(1, Said::Yes);
+        for (member, said, left) in [
+            (2, Said::NotNow, 2),
+            (0, Said::NotNow, 1),
+            (1, Said::Yes, 0),
+            (2, Said::NotNow, 0),
+        ] {
+            answers.heard(member, said);
+            assert_eq!(answers.hurry, left);
         }
     }
 
