@@ -72,6 +72,10 @@ pub struct Quorum {
 
 /// A line of `secmesh peers --json`.
 #[derive(Debug, Clone, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are the answer's, each for itself"
+)]
 pub struct Peer {
     /// Its name.
     pub name: String,

@@ -10,6 +10,10 @@ use crate::term::{Style, paint, table};
 /// What came of it. Times are in milliseconds from the first packet that the node which was taken over sent to the
 /// others; none for what did not happen.
 #[derive(Debug, Clone, Serialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a finding of its own, and a key in the JSON"
+)]
 pub struct Outcome {
     /// The attack's name.
     pub attack: &'static str,
