@@ -9,7 +9,7 @@ use xtask::bench;
 use xtask::build::{self, Mode};
 use xtask::check::{self, Selection};
 use xtask::fuzz;
-use xtask::lab::{attack, command, generators::Kind, net::MAX_NODES};
+use xtask::lab::{attack, command, generators::Kind, net::MAX_NODES, takeover};
 use xtask::run;
 use xtask::setup::{self, Profile};
 use xtask::sim;
@@ -184,32 +184,71 @@ enum LabCommand {
     ///
     /// Exit code 1 if a bar is missed: alert within 1 s, block in every node's kernel within 50 ms of it,
     /// 99 % of the packets dropped after that, 99 % of the client's connections answered.
+    ///
+    /// node-takeover is another story: a node is attacked, then attacks all others from its own address; exit code 1
+    /// unless they cut it off by vote, in the mesh and in each kernel, a spare server that waited takes its place,
+    /// and the healthy nodes stay together.
     #[command(
-        after_help = "Examples:\n  cargo xtask lab attack syn-flood\n  cargo xtask lab attack udp-flood --ipv6 --rate 20000\n  cargo xtask lab attack port-scan --targets 1 --json"
+        after_help = "Examples:\n  cargo xtask lab attack syn-flood\n  cargo xtask lab attack udp-flood --ipv6 --rate 20000\n  cargo xtask lab attack port-scan --targets 1 --json\n  cargo xtask lab attack node-takeover             # 30 nodes\n  cargo xtask lab attack node-takeover --nodes 7 --json"
     )]
     Attack {
         /// Which attack.
-        name: Kind,
+        name: AttackName,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
-        /// How many nodes are hit; with 1, a second one is touched half way.
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
-        targets: u8,
+        /// How many nodes are hit; with 1, a second one is touched half way [default: 2].
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2))]
+        targets: Option<u8>,
         /// Over IPv6.
         #[arg(long)]
         ipv6: bool,
-        /// Packets per second over all targets [default: 10000; port-scan: 1000].
+        /// Packets per second over all targets [default: 10000; port-scan: 1000; node-takeover: 500 to each].
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=200_000))]
         rate: Option<u32>,
-        /// How long, from the first packet.
-        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=60))]
-        seconds: u32,
-        /// Nodes of the temporary lab.
-        #[arg(long, default_value_t = 4, value_parser = node_count)]
-        nodes: usize,
+        /// How long, from the first packet [default: 4; node-takeover: 30, or until it is cut off].
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=60))]
+        seconds: Option<u32>,
+        /// Nodes of the temporary lab [default: 4; node-takeover: 30].
+        #[arg(long, value_parser = node_count)]
+        nodes: Option<usize>,
     },
 }
+
+/// What `lab attack` can do.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum AttackName {
+    /// TCP connection requests that are never completed, to an open port.
+    SynFlood,
+    /// UDP datagrams to a closed port.
+    UdpFlood,
+    /// Echo requests.
+    IcmpFlood,
+    /// A half-open scan over all ports.
+    PortScan,
+    /// A node is attacked, attacks the others, is cut off by vote, and is replaced.
+    NodeTakeover,
+}
+
+impl AttackName {
+    /// From outside; none for a node that is taken over.
+    const fn kind(self) -> Option<Kind> {
+        match self {
+            Self::SynFlood => Some(Kind::SynFlood),
+            Self::UdpFlood => Some(Kind::UdpFlood),
+            Self::IcmpFlood => Some(Kind::IcmpFlood),
+            Self::PortScan => Some(Kind::PortScan),
+            Self::NodeTakeover => None,
+        }
+    }
+}
+
+/// Nodes of a lab that is started to take one of them over.
+const TAKEOVER_NODES: usize = 30;
+/// And of one for another attack, and how long that lasts, in seconds, and on how many nodes.
+const ATTACK_NODES: usize = 4;
+const ATTACK_SECONDS: u32 = 4;
+const ATTACK_TARGETS: u8 = 2;
 
 fn node_count(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -307,14 +346,27 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
                 }),
             ..
         }) => {
-            let options = attack::Options {
-                kind: name,
-                ipv6,
-                targets: targets.into(),
-                rate,
-                seconds,
+            let Some(kind) = name.kind() else {
+                if ipv6 || targets.is_some() {
+                    anyhow::bail!(
+                        "node-takeover goes from one node to all others, over IPv4: leave --ipv6 and --targets out"
+                    );
+                }
+                let usual = takeover::Options::default();
+                let options = takeover::Options {
+                    rate: rate.unwrap_or(usual.rate),
+                    seconds: seconds.unwrap_or(usual.seconds),
+                };
+                return command::takeover(&options, nodes.unwrap_or(TAKEOVER_NODES), json);
             };
-            command::attack(&options, nodes, json)
+            let options = attack::Options {
+                kind,
+                ipv6,
+                targets: targets.unwrap_or(ATTACK_TARGETS).into(),
+                rate,
+                seconds: seconds.unwrap_or(ATTACK_SECONDS),
+            };
+            command::attack(&options, nodes.unwrap_or(ATTACK_NODES), json)
         }
     }
 }
@@ -380,6 +432,8 @@ mod tests {
             "xtask lab --nodes 7 --keep",
             "xtask lab attack syn-flood --json",
             "xtask lab attack port-scan --targets 1 --ipv6 --rate 500 --seconds 2",
+            "xtask lab attack node-takeover --nodes 7 --json",
+            "xtask lab attack node-takeover --rate 300 --seconds 20",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -13,7 +13,7 @@ use secmesh::mesh::epoch::{
 };
 use secmesh::mesh::genesis::{MAX_BLOCK_TTL_S, SignedGenesis};
 use secmesh::mesh::ids::{MeshId, NodeId};
-use secmesh::mesh::join::JoinReply;
+use secmesh::mesh::join::{JoinReply, JoinRequest};
 use secmesh::mesh::message::{EquivocationProof, Message, pack};
 use secmesh::mesh::transport::MAX_MESSAGE;
 use secmesh::mesh::transport::fuzzing::{Read, read_and_write};
@@ -243,6 +243,15 @@ pub(super) fn join_seeds() -> Vec<Vec<u8>> {
         }
         let reason = "the ticket was used already — ask for another".to_owned();
         all.push(JoinReply::Refused { reason }.to_bytes());
+        let reason = "nobody is missing: 4 nodes, 0 of them cut off".to_owned();
+        all.push(JoinReply::Waiting { reason }.to_bytes());
+        all.extend(mesh.members.iter().map(|record| {
+            let request = JoinRequest {
+                record: record.clone(),
+                standby: true,
+            };
+            request.to_bytes()
+        }));
         all
     })
 }
@@ -256,8 +265,9 @@ pub(super) fn join(input: &[u8]) {
             admitted(mesh, member);
         }
     }
-    if let Some(record) = canonical(input, AdmittedRecord::from_bytes, AdmittedRecord::to_bytes) {
-        admitted(mesh, &record);
+    // With and without the tag of a spare.
+    if let Some(request) = canonical(input, JoinRequest::from_bytes, JoinRequest::to_bytes) {
+        admitted(mesh, &request.record);
     }
     if let Some(grant) = canonical(input, SignedGrant::from_bytes, SignedGrant::to_bytes) {
         let verifies = grant.verify(&mesh.genesis.genesis).is_ok();

@@ -102,6 +102,9 @@ pub(super) struct Tally {
     pub votes_not_sent: u64,
     pub watch_full: u64,
     pub clock_steps: u64,
+    /// Spare servers that were told to wait, each time.
+    pub spares_waiting: u64,
+    pub spares_let_in: u64,
 }
 
 /// Everything an agent is.

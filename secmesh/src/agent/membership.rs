@@ -14,7 +14,7 @@ use crate::{
         engine::Input,
         identity::ed25519_spki_sha256,
         ids::{NodeId, TicketId},
-        join::JoinReply,
+        join::{JoinReply, JoinRequest},
         transport::{PeerAddress, PeerIdentity},
     },
     respond::Source,
@@ -25,8 +25,8 @@ impl Agent {
     /// Somebody with a ticket asks to be let in.
     pub(super) async fn admit(&mut self, ticket: TicketId, bytes: &[u8]) -> Vec<u8> {
         let refuse = |reason: String| JoinReply::Refused { reason }.to_bytes();
-        let record = match AdmittedRecord::from_bytes(bytes) {
-            Ok(record) => record,
+        let JoinRequest { record, standby } = match JoinRequest::from_bytes(bytes) {
+            Ok(request) => request,
             Err(error) => return refuse(format!("the request is not understood: {error}")),
         };
         if record.ticket() != Some(ticket) {
@@ -35,6 +35,15 @@ impl Agent {
             );
         }
         let node = record.record.node;
+        // Who is in, or on its way in, is told so: its answer may have been lost.
+        let spare = standby && !self.engine.admissions().any(|known| *known == record);
+        if spare {
+            let now = self.now().unix_us;
+            if let Some(reason) = self.engine.no_spare_wanted(now) {
+                self.tally.spares_waiting += 1;
+                return JoinReply::Waiting { reason }.to_bytes();
+            }
+        }
         self.drive(Input::Admit(Box::new(record))).await;
         // It counts from the next epoch on, but it may connect from now on.
         if !self
@@ -47,6 +56,10 @@ impl Agent {
                 "not admitted: the ticket was used or has ended, or the name or address is taken (the member's log says which)"
                     .to_owned(),
             );
+        }
+        if spare {
+            info!(%node, "it is a spare, for a node that is missing");
+            self.tally.spares_let_in += 1;
         }
         let me = self.engine.node();
         let mut members: Vec<AdmittedRecord> = self.engine.admissions().cloned().collect();
@@ -90,7 +103,19 @@ impl Agent {
             };
             (r.tls_spki_sha256, who)
         });
-        let tickets = self.engine.open_grants().map(|grant| {
+        // Whoever was let in may ask again until it is in an epoch: the answer may have been lost, and a spare asks
+        // a second member whether it knows of it.
+        let roster = self.engine.roster();
+        let coming: BTreeSet<NodeId> = records
+            .iter()
+            .map(|record| record.node)
+            .filter(|node| roster.get(node).is_none())
+            .collect();
+        let admissions = self.engine.admissions();
+        let coming = admissions
+            .filter(|admitted| coming.contains(&admitted.record.node))
+            .filter_map(AdmittedRecord::grant);
+        let tickets = self.engine.open_grants().chain(coming).map(|grant| {
             (
                 ed25519_spki_sha256(&grant.grant.ticket_key),
                 PeerIdentity::Ticket(grant.grant.ticket),

@@ -221,6 +221,8 @@ impl Agent {
             ("votes_not_sent", tally.votes_not_sent),
             ("watch_full", tally.watch_full),
             ("clock_steps", tally.clock_steps),
+            ("spares_waiting", tally.spares_waiting),
+            ("spares_let_in", tally.spares_let_in),
             ("escalations_dropped", self.escalation.dropped),
             ("reconcile_runs", reconciled.runs),
             ("reconcile_added", reconciled.added),
@@ -367,7 +369,10 @@ impl Agent {
 
     fn invite_terms(&self) -> InviteTerms {
         let me = self.engine.node();
-        let mut members: Vec<_> = self.engine.roster().members().collect();
+        let roster = self.engine.roster().members();
+        let mut members: Vec<_> = roster
+            .filter(|(node, _)| !self.engine.is_quarantined(node))
+            .collect();
         // This node first: it surely knows of the ticket.
         members.sort_by_key(|(node, _)| **node != me);
         let reachable: Vec<_> = members

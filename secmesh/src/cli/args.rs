@@ -127,8 +127,13 @@ Examples:
     #[command(after_help = "\
 Asks the member that made the ticket; if it says no, or does not answer, nothing is left behind.
 
+With --standby this server is a spare: it asks the members in turn, every few seconds and for as long as the ticket \
+lasts, and joins when one of them was cut off or removed and nobody has come since. It exits with 0 when it is in; \
+then `secmesh run`.
+
 Examples:
   secmesh join secmesh1-AQF… --name n2 --zone rack2 --advertise 192.0.2.2:4747
+  secmesh join - --standby --name s1 --advertise 192.0.2.9:4747 < ticket && secmesh run
   secmesh invite | ssh n2 secmesh join - --name n2      reads the ticket from standard input")]
     Join(JoinArgs),
     /// Show this node: mode, interfaces, quorum, blocks, counters
@@ -413,6 +418,9 @@ pub struct JoinArgs {
     /// The ticket, or - to read it from standard input, which keeps it out of the process list
     #[arg(value_name = "TICKET")]
     pub ticket: String,
+    /// Wait until the mesh misses a node, and join then
+    #[arg(long)]
+    pub standby: bool,
     /// This node.
     #[command(flatten)]
     pub node: NodeArgs,

@@ -9,12 +9,12 @@ use super::args::JoinArgs;
 use super::node::{self, NewState};
 use super::output::{Out, Style, clean};
 use super::time::{rfc3339, span};
-use super::{CliError, Context};
+use super::{CliError, Context, standby};
 use crate::mesh::admission::{AdmittedRecord, SignedGrant};
 use crate::mesh::crypto::Signer;
 use crate::mesh::genesis::{Genesis, SignedGenesis};
 use crate::mesh::identity::Ticket;
-use crate::mesh::join::JoinReply;
+use crate::mesh::join::{JoinReply, JoinRequest};
 use crate::mesh::store::MeshStore;
 use crate::mesh::transport;
 
@@ -47,9 +47,19 @@ pub fn join(context: &Context, args: JoinArgs, out: &mut Out<'_>) -> Result<(), 
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime =
         runtime.map_err(|e| CliError::Failed(format!("cannot start the runtime: {e}")))?;
-    let request = own.to_bytes();
-    let asked = transport::join(&ticket.addresses, &ticket.pins, &ticket.seed, &request);
-    let reply = runtime.block_on(asked)?;
+    let expires_unix_us = own.grant().map_or(0, |grant| grant.grant.expires_unix_us);
+    let request = JoinRequest {
+        record: own.clone(),
+        standby: args.standby,
+    }
+    .to_bytes();
+    let reply = runtime.block_on(async {
+        if args.standby {
+            return standby::wait(&ticket, expires_unix_us, &request).await;
+        }
+        let (addresses, pins) = (&ticket.addresses, &ticket.pins);
+        Ok(transport::join(addresses, pins, &ticket.seed, &request).await?)
+    })?;
     let members = admitted(&reply, &own, &genesis.genesis)?;
     let count = members.len();
     let mesh_name = genesis.genesis.mesh_name.clone();
@@ -158,6 +168,11 @@ fn admitted(
                 "the mesh refused this node: {}",
                 clean(&reason)
             )));
+        }
+        JoinReply::Waiting { .. } => {
+            return Err(failed(
+                "it lets no spare in now, and was not asked for that".to_owned(),
+            ));
         }
     };
     for member in &members {

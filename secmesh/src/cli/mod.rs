@@ -28,6 +28,7 @@ mod quarantine;
 mod replay;
 mod run;
 mod show;
+mod standby;
 mod status;
 mod table;
 mod time;

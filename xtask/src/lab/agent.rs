@@ -25,6 +25,25 @@ pub struct Status {
     pub counters: std::collections::BTreeMap<String, u64>,
     /// The controller's counters by name.
     pub controller: std::collections::BTreeMap<String, u64>,
+    /// Who is cut off.
+    #[serde(default)]
+    pub quarantined: Vec<CutOff>,
+}
+
+/// A node that is cut off, as `secmesh status` tells it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct CutOff {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub class: String,
+    /// Whether the operator's signature did it, and not votes.
+    pub by_operator: bool,
+    /// When the node that was asked learned of it.
+    pub since_unix_us: u64,
+    /// The votes.
+    #[serde(default)]
+    pub votes: Vec<serde_json::Value>,
 }
 
 /// An interface with the program on it.
@@ -43,6 +62,9 @@ pub struct Quorum {
     pub state: String,
     /// How many nodes the mesh has.
     pub nodes: usize,
+    /// How many of them have weight.
+    #[serde(default)]
+    pub voters: usize,
     /// Weight of the nodes that are there.
     #[serde(default)]
     pub reachable_weight: u64,
@@ -50,6 +72,10 @@ pub struct Quorum {
 
 /// A line of `secmesh peers --json`.
 #[derive(Debug, Clone, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are the answer's, each for itself"
+)]
 pub struct Peer {
     /// Its name.
     pub name: String,
@@ -62,6 +88,9 @@ pub struct Peer {
     /// Whether it was proved to lie.
     #[serde(default)]
     pub equivocated: bool,
+    /// Whether it is cut off.
+    #[serde(default)]
+    pub quarantined: bool,
     /// Whether it is the node that was asked.
     #[serde(default)]
     pub this_node: bool,

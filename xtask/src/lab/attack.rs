@@ -196,7 +196,7 @@ pub fn run(lab: &LabState, options: &Options) -> anyhow::Result<Outcome> {
     run.outcome(lab, options, last, &tally)
 }
 
-fn target(node: &Node, family: Family) -> anyhow::Result<Target> {
+pub(super) fn target(node: &Node, family: Family) -> anyhow::Result<Target> {
     Ok(Target {
         address: LabState::address(node, family),
         link_address: net::link_address(&node.namespace)?,
@@ -204,7 +204,7 @@ fn target(node: &Node, family: Family) -> anyhow::Result<Target> {
 }
 
 /// An address of the attacker's that no node has heard of.
-fn unused_source(lab: &LabState, family: Family) -> anyhow::Result<IpAddr> {
+pub(super) fn unused_source(lab: &LabState, family: Family) -> anyhow::Result<IpAddr> {
     let mut known: Vec<String> = Vec::new();
     for node in &lab.nodes {
         let client = Client::new(lab, node);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use super::state::LabState;
-use super::{Lab, Options, attack, net, pinned, report, state};
+use super::{Lab, Options, attack, net, pinned, report, state, takeover};
 use crate::build::{self, Mode};
 use crate::setup::{self, Profile};
 use crate::term::{Style, paint};
@@ -79,6 +79,53 @@ pub fn attack(options: &attack::Options, nodes: usize, json: bool) -> anyhow::Re
     if !outcome.ok {
         bail!(
             "the mesh missed {} bar(s): {}",
+            outcome.failures.len(),
+            outcome.failures.join("; ")
+        );
+    }
+    Ok(())
+}
+
+/// Takes a node of the running lab over, or of one that is started for it and removed afterwards.
+///
+/// # Errors
+/// When it could not be done, or something did not come about as it has to.
+pub fn takeover(options: &takeover::Options, nodes: usize, json: bool) -> anyhow::Result<()> {
+    let say = |text: &str| {
+        if !json {
+            println!("{text}");
+        }
+    };
+    let Some(binary) = prepare()? else {
+        return Ok(());
+    };
+    stop::catch_signals()?;
+    let outcome = if let Some(lab) = state::open_lab()? {
+        say(&format!("Taking a node of the lab {} over …", lab.id));
+        takeover::run(&lab, options, &say)?
+    } else {
+        say(&format!("No lab runs; starting {nodes} nodes for this …"));
+        let lab = Lab::start(Options::new(binary).nodes(nodes))?;
+        let outcome = takeover::run(lab.state(), options, &say);
+        say("Removing the lab …");
+        let state = lab.state().clone();
+        drop(lab);
+        let mut outcome = outcome?;
+        outcome.left_behind = Some(state.leftovers()?);
+        outcome.judge();
+        outcome
+    };
+    if json {
+        println!(
+            "{}",
+            serde_json::to_string(&outcome).context("cannot encode the result")?
+        );
+    } else {
+        print!("{}", outcome.text());
+    }
+    if !outcome.ok {
+        bail!(
+            "{} thing(s) went wrong: {}",
             outcome.failures.len(),
             outcome.failures.join("; ")
         );

@@ -12,7 +12,7 @@ use super::net::INTERFACE;
 use super::{echo, ns};
 
 /// An attack that the lab can make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// TCP connection requests that are never completed, to an open port.

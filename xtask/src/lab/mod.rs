@@ -4,12 +4,12 @@
 //!   n1   n2   n3   n4        a real agent and real XDP on each node's eth0
 //!    └────┴─┬──┴────┘
 //!        switch (bridge)
-//!        ┌──┴───┐
-//!   attacker  client         hping3, trafgen, nmap; real connections
+//!      ┌───┼───────┐
+//! attacker client  spare     hping3, trafgen, nmap; real connections; a server that can become a node
 //! ```
 //!
 //! [`Lab::start`] builds it and [`Lab`] removes it when dropped. What a crashed lab left is removed by
-//! the next start. [`attack::run`] attacks a lab and measures.
+//! the next start. [`attack::run`] attacks a lab and measures; [`takeover::run`] takes a node of it over.
 
 pub mod agent;
 pub mod attack;
@@ -23,6 +23,7 @@ pub mod outcome;
 pub mod pinned;
 pub mod report;
 pub mod state;
+pub mod takeover;
 pub mod tap;
 
 use std::fmt::Write as _;
@@ -187,7 +188,7 @@ impl Lab {
             .create(&self.state.work_dir)
             .with_context(|| format!("cannot make {}", self.state.work_dir.display()))?;
         Network::plan(&self.state.id, self.options.nodes).build()?;
-        for node in &self.state.nodes {
+        for node in self.state.nodes.iter().chain(&self.state.spare) {
             if let Some(home) = node.config.parent() {
                 private
                     .create(home)
@@ -195,6 +196,8 @@ impl Lab {
             }
             std::fs::write(&node.config, self.config_of(node))
                 .with_context(|| format!("cannot write {}", node.config.display()))?;
+        }
+        for node in &self.state.nodes {
             self.services.push(echo::Service::start(&node.namespace)?);
         }
         if self.options.agents {
@@ -516,6 +519,6 @@ pub(crate) fn toml_string(path: &Path) -> String {
 }
 
 /// Where a node is reached by the others.
-fn mesh_address(node: &Node) -> SocketAddr {
+pub(crate) fn mesh_address(node: &Node) -> SocketAddr {
     SocketAddr::new(LabState::address(node, Family::V4), MESH_PORT)
 }

@@ -13,8 +13,10 @@ use crate::sh;
 pub const INTERFACE: &str = "eth0";
 /// The attacker's port on the switch.
 pub const ATTACKER_PORT: &str = "attacker";
-/// The most nodes a lab has; their addresses have to fit in.
+/// The most nodes a lab has; their addresses have to fit in, and the spare server's.
 pub const MAX_NODES: usize = 40;
+/// The port of a server that is no node of the mesh: it can become one.
+pub const SPARE: &str = "spare";
 /// How many addresses an attacker can attack from, one after the other.
 pub const ATTACKER_ADDRESSES: u8 = 40;
 
@@ -69,7 +71,7 @@ pub struct Host {
 pub struct Network {
     /// The namespace with the bridge in it.
     pub switch: String,
-    /// Nodes, then attacker, then client.
+    /// Nodes, then the spare server, attacker, client.
     pub hosts: Vec<Host>,
 }
 
@@ -82,15 +84,16 @@ impl Network {
     /// Plans the network of the lab `id`; builds nothing.
     pub fn plan(id: &str, nodes: usize) -> Self {
         let mut hosts = Vec::new();
-        for number in 1..=nodes {
+        for number in 1..=nodes + 1 {
             let own = u8::try_from(number).unwrap_or(u8::MAX);
             // Extra addresses lie above all the nodes' own ones: 10.77.0.101, .102; .103, .104; …
             let extra = (1..=EXTRA_ADDRESSES).map(|n| 100 + (own - 1) * EXTRA_ADDRESSES + n);
-            hosts.push(Host::plan(
-                id,
-                &format!("n{number}"),
-                std::iter::once(own).chain(extra),
-            ));
+            let role = if number > nodes {
+                SPARE.to_owned()
+            } else {
+                format!("n{number}")
+            };
+            hosts.push(Host::plan(id, &role, std::iter::once(own).chain(extra)));
         }
         hosts.push(Host::plan(
             id,

@@ -94,6 +94,26 @@ pub struct LabState {
     pub namespaces: Vec<String>,
     /// The nodes.
     pub nodes: Vec<Node>,
+    /// A server that is no node yet, with everything it needs to become one; its number is the next one.
+    #[serde(default)]
+    pub spare: Option<Node>,
+}
+
+impl Node {
+    fn planned(id: &str, work_dir: &Path, name: String, number: usize) -> Self {
+        let home = work_dir.join(&name);
+        Self {
+            namespace: net::namespace(id, &name),
+            config: home.join("secmesh.toml"),
+            state_dir: home.join("state"),
+            socket: home.join("secmesh.sock"),
+            log: home.join("agent.log"),
+            pin_dir: Path::new(BPFFS).join(format!("secmesh-lab-{id}-{name}")),
+            agent: None,
+            number,
+            name,
+        }
+    }
 }
 
 impl LabState {
@@ -131,22 +151,9 @@ impl LabState {
     fn planned(id: &str, owner: ProcessRef, nodes: usize, binary: PathBuf) -> Self {
         let network = net::Network::plan(id, nodes);
         let work_dir = std::env::temp_dir().join(format!("secmesh-lab-{id}"));
+        let spare = Node::planned(id, &work_dir, net::SPARE.to_owned(), nodes + 1);
         let nodes = (1..=nodes)
-            .map(|number| {
-                let name = format!("n{number}");
-                let home = work_dir.join(&name);
-                Node {
-                    namespace: net::namespace(id, &name),
-                    config: home.join("secmesh.toml"),
-                    state_dir: home.join("state"),
-                    socket: home.join("secmesh.sock"),
-                    log: home.join("agent.log"),
-                    pin_dir: Path::new(BPFFS).join(format!("secmesh-lab-{id}-{name}")),
-                    agent: None,
-                    number,
-                    name,
-                }
-            })
+            .map(|number| Node::planned(id, &work_dir, format!("n{number}"), number))
             .collect();
         Self {
             id: id.to_owned(),
@@ -156,6 +163,7 @@ impl LabState {
             work_dir,
             namespaces: network.namespaces(),
             nodes,
+            spare: Some(spare),
         }
     }
 
@@ -187,6 +195,46 @@ impl LabState {
         net::node_address(family, node.number)
     }
 
+    /// Where the agents keep their maps.
+    fn pins(&self) -> Vec<PathBuf> {
+        let all = self.nodes.iter().chain(&self.spare);
+        all.flat_map(|node| {
+            // Where an agent that was killed was filling new maps.
+            let mut next = node.pin_dir.clone().into_os_string();
+            next.push("-next");
+            [node.pin_dir.clone(), PathBuf::from(next)]
+        })
+        .collect()
+    }
+
+    /// What is still there of a lab that was removed: namespaces, files, pins, processes.
+    ///
+    /// # Errors
+    /// When `ip` or `/proc` does not say.
+    pub fn leftovers(&self) -> anyhow::Result<Vec<String>> {
+        let mut left: Vec<String> = net::existing_namespaces()?
+            .into_iter()
+            .filter(|name| self.namespaces.contains(name))
+            .collect();
+        let files = self.pins().into_iter();
+        let files = files.chain([self.work_dir.clone(), self.file()]);
+        left.extend(
+            files
+                .filter(|path| path.exists())
+                .map(|path| path.display().to_string()),
+        );
+        let ours = self.work_dir.to_string_lossy().into_owned();
+        for entry in std::fs::read_dir("/proc").context("cannot read /proc")? {
+            let folder = entry.context("cannot read /proc")?.path();
+            // Whatever ends while we look is not left.
+            let line = std::fs::read(folder.join("cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(&ours) {
+                left.push(format!("process {}", folder.display()));
+            }
+        }
+        Ok(left)
+    }
+
     /// Removes everything that this lab made: processes, namespaces, pins, its files unless `keep_files`.
     ///
     /// # Errors
@@ -201,15 +249,8 @@ impl LabState {
                 trouble.push(format!("{error:#}"));
             }
         }
-        let pins = self.nodes.iter().map(|node| node.pin_dir.clone());
-        // Where an agent that was killed was filling new maps.
-        let next = self.nodes.iter().map(|node| {
-            let mut name = node.pin_dir.clone().into_os_string();
-            name.push("-next");
-            PathBuf::from(name)
-        });
         let files = (!keep_files).then(|| self.work_dir.clone());
-        for folder in pins.chain(next).chain(files) {
+        for folder in self.pins().into_iter().chain(files) {
             match std::fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     trouble.push(format!("cannot remove {}: {error}", folder.display()));
@@ -327,7 +368,7 @@ mod tests {
         };
         let lab = LabState::planned("beef", owner, 4, PathBuf::new());
         assert_eq!(lab.nodes.len(), 4);
-        assert_eq!(lab.namespaces.len(), 7);
+        assert_eq!(lab.namespaces.len(), 8);
         assert!(
             lab.namespaces
                 .iter()

@@ -39,7 +39,34 @@ impl Tap {
         source: IpAddr,
         destination: Option<IpAddr>,
     ) -> anyhow::Result<Self> {
-        let program = filter(source, destination)?;
+        Self::with(namespace, interface, filter(source, destination)?)
+    }
+
+    /// Listens for TCP segments from `source` to `port` alone, whoever they are for.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when the source is no IPv4 address.
+    pub fn open_tcp(
+        namespace: &str,
+        interface: &'static str,
+        source: IpAddr,
+        port: u16,
+    ) -> anyhow::Result<Self> {
+        if source.is_ipv6() {
+            bail!("segments of IPv6 are not told apart by port here");
+        }
+        let mut program = matching(source, None)?;
+        // Behind an IPv4 header without options.
+        program.require(23, libc::BPF_B, u32::try_from(libc::IPPROTO_TCP)?);
+        program.require(36, libc::BPF_H, port.into());
+        Self::with(namespace, interface, program.assemble()?)
+    }
+
+    fn with(
+        namespace: &str,
+        interface: &'static str,
+        program: Vec<libc::sock_filter>,
+    ) -> anyhow::Result<Self> {
         let socket = ns::within(namespace, move || listen(interface, &program))?;
         Ok(Self {
             socket,
@@ -158,13 +185,17 @@ struct Program {
 }
 
 enum Step {
-    /// Load `width` (`BPF_W`, `BPF_H`) bytes at the offset; go on if they are the value, else reject.
+    /// Load `width` (`BPF_W`, `BPF_H`, `BPF_B`) bytes at the offset; go on if they are the value, else reject.
     Require(u32, u32, u32),
     /// Reject `ICMPv6` types 133 to 137.
     RejectNeighbourDiscovery,
 }
 
 fn filter(source: IpAddr, destination: Option<IpAddr>) -> anyhow::Result<Vec<libc::sock_filter>> {
+    matching(source, destination)?.assemble()
+}
+
+fn matching(source: IpAddr, destination: Option<IpAddr>) -> anyhow::Result<Program> {
     let mut program = Program { steps: Vec::new() };
     match source {
         IpAddr::V4(source) => {
@@ -183,7 +214,7 @@ fn filter(source: IpAddr, destination: Option<IpAddr>) -> anyhow::Result<Vec<lib
         (IpAddr::V6(_), Some(IpAddr::V6(to))) => program.require_bytes(38, &to.octets()),
         _ => bail!("source and destination are of different families"),
     }
-    program.assemble()
+    Ok(program)
 }
 
 impl Program {

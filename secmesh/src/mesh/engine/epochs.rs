@@ -175,7 +175,7 @@ impl Engine {
             .collect()
     }
 
-    fn since(&self, record: &NodeRecord) -> u64 {
+    pub(super) fn since(&self, record: &NodeRecord) -> u64 {
         let tip = self.chain.tip();
         tip.and_then(|tip| tip.record.member(&record.hash()))
             .map_or(1, |member| member.since)

@@ -16,6 +16,7 @@
 //! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
 //! - `statements`: what this node states about the others; where everybody stands
+//! - `standby`: whether a spare server is wanted
 //! - `standings`: the evidence and the epochs: what each node deserves to weigh, and whether all is here
 //! - `turn`: who agrees at once and who only if that was not enough
 //! - `questions`: test questions
@@ -34,6 +35,7 @@ mod membership;
 mod quarantine;
 mod questions;
 mod spread;
+mod standby;
 mod standings;
 mod statements;
 mod sync;
@@ -54,6 +56,7 @@ pub use self::io::{
 use self::quarantine::Conduct;
 pub use self::quarantine::{MAX_NETWORKS_PER_HOUR, Suspicion};
 use self::spread::Spread;
+pub use self::standby::COMING_US;
 use self::statements::Statements;
 pub use self::sync::SyncCounters;
 pub use self::view::{IncidentView, RestoreError};
@@ -204,6 +207,8 @@ pub struct Engine {
     /// What this node signed last about an epoch, from the disk, until the epoch before that is known.
     lock_state: Option<LockState>,
     removals: BTreeMap<NodeId, SignedRemoval>,
+    /// Who was let in and is in no epoch yet, since when that was first counted.
+    coming_since: BTreeMap<NodeId, u64>,
     /// Seals on the current epoch, by who made them.
     seals: BTreeMap<NodeId, EpochSeal>,
     /// The epoch that this node's own was asked for last.
@@ -279,6 +284,7 @@ impl Engine {
             lock: None,
             lock_state: None,
             removals: BTreeMap::new(),
+            coming_since: BTreeMap::new(),
             seals: BTreeMap::new(),
             seal_asked: 0,
             standings: EpochFold::default(),

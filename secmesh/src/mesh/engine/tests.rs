@@ -15,6 +15,7 @@ mod quarantine;
 mod refusals;
 mod rules;
 mod schedules;
+mod standby;
 mod standings;
 
 use std::cell::RefCell;
