@@ -221,6 +221,7 @@ impl Agent {
             ("votes_not_sent", tally.votes_not_sent),
             ("watch_full", tally.watch_full),
             ("clock_steps", tally.clock_steps),
+            ("discoveries", tally.discoveries),
             ("escalations_dropped", self.escalation.dropped),
             ("reconcile_runs", reconciled.runs),
             ("reconcile_added", reconciled.added),

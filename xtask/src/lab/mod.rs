@@ -25,6 +25,7 @@ pub mod report;
 pub mod state;
 pub mod tap;
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -45,6 +46,9 @@ use crate::{clock, sh};
 pub const MESH_PORT: u16 = 4747;
 /// How long an agent may take to answer, and a mesh to find together.
 const BRING_UP: Duration = Duration::from_secs(30);
+/// Agents that may be starting while the next node joins: each has kernel programs to load, which the others need
+/// not wait for, and a machine has only so many processors.
+const STARTING: usize = 2;
 /// How long an agent may take to end when it is told to.
 const SHUT_DOWN: Duration = Duration::from_secs(5);
 
@@ -248,6 +252,7 @@ impl Lab {
             "--json",
         ])?;
         self.start_agent(1)?;
+        let mut starting = VecDeque::new();
         for node in others {
             let invitation: Invitation =
                 self.ask(&first).json(&["invite", "--name", &node.name])?;
@@ -260,7 +265,16 @@ impl Lab {
                 "--advertise",
                 &advertise,
             ])?;
-            self.start_agent(node.number)?;
+            self.spawn_agent(node.number)?;
+            starting.push_back(node.number);
+            if starting.len() > STARTING
+                && let Some(number) = starting.pop_front()
+            {
+                self.wait_for_agent(number)?;
+            }
+        }
+        for number in starting {
+            self.wait_for_agent(number)?;
         }
         self.wait_for_mesh()
     }

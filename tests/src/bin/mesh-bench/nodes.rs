@@ -248,8 +248,7 @@ fn usage(pid: i32) -> Result<(u64, u64)> {
 /// Nothing happens: what each node sends, receives and computes all the same.
 pub(crate) fn idle(effort: Effort) -> Result<Vec<Row>> {
     let (lab, _) = lab(effort.nodes)?;
-    // Joining is over when nobody has anything to tell any more.
-    std::thread::sleep(effort.quiet);
+    std::thread::sleep(effort.calm);
     let pids: Vec<i32> = lab
         .state()
         .nodes
