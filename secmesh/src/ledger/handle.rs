@@ -361,11 +361,7 @@ async fn next(
 }
 
 /// Nothing in here waits but for records: the thread is the ledger's own.
-async fn write_all(
-    mut ledger: Ledger,
-    mut commands: mpsc::Receiver<Command>,
-    shared: &Shared,
-) {
+async fn write_all(mut ledger: Ledger, mut commands: mpsc::Receiver<Command>, shared: &Shared) {
     let mut batch = Vec::new();
     let mut closing: Vec<oneshot::Sender<()>> = Vec::new();
     let mut due = None;
