@@ -342,7 +342,6 @@ impl Engine {
                 // At once, until somebody knows better.
                 self.liveness.remove(&peer);
                 self.state_basis = None;
-                self.statements.sync.stir(call.now);
                 self.peer_up(call, peer);
                 self.compare_with(call, peer);
             }
