@@ -57,3 +57,17 @@ fn a_scrape_over_http_and_the_command_say_the_same() -> Result<()> {
     ensure!(names(scraped) == names(&printed), "not the same series");
     value(scraped, "secmesh_packets_total{reason=\"rx_packets\"}").map(drop)
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn peers_and_members_that_come_do_not_have_the_system_asked_again() -> Result<()> {
+    // Each of them is admitted, gets weight and connects: a dozen changes on each node.
+    let lab = lab(4)?;
+    for number in 1..=4 {
+        let status = lab.agent(number)?.status()?;
+        let asked = status.controller.get("discoveries").context("no counter")?;
+        // At start, and each minute.
+        ensure!((1..=3).contains(asked), "n{number} has asked {asked} times");
+    }
+    Ok(())
+}

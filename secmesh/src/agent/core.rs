@@ -105,6 +105,8 @@ pub(super) struct Tally {
     /// Spare servers that were told to wait, each time.
     pub spares_waiting: u64,
     pub spares_let_in: u64,
+    /// Times that the system was asked what must never be blocked.
+    pub discoveries: u64,
 }
 
 /// Everything an agent is.
@@ -167,6 +169,8 @@ pub(super) struct Agent {
     /// What must stay reachable without being on the allowlist, because `[allow] builtin` is off or it is
     /// full: blocks by the mesh leave it out, operators have to insist.
     pub protected: Vec<(Prefix, String)>,
+    /// What else the system said last must never be blocked.
+    pub discovered: Vec<(Prefix, String)>,
     /// Peers of sshd that were connected when the agent started.
     pub ssh_at_start: Vec<(Prefix, String)>,
     /// Where each peer was really met; only that is allowlisted, not what a peer says of itself.
@@ -422,7 +426,7 @@ impl Agent {
                 if let Some(ip) = ip
                     && self.proven.insert(node, ip) != Some(ip)
                 {
-                    self.discover_allowlist(false);
+                    self.protect_known();
                 }
                 info!(peer = %self.name_of(&node), "connected");
                 self.notary.up(node);

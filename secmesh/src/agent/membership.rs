@@ -18,7 +18,7 @@ use crate::{
         transport::{PeerAddress, PeerIdentity},
     },
     respond::Source,
-    sense::netinfo::{self, AllowReason, LiveSystem},
+    sense::netinfo::{self, AllowReason, BuiltinAllow, LiveSystem},
 };
 
 impl Agent {
@@ -88,7 +88,7 @@ impl Agent {
         if let Err(error) = self.store.save(&self.state) {
             error!(%error, "the roster is not on the disk");
         }
-        self.discover_allowlist(false);
+        self.protect_known();
     }
 
     pub(super) fn apply_membership(&self) {
@@ -140,28 +140,35 @@ impl Agent {
     /// believed at start: later, anybody could make one to become untouchable.
     pub(super) fn discover_allowlist(&mut self, at_start: bool) {
         self.last_discovery_us = self.clock.unix_us();
+        self.tally.discoveries += 1;
         let found = netinfo::discover(&LiveSystem);
         if at_start {
             for warning in &found.warnings {
                 warn!("{warning}");
             }
         }
-        let mut entries: Vec<(Prefix, String)> = found
+        let (ssh, others): (Vec<_>, Vec<_>) = found
             .allow
             .iter()
-            .filter(|a| at_start || a.reason != AllowReason::SshConnection)
-            .map(|a| (a.prefix, a.reason.to_string()))
-            .collect();
-        if at_start {
-            self.ssh_at_start = found
-                .allow
+            .partition(|a| a.reason == AllowReason::SshConnection);
+        let named = |found: Vec<&BuiltinAllow>| -> Vec<(Prefix, String)> {
+            found
                 .iter()
-                .filter(|a| a.reason == AllowReason::SshConnection)
                 .map(|a| (a.prefix, a.reason.to_string()))
-                .collect();
-        } else {
-            entries.extend(self.ssh_at_start.iter().cloned());
+                .collect()
+        };
+        self.discovered = named(others);
+        if at_start {
+            self.ssh_at_start = named(ssh);
         }
+        self.protect_known();
+    }
+
+    /// Allowlists what the system said last and where the peers are. The system is not asked: its table of
+    /// connections alone costs milliseconds, and peers come by the dozen when a mesh comes up.
+    pub(super) fn protect_known(&mut self) {
+        let mut entries = self.discovered.clone();
+        entries.extend(self.ssh_at_start.iter().cloned());
         let liars = self.engine.liars();
         entries.extend(
             self.proven

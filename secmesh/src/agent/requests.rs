@@ -223,6 +223,7 @@ impl Agent {
             ("clock_steps", tally.clock_steps),
             ("spares_waiting", tally.spares_waiting),
             ("spares_let_in", tally.spares_let_in),
+            ("discoveries", tally.discoveries),
             ("escalations_dropped", self.escalation.dropped),
             ("reconcile_runs", reconciled.runs),
             ("reconcile_added", reconciled.added),

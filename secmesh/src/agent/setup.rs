@@ -203,6 +203,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         tally: Tally::default(),
         protected: Vec::new(),
         watch,
+        discovered: Vec::new(),
         ssh_at_start: Vec::new(),
         proven: BTreeMap::new(),
         refusal_log: RateLimitedLog::new(Arc::clone(&clock), REFUSAL_LOG, REFUSAL_KEYS),

@@ -2,8 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use tokio::runtime::Builder;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use super::LedgerError;
 use super::checkpoint::SignedCheckpoint;
@@ -18,6 +21,10 @@ const QUEUE: usize = 4096;
 const QUEUE_KIB: usize = 16 * 1024;
 /// Most records put on the disk with one sync.
 const BATCH: usize = 512;
+/// How long the disk has time for records that nobody waits for. A vote that has to be on the disk before it leaves
+/// would otherwise wait for the syncs of what was recorded around it; so it takes that along instead. They are
+/// written at once: only the end of the machine can lose them.
+const LAZY: Duration = Duration::from_millis(100);
 
 /// Whether the ledger takes records.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,17 +48,21 @@ pub struct LedgerStatus {
     pub dropped: u64,
     /// Records waiting.
     pub queued: usize,
+    /// Times that the disk was waited for, since the start.
+    pub syncs: u64,
 }
 
 #[derive(Debug)]
 struct Shared {
     durable: Mutex<(LedgerState, u64, [u8; 32])>,
     dropped: AtomicU64,
+    syncs: AtomicU64,
 }
 
 impl Shared {
     fn set(&self, state: LedgerState, ledger: &Ledger) {
         let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        self.syncs.store(ledger.syncs(), Ordering::Relaxed);
         if state == LedgerState::Ok {
             *durable = (state, ledger.entries(), ledger.head());
         } else {
@@ -116,7 +127,17 @@ impl LedgerHandle {
         let theirs = Arc::clone(&handle.shared);
         std::thread::Builder::new()
             .name("ledger".to_owned())
-            .spawn(move || write_all(ledger, commands, &theirs))
+            .spawn(move || {
+                // For the time: it waits for records, or for the moment when those it has are due.
+                match Builder::new_current_thread().enable_time().build() {
+                    Ok(time) => time.block_on(write_all(ledger, commands, &theirs)),
+                    Err(error) => {
+                        let why = format!("cannot start its thread: {error}");
+                        tracing::error!(error = %why, "the ledger failed; this node signs no votes until it is restarted");
+                        theirs.set(LedgerState::Failed(why), &ledger);
+                    }
+                }
+            })
             .map_err(|e| LedgerError::Failed(format!("cannot start its thread: {e}")))?;
         Ok(handle)
     }
@@ -128,6 +149,7 @@ impl LedgerHandle {
         let shared = Arc::new(Shared {
             durable,
             dropped: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
         });
         (
             Self {
@@ -252,6 +274,7 @@ impl LedgerHandle {
             head,
             dropped: self.shared.dropped.load(Ordering::Relaxed),
             queued: QUEUE.saturating_sub(self.queue.capacity()),
+            syncs: self.shared.syncs.load(Ordering::Relaxed),
         }
     }
 
@@ -324,10 +347,25 @@ fn kib(json: &[u8]) -> u32 {
         .saturating_add(1)
 }
 
-fn write_all(mut ledger: Ledger, mut commands: mpsc::Receiver<Command>, shared: &Shared) {
+/// The next records; none when there will be no more, or when what is written is `due` on the disk.
+async fn next(
+    commands: &mut mpsc::Receiver<Command>,
+    batch: &mut Vec<Command>,
+    due: Option<Instant>,
+) -> usize {
+    let more = commands.recv_many(batch, BATCH);
+    match due {
+        Some(due) => timeout_at(due, more).await.unwrap_or(0),
+        None => more.await,
+    }
+}
+
+/// Nothing in here waits but for records: the thread is the ledger's own.
+async fn write_all(mut ledger: Ledger, mut commands: mpsc::Receiver<Command>, shared: &Shared) {
     let mut batch = Vec::new();
     let mut closing: Vec<oneshot::Sender<()>> = Vec::new();
-    while closing.is_empty() && commands.blocking_recv_many(&mut batch, BATCH) > 0 {
+    let mut due = None;
+    while closing.is_empty() && (next(&mut commands, &mut batch, due).await > 0 || due.is_some()) {
         let mut waiting = Vec::new();
         for command in batch.drain(..) {
             match command {
@@ -363,7 +401,16 @@ fn write_all(mut ledger: Ledger, mut commands: mpsc::Receiver<Command>, shared: 
                 }
             }
         }
-        match ledger.sync() {
+        let now = Instant::now();
+        let lazy = waiting.is_empty()
+            && closing.is_empty()
+            && !commands.is_closed()
+            && due.is_none_or(|due| now < due);
+        let done = if lazy { ledger.write() } else { ledger.sync() };
+        // What failed once is not tried again.
+        due = (lazy && done.is_ok()).then(|| due.unwrap_or(now + LAZY));
+        match done {
+            Ok(()) if lazy => {}
             Ok(()) => {
                 shared.set(LedgerState::Ok, &ledger);
                 for (reply, seq) in waiting {

@@ -92,6 +92,9 @@ pub struct Ledger {
     keys: LedgerKeys,
     retention: Retention,
     buffer: Vec<u8>,
+    /// Something was written since the last sync.
+    unsynced: bool,
+    syncs: u64,
     tree: LogTree,
     /// Entries before each segment, and its bytes.
     segments: VecDeque<(u64, u64)>,
@@ -165,6 +168,8 @@ impl Ledger {
             keys,
             retention,
             buffer: Vec::new(),
+            unsynced: false,
+            syncs: 0,
             tree,
             segments: log.segments.into(),
             published,
@@ -238,7 +243,17 @@ impl Ledger {
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<(), LedgerError> {
+    /// Hands everything appended so far to the operating system, under the node's signature: the end of this process
+    /// does not lose it, that of the machine may until the next [`Ledger::sync`].
+    ///
+    /// # Errors
+    /// As [`Ledger::sync`].
+    pub fn write(&mut self) -> Result<(), LedgerError> {
+        self.usable()?;
+        self.write_out()
+    }
+
+    fn write_out(&mut self) -> Result<(), LedgerError> {
         if self.buffer.is_empty() {
             return Ok(());
         }
@@ -250,12 +265,27 @@ impl Ledger {
         buffer.clear();
         self.buffer = buffer;
         self.checked("write", written)?;
-        let synced = self.file.sync_data();
-        self.checked("sync", synced)?;
+        self.unsynced = true;
         if let Some((_, bytes)) = self.segments.back_mut() {
             *bytes = bytes.saturating_add(length);
         }
         Ok(())
+    }
+
+    fn commit(&mut self) -> Result<(), LedgerError> {
+        self.write_out()?;
+        if self.unsynced {
+            let synced = self.file.sync_data();
+            self.checked("sync", synced)?;
+            self.unsynced = false;
+            self.syncs = self.syncs.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// How often the disk was waited for since it was opened.
+    pub const fn syncs(&self) -> u64 {
+        self.syncs
     }
 
     /// Begins the next segment, and drops old ones.
@@ -442,6 +472,8 @@ impl Ledger {
             keys,
             retention: Retention::default(),
             buffer: Vec::new(),
+            unsynced: false,
+            syncs: 0,
             tree: LogTree::new(PathBuf::from("/nonexistent"), Frontier::default()),
             segments: VecDeque::from([(0, 0)]),
             published: None,

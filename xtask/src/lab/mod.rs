@@ -26,6 +26,7 @@ pub mod state;
 pub mod takeover;
 pub mod tap;
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -46,6 +47,9 @@ use crate::{clock, sh};
 pub const MESH_PORT: u16 = 4747;
 /// How long an agent may take to answer, and a mesh to find together.
 const BRING_UP: Duration = Duration::from_secs(30);
+/// Agents that may be starting while the next node joins: each has kernel programs to load, which the others need
+/// not wait for, and a machine has only so many processors.
+const STARTING: usize = 2;
 /// How long an agent may take to end when it is told to.
 const SHUT_DOWN: Duration = Duration::from_secs(5);
 
@@ -251,6 +255,7 @@ impl Lab {
             "--json",
         ])?;
         self.start_agent(1)?;
+        let mut starting = VecDeque::new();
         for node in others {
             let invitation: Invitation =
                 self.ask(&first).json(&["invite", "--name", &node.name])?;
@@ -263,7 +268,16 @@ impl Lab {
                 "--advertise",
                 &advertise,
             ])?;
-            self.start_agent(node.number)?;
+            self.spawn_agent(node.number)?;
+            starting.push_back(node.number);
+            if starting.len() > STARTING
+                && let Some(number) = starting.pop_front()
+            {
+                self.wait_for_agent(number)?;
+            }
+        }
+        for number in starting {
+            self.wait_for_agent(number)?;
         }
         self.wait_for_mesh()
     }

@@ -58,6 +58,34 @@ async fn closing_writes_what_was_queued() {
     open(&path).expect("the lock is free");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_waits_for_is_written_at_once_and_costs_no_sync_of_its_own() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("l");
+    let handle = start(&path);
+    // In batches: the writer takes each before the next one comes.
+    for n in 0..20 {
+        handle.append(&note(n)).unwrap();
+        while handle.status().queued > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let seq = handle.append_durable(&note(20)).await.unwrap();
+    let status = handle.status();
+    assert_eq!((seq, status.entries), (21, 21), "it took the others along");
+    assert!((1..10).contains(&status.syncs), "{}", status.syncs);
+    assert_eq!(verify(&path).unwrap().entries, 21);
+    // And with nobody waiting ever.
+    handle.append(&note(21)).unwrap();
+    for _ in 0..1_000 {
+        if handle.status().entries == 22 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(handle.status().entries, 22, "on the disk in the end");
+}
+
 #[tokio::test]
 async fn the_queue_is_bounded_in_bytes_and_in_records() {
     let (handle, _queue) = LedgerHandle::stalled(Arc::new(SystemClock));

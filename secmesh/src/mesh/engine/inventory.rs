@@ -100,6 +100,7 @@ impl Engine {
             self.seen.insert(peer);
         }
         self.answers.forget(&peer);
+        self.statements.sync.stir(call.now);
         // Own votes on what is still open, so that a mesh that was split can decide after all.
         let votes = self
             .own_votes

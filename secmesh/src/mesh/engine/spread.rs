@@ -13,7 +13,7 @@ use super::{Call, Engine, IncidentKey};
 use crate::mesh::cert::Certificate;
 use crate::mesh::decision::{Decision, Warrant};
 use crate::mesh::ids::{DecisionId, NodeId};
-use crate::mesh::message::{Announcement, Message};
+use crate::mesh::message::{Announcement, Message, pack};
 
 /// Up to so many nodes, everybody whose vote is in a certificate sends it in full.
 const SMALL_MESH: usize = 24;
@@ -30,6 +30,8 @@ const MAX_HOLDERS: usize = 16;
 const ANSWER_US: u64 = 1_000_000;
 /// How long a decision is asked for, in microseconds.
 const WANTED_US: u64 = 60 * 1_000_000;
+/// Most decisions that are told together; further ones are told at once.
+const MAX_UNTOLD: usize = 1_024;
 /// Most certificates given to one peer between two ticks.
 const MAX_SERVED: u32 = 64;
 
@@ -49,6 +51,8 @@ struct Wanted {
 pub(super) struct Spread {
     wanted: BTreeMap<DecisionId, Wanted>,
     served: BTreeMap<NodeId, u32>,
+    /// Decisions that this node has and, in a large mesh, says so of at the next tick.
+    untold: Vec<Announcement>,
 }
 
 impl Engine {
@@ -67,8 +71,25 @@ impl Engine {
                 incident: decision.incident,
                 round: certificate.round,
             };
-            call.out
-                .push(Output::Broadcast(Message::Decided(announcement).to_bytes()));
+            // Of n nodes almost n say it to n: most of a large mesh's messages about a decision, and none that
+            // anybody waits for who has the votes. So the votes go first.
+            if self.roster.len() > SMALL_MESH && self.spread.untold.len() < MAX_UNTOLD {
+                self.spread.untold.push(announcement);
+            } else {
+                call.out
+                    .push(Output::Broadcast(Message::Decided(announcement).to_bytes()));
+            }
+        }
+    }
+
+    /// Says of what was decided since the last tick that it is here, all at once.
+    fn tell_decided(&mut self, call: &mut Call<'_>) {
+        let untold = std::mem::take(&mut self.spread.untold);
+        let parts = untold
+            .into_iter()
+            .map(|announcement| Message::Decided(announcement).to_bytes());
+        for bytes in pack(parts) {
+            call.out.push(Output::Broadcast(bytes));
         }
     }
 
@@ -136,8 +157,9 @@ impl Engine {
         });
     }
 
-    /// At each tick: asks for what did not come.
+    /// At each tick: asks for what did not come, and tells what came.
     pub(super) fn ask_for_decisions(&mut self, call: &mut Call<'_>) {
+        self.tell_decided(call);
         let now = call.now;
         self.spread.served.clear();
         let (decisions, incidents) = (&self.decisions, &self.incidents);

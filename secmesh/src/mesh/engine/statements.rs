@@ -234,6 +234,7 @@ impl Engine {
             return None;
         }
         self.noted(&statement);
+        self.statements.sync.stir(call.now);
         call.out.push(Output::KeepEvidence {
             bytes: statement.to_bytes(),
             own: true,

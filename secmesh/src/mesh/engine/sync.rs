@@ -16,8 +16,14 @@ use crate::mesh::simulation::{Bug, planted};
 
 /// How often this node compares itself with one peer, microseconds.
 const COMPARE_US: u64 = 1_000_000;
-/// Every so many comparisons it also compares everything else, in case something was lost on the way.
-const INVENTORY_TURNS: u64 = 60;
+/// How often once nothing was new and nobody differed for [`LIVELY_US`]. Who lacks something differs from all
+/// others, so its own next comparison finds it, or anybody's with it.
+const QUIET_COMPARE_US: u64 = 5 * 1_000_000;
+/// How long something new, a peer that differed or one that came has this node compare itself often: with each of
+/// some thirty peers once.
+const LIVELY_US: u64 = 30 * 1_000_000;
+/// How often it also compares everything else, in case something was lost on the way, microseconds.
+const INVENTORY_US: u64 = 60 * 1_000_000;
 /// A request that brought nothing for so long is made again, microseconds.
 const REQUEST_US: u64 = 10 * 1_000_000;
 /// Statements asked for at a time.
@@ -75,7 +81,12 @@ pub(super) struct Sync {
     sent: BTreeMap<NodeId, (u64, usize)>,
     last_peer: Option<NodeId>,
     next_us: u64,
-    turns: u64,
+    /// When something was new here, or elsewhere, or a peer came.
+    lively_us: u64,
+    /// When everything else was compared last.
+    inventory_us: u64,
+    /// With whom. Its own turn: the other's may come round to one peer alone in that time.
+    inventory_peer: Option<NodeId>,
     /// When a peer was told last what is here.
     pub(super) told: BTreeMap<NodeId, u64>,
     /// When everybody is told once more, after the clock was set.
@@ -88,6 +99,22 @@ impl Sync {
     #[cfg(test)]
     pub(super) const fn wait_from(&mut self, now: u64) {
         self.next_us = now + COMPARE_US;
+    }
+
+    /// There may be more to come: compares often for a while, beginning soon.
+    pub(super) fn stir(&mut self, now: u64) {
+        self.lively_us = now;
+        self.next_us = self.next_us.min(now.saturating_add(COMPARE_US));
+    }
+
+    /// How long the next comparison can wait.
+    const fn pause_us(&self, now: u64) -> u64 {
+        // A clock that was set back makes it compare often, too.
+        if now.abs_diff(self.lively_us) < LIVELY_US || self.lively_us > now {
+            COMPARE_US
+        } else {
+            QUIET_COMPARE_US
+        }
     }
 
     pub(super) fn forget(&mut self, peer: &NodeId) {
@@ -124,6 +151,7 @@ impl Engine {
                 if hash == self.statements.set.frontier_hash() {
                     return self.agrees(from);
                 }
+                self.statements.sync.stir(call.now);
                 if !self.may_answer(call, from, Answer::Digest) {
                     return;
                 }
@@ -148,6 +176,8 @@ impl Engine {
 
     fn digest(&mut self, call: &mut Call<'_>, from: NodeId, answer: bool, theirs: &Frontier) {
         let me = self.config.node;
+        // Only who differs says so much.
+        self.statements.sync.stir(call.now);
         let set = &self.statements.set;
         let mut until = BTreeMap::new();
         let mut probes = Vec::new();
@@ -357,6 +387,7 @@ impl Engine {
         match self.statements.set.insert(statement, bytes) {
             Inserted::New => {
                 self.statements.sync.counters.statements_new += 1;
+                self.statements.sync.stir(call.now);
                 self.noted(&kept);
                 call.out.push(Output::KeepEvidence {
                     bytes: kept.to_bytes(),
@@ -416,10 +447,14 @@ impl Engine {
             self.statements.sync.told_again_us = None;
             self.tell_everybody(call);
         }
-        if now < self.statements.sync.next_us && self.statements.sync.next_us <= now + COMPARE_US {
+        let (next, pause) = (
+            self.statements.sync.next_us,
+            self.statements.sync.pause_us(now),
+        );
+        if now < next && next <= now.saturating_add(QUIET_COMPARE_US) {
             return;
         }
-        self.statements.sync.next_us = now.saturating_add(COMPARE_US);
+        self.statements.sync.next_us = now.saturating_add(pause);
         let late: Vec<NodeId> = self
             .statements
             .sync
@@ -433,20 +468,29 @@ impl Engine {
             self.statements.local.failed(peer);
             self.statements.sync.wants.remove(&peer);
         }
-        let after = self.statements.sync.last_peer;
-        let next = self
-            .connected
-            .iter()
-            .find(|peer| after.is_none_or(|after| **peer > after))
-            .or_else(|| self.connected.first())
-            .copied();
-        if let Some(peer) = next {
+        if let Some(peer) = self.peer_after(self.statements.sync.last_peer) {
             self.statements.sync.last_peer = Some(peer);
             self.compare_with(call, peer);
-            self.statements.sync.turns = self.statements.sync.turns.wrapping_add(1);
-            if self.statements.sync.turns.is_multiple_of(INVENTORY_TURNS) {
-                self.tell_sums(call, peer);
-            }
         }
+        let told_us = self.statements.sync.inventory_us;
+        if told_us == 0 {
+            // Everybody is told when it comes.
+            self.statements.sync.inventory_us = now;
+        } else if now.abs_diff(told_us) >= INVENTORY_US
+            && let Some(peer) = self.peer_after(self.statements.sync.inventory_peer)
+        {
+            self.statements.sync.inventory_us = now;
+            self.statements.sync.inventory_peer = Some(peer);
+            self.tell_sums(call, peer);
+        }
+    }
+
+    /// The connected peer whose turn is after that one's.
+    fn peer_after(&self, last: Option<NodeId>) -> Option<NodeId> {
+        self.connected
+            .iter()
+            .find(|peer| last.is_none_or(|last| **peer > last))
+            .or_else(|| self.connected.first())
+            .copied()
     }
 }

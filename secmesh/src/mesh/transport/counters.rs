@@ -32,6 +32,8 @@ counters! {
     messages_received,
     /// Messages handed to the kernel.
     messages_sent,
+    /// Signs of life asked for on connections on which nothing was said for seconds.
+    pings_sent,
     /// Oldest messages dropped because a peer's queue was full.
     outgoing_dropped,
     /// Messages dropped because they waited too long for a peer to come back.

@@ -1,12 +1,12 @@
 //! A connection to a member, from the first message to the last.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::counters::count;
 use super::frame::{Frame, FrameError, Kind};
@@ -16,10 +16,15 @@ use super::registry::{self, Place, Slot};
 use super::{Inner, TransportEvent};
 use crate::mesh::ids::NodeId;
 
-/// How often a sign of life is sent.
-const PING: Duration = Duration::from_secs(2);
+/// How long a peer may be silent before it is asked for a sign of life. Its answer says to both ends that the other
+/// lives, and so does every message: where something is said now and then nothing is asked.
+const ASK: Duration = Duration::from_secs(4);
+/// By how much longer the node with the higher id waits: both have heard the same last, and one question does.
+const COURTESY: Duration = Duration::from_millis(500);
+/// How long an answer may take before the peer is asked once more.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long a peer may be silent, or refuse to read, before it counts as gone.
-const SILENCE: Duration = Duration::from_secs(6);
+const SILENCE: Duration = Duration::from_secs(8);
 
 /// Carries messages both ways until the connection ends, and gives the place back.
 pub(super) async fn run(
@@ -30,10 +35,14 @@ pub(super) async fn run(
     spki: [u8; 32],
     place: Place,
 ) {
-    let pong = Pong::default();
+    let signs = Signs::new(if inner.node < node {
+        ASK
+    } else {
+        ASK + COURTESY
+    });
     let why = tokio::select! {
-        why = read(inner, &mut link.reader, source, node, &pong) => why,
-        why = write(inner, &link.writer, &place.slot, &pong) => why,
+        why = read(inner, &mut link.reader, source, node, &signs) => why,
+        why = write(inner, &link.writer, &place.slot, &signs) => why,
         () = place.stop.cancelled() => "closed here",
         () = disallowed(&inner.allowed, inner.allowed.subscribe(), spki, node) => {
             if matches!(inner.allowed.get(&spki), Some(PeerIdentity::Quarantined(_))) {
@@ -50,10 +59,42 @@ pub(super) async fn run(
     inner.registry.retain(&inner.allowed.members());
 }
 
-#[derive(Default)]
-struct Pong {
+/// What the reading half tells the writing half.
+struct Signs {
+    /// The peer has asked for a sign of life.
     owed: AtomicBool,
     wake: Notify,
+    /// How long the peer may be silent before it is asked.
+    patience: Duration,
+    begun: Instant,
+    /// When the peer was heard last, milliseconds after `begun`.
+    heard_ms: AtomicU64,
+}
+
+impl Signs {
+    fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            owed: AtomicBool::new(false),
+            wake: Notify::new(),
+            begun: Instant::now(),
+            heard_ms: AtomicU64::new(0),
+        }
+    }
+
+    fn heard(&self) {
+        let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// When the peer is to be asked for a sign of life, if it is not heard until then.
+    fn ask_at(&self, asked: Option<Instant>) -> Instant {
+        let heard = self.begun + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed));
+        match asked {
+            Some(asked) if asked >= heard => asked + ASK_AGAIN,
+            _ => heard + self.patience,
+        }
+    }
 }
 
 async fn read(
@@ -61,7 +102,7 @@ async fn read(
     reader: &mut Reader,
     source: SocketAddr,
     node: NodeId,
-    pong: &Pong,
+    signs: &Signs,
 ) -> &'static str {
     loop {
         let frame = match timeout(SILENCE, reader.read()).await {
@@ -77,8 +118,9 @@ async fn read(
                     "a bad frame"
                 };
             }
-            Err(_) => return "the peer was silent for 6 s",
+            Err(_) => return "the peer was silent for 8 s",
         };
+        signs.heard();
         match frame.kind {
             Kind::Message => {
                 count(&inner.counters.messages_received);
@@ -86,8 +128,8 @@ async fn read(
                 registry::tell(inner, TransportEvent::Message { from: node, bytes }).await;
             }
             Kind::Ping => {
-                pong.owed.store(true, Ordering::Release);
-                pong.wake.notify_one();
+                signs.owed.store(true, Ordering::Release);
+                signs.wake.notify_one();
             }
             Kind::Pong => {}
             Kind::Hello | Kind::JoinRequest | Kind::JoinReply => {
@@ -99,20 +141,24 @@ async fn read(
     }
 }
 
-async fn write(inner: &Inner, writer: &Writer, slot: &Slot, pong: &Pong) -> &'static str {
-    let mut ping = interval(PING);
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn write(inner: &Inner, writer: &Writer, slot: &Slot, signs: &Signs) -> &'static str {
+    let mut asked = None;
     loop {
-        let mut due = false;
+        let mut ask = false;
+        let at = signs.ask_at(asked);
         tokio::select! {
             () = slot.queue.pushed.notified() => {}
-            () = pong.wake.notified() => {}
-            _ = ping.tick() => due = true,
+            () = signs.wake.notified() => {}
+            // It may have been heard meanwhile.
+            () = sleep_until(at) => ask = signs.ask_at(asked) <= Instant::now(),
         }
-        match timeout(SILENCE, burst(inner, writer, slot, pong, due)).await {
+        if ask {
+            asked = Some(Instant::now());
+        }
+        match timeout(SILENCE, burst(inner, writer, slot, signs, ask)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return "the peer closed it or it broke",
-            Err(_) => return "the peer read nothing for 6 s",
+            Err(_) => return "the peer read nothing for 8 s",
         }
     }
 }
@@ -122,13 +168,14 @@ async fn burst(
     inner: &Inner,
     writer: &Writer,
     slot: &Slot,
-    pong: &Pong,
-    ping: bool,
+    signs: &Signs,
+    ask: bool,
 ) -> std::io::Result<()> {
-    if ping {
+    if ask {
+        count(&inner.counters.pings_sent);
         writer.write(Frame::new(Kind::Ping, Bytes::new())).await?;
     }
-    if pong.owed.swap(false, Ordering::AcqRel) {
+    if signs.owed.swap(false, Ordering::AcqRel) {
         writer.write(Frame::new(Kind::Pong, Bytes::new())).await?;
     }
     for _ in 0..64 {

@@ -357,8 +357,42 @@ async fn a_silent_peer_counts_as_gone() {
     let begun = SystemClock.mono_ns();
     down(&mut from_a, 2).await;
     let seconds = (SystemClock.mono_ns() - begun) as f64 / 1e9;
-    assert!((5.5..8.0).contains(&seconds), "{seconds}");
+    assert!((7.5..10.0).contains(&seconds), "{seconds}");
+    assert!(counter(&a, "pings_sent") >= 2, "it is asked first");
     a.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_connection_costs_one_question_every_few_seconds_and_a_busy_one_none() {
+    let allowed = members(&[1, 2, 3]);
+    let (a, mut from_a) = start(1, &allowed);
+    let (b, mut from_b) = start(2, &allowed);
+    let (c, mut from_c) = start(3, &allowed);
+    b.set_peers(vec![address(1, &a)]);
+    up(&mut from_a, 2).await;
+    up(&mut from_b, 1).await;
+    // Longer than a silent peer is borne.
+    for _ in 0..9 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    let asked = counter(&a, "pings_sent") + counter(&b, "pings_sent");
+    assert!((1..=4).contains(&asked), "{asked}");
+    assert!(from_a.try_recv().is_err() && from_b.try_recv().is_err());
+    c.set_peers(vec![address(1, &a)]);
+    up(&mut from_a, 3).await;
+    up(&mut from_c, 1).await;
+    b.shutdown().await;
+    down(&mut from_a, 2).await;
+    let before = counter(&a, "pings_sent");
+    for _ in 0..9 {
+        sleep(Duration::from_secs(1)).await;
+        a.send(id(3), Bytes::from_static(b"a"));
+        c.send(id(1), Bytes::from_static(b"c"));
+    }
+    assert_eq!(counter(&a, "pings_sent"), before);
+    assert_eq!(counter(&c, "pings_sent"), 0);
+    a.shutdown().await;
+    c.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

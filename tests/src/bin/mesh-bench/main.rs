@@ -56,7 +56,10 @@ struct Effort {
     nodes: usize,
     /// Rounds of thirty votes.
     votes: u64,
-    /// How long nothing happens, twice.
+    /// How long nodes are left alone until nobody has anything to tell of their coming any more: two checkpoints of
+    /// their ledgers, one that is cosigned and one with which it is told on.
+    calm: Duration,
+    /// How long they are measured while nothing happens.
     quiet: Duration,
 }
 
@@ -69,6 +72,7 @@ impl Effort {
                 alerts: 4,
                 nodes: 5,
                 votes: 2,
+                calm: Duration::from_secs(1),
                 quiet: Duration::from_secs(1),
             },
             (_, true) => Self {
@@ -77,6 +81,7 @@ impl Effort {
                 alerts: 400,
                 nodes: 30,
                 votes: 2_000,
+                calm: Duration::from_secs(75),
                 quiet: Duration::from_mins(1),
             },
             _ => Self {
@@ -85,6 +90,7 @@ impl Effort {
                 alerts: 100,
                 nodes: 30,
                 votes: 400,
+                calm: Duration::from_secs(75),
                 quiet: Duration::from_secs(30),
             },
         }

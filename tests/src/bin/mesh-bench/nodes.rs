@@ -39,10 +39,11 @@ fn lab(nodes: usize) -> Result<(Lab, f64)> {
     Ok((lab, took))
 }
 
-/// The source of a sample: never used twice, and nobody's.
+/// The source of a sample: never used twice, nobody's, and the only one of its /24. The fifth of one network has
+/// the mesh block all of it, and then nobody sees the others any more.
 fn source(sample: usize) -> Ipv4Addr {
     let [high, low] = u16::try_from(sample).unwrap_or(u16::MAX).to_be_bytes();
-    Ipv4Addr::new(45, 80, high, low.saturating_add(1))
+    Ipv4Addr::new(45, 80_u8.saturating_add(high), low, 7)
 }
 
 /// A UDP packet without content, as a host with that address would send it. The kernel adds the checksum.
@@ -247,8 +248,7 @@ fn usage(pid: i32) -> Result<(u64, u64)> {
 /// Nothing happens: what each node sends, receives and computes all the same.
 pub(crate) fn idle(effort: Effort) -> Result<Vec<Row>> {
     let (lab, _) = lab(effort.nodes)?;
-    // Joining is over when nobody has anything to tell any more.
-    std::thread::sleep(effort.quiet);
+    std::thread::sleep(effort.calm);
     let pids: Vec<i32> = lab
         .state()
         .nodes
@@ -299,4 +299,24 @@ pub(crate) fn idle(effort: Effort) -> Result<Vec<Row>> {
         )
         .bar(Bar::AtMost(1.0)),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use secmesh::addr::Prefix;
+    use secmesh::mesh::vote::network_of;
+
+    use super::*;
+
+    #[test]
+    fn no_two_samples_are_of_one_network() {
+        // With `--full`, and beyond.
+        let networks: BTreeSet<Option<Prefix>> = (0..1_000)
+            .map(|sample| network_of(&Prefix::host(source(sample).into())))
+            .collect();
+        assert_eq!(networks.len(), 1_000);
+        assert!(!networks.contains(&None));
+    }
 }

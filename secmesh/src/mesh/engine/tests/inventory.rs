@@ -160,3 +160,52 @@ fn a_removal_that_was_lost_on_the_way_is_told_again_without_a_reconnect() {
         assert_eq!(net.engines[&i].roster().len(), 2, "node {i}");
     }
 }
+
+/// Comparisons that were begun: short ones, that say one hash.
+fn comparisons(net: &Net) -> usize {
+    messages_of(net, |message| match message {
+        Message::Evidence(evidence) => matches!(**evidence, EvidenceMessage::Summary(_)),
+        _ => false,
+    })
+}
+
+#[test]
+fn where_nothing_happens_nodes_compare_less_often_and_what_was_lost_is_found_all_the_same() {
+    let seconds = |net: &mut Net, n: u64| {
+        for _ in 0..n {
+            net.tick(S);
+            net.run();
+        }
+    };
+    let mut net = Net::four();
+    net.sees(1, subject());
+    net.sees(2, subject());
+    net.run();
+    let decision = net.engines[&1].active_block(&subject()).unwrap().id;
+    seconds(&mut net, 60);
+    net.outputs.clear();
+    seconds(&mut net, 60);
+    let quiet = comparisons(&net);
+    assert!((4 * 10..=4 * 14).contains(&quiet), "{quiet}");
+
+    // Something is said, and one node does not hear it.
+    net.outputs.clear();
+    let kind = crate::mesh::evidence::OutcomeKind::Hit;
+    let outcome = Input::Outcome {
+        decision,
+        kind,
+        packets: 100,
+    };
+    net.input(3, outcome);
+    net.queue.retain(|packet| packet.to != 4);
+    net.run();
+    assert_eq!(net.engines[&4].evidence().len(), 0);
+    seconds(&mut net, 3);
+    for engine in net.engines.values() {
+        assert_eq!(engine.evidence().len(), 1);
+    }
+    net.outputs.clear();
+    seconds(&mut net, 20);
+    let lively = comparisons(&net);
+    assert!(lively >= 4 * 18, "{lively}");
+}

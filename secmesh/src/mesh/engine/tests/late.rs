@@ -122,3 +122,45 @@ fn what_was_announced_and_never_given_is_asked_for_elsewhere_and_then_no_more() 
         )
     );
 }
+
+#[test]
+fn in_a_large_mesh_that_something_is_decided_is_told_with_the_next_tick_once_for_all() {
+    let zones: Vec<String> = (0..25).map(|n| format!("z{n}")).collect();
+    let zones: Vec<&str> = zones.iter().map(String::as_str).collect();
+    let mut net = Net::new(&zones);
+    let told = |net: &Net| -> Vec<Vec<Message>> {
+        let outputs = net.outputs.values().flatten();
+        let broadcasts = outputs.filter_map(|output| match output {
+            Output::Broadcast(bytes) => Message::from_bytes(bytes).ok(),
+            _ => None,
+        });
+        let parts = broadcasts.map(|message| match message {
+            Message::Batch(parts) => parts
+                .iter()
+                .filter_map(|part| Message::from_bytes(part).ok())
+                .collect(),
+            other => vec![other],
+        });
+        parts
+            .filter(|parts: &Vec<Message>| {
+                parts.iter().any(|part| matches!(part, Message::Decided(_)))
+            })
+            .collect()
+    };
+    let subjects: Vec<Prefix> = ["198.51.100.9/32", "203.0.113.9/32"]
+        .map(|text| text.parse().unwrap())
+        .to_vec();
+    for subject in &subjects {
+        net.sees(1, *subject);
+        net.sees(2, *subject);
+    }
+    net.run();
+    for subject in &subjects {
+        assert!((1..=25).all(|i| net.blocks(i, *subject)));
+    }
+    assert_eq!(told(&net).len(), 0, "votes and certificates go first");
+    net.tick(S);
+    let told = told(&net);
+    assert!((9..25).contains(&told.len()), "{}", told.len());
+    assert!(told.iter().any(|parts| parts.len() == 2));
+}
