@@ -379,6 +379,8 @@ impl Agent {
             genesis: BASE64_STANDARD.encode(self.store.genesis.to_bytes()),
             addresses: reachable.iter().map(|(a, _)| a.to_string()).collect(),
             pins: reachable.iter().map(|(_, pin)| to_hex(pin)).collect(),
+            epoch: self.engine.roster().epoch(),
+            epoch_hash: self.engine.roster().epoch_hash().to_string(),
         }
     }
 

@@ -752,4 +752,8 @@ pub struct InviteTerms {
     pub addresses: Vec<String>,
     /// Hex SHA-256 of the members' TLS keys.
     pub pins: Vec<String>,
+    /// Number of the epoch that is in force; 0 while the node knows of none.
+    pub epoch: u64,
+    /// Hex hash of that epoch's record.
+    pub epoch_hash: String,
 }

@@ -128,7 +128,7 @@ Examples:
 Asks the member that made the ticket; if it says no, or does not answer, nothing is left behind.
 
 Examples:
-  secmesh join secmesh1-AQF… --name n2 --zone rack2 --advertise 192.0.2.2:4747
+  secmesh join secmesh2-AQF… --name n2 --zone rack2 --advertise 192.0.2.2:4747
   secmesh invite | ssh n2 secmesh join - --name n2      reads the ticket from standard input")]
     Join(JoinArgs),
     /// Show this node: mode, interfaces, quorum, blocks, counters

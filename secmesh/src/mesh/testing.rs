@@ -72,6 +72,7 @@ pub fn grant(ticket: u8) -> SignedGrant {
         name_hint: Some(Name::new("n9").unwrap()),
         issued_unix_us: T0 - 600 * S,
         expires_unix_us: T0 + 600 * S,
+        epoch: None,
     }
     .sign(&operator())
 }

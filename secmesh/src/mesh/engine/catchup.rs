@@ -19,13 +19,13 @@ use crate::mesh::roster::Roster;
 use crate::mesh::trust::WINDOW;
 
 /// Most epochs sent to one peer at one time; it asks again.
-const SENT_AT_ONCE: usize = 64;
+pub(super) const SENT_AT_ONCE: usize = 64;
 /// No epoch is further ahead of a known one than this: a century of hours.
 const MAX_JUMP: u64 = 1 << 20;
 
 impl Engine {
     pub(super) fn ask_epochs(&self, call: &mut Call<'_>, peer: NodeId) {
-        let number = self.chain.tip().map_or(0, |tip| tip.record.number);
+        let number = self.known_until();
         call.out.push(Output::Send {
             to: peer,
             bytes: Message::EpochWant(number).to_bytes(),
@@ -82,8 +82,16 @@ impl Engine {
 
     pub(super) fn peer_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
         let (number, own) = (epoch.record.number, self.roster.epoch());
+        if let Some(mark) = self.awaited() {
+            return self.towards_vouched(call, from, epoch, mark);
+        }
         if number <= own {
-            self.fill_chain(&epoch);
+            if !self.is_before_chain(number) {
+                self.fill_chain(&epoch);
+            } else {
+                self.gather(&epoch);
+                self.go_before_chain();
+            }
             if number == own && epoch.record.hash() != self.roster.epoch_hash() {
                 self.other_epoch(call, from, epoch);
             }
@@ -157,6 +165,9 @@ impl Engine {
 
     /// The number after which epochs are missing that the standings follow from.
     pub(super) fn missing_after(&self) -> Option<u64> {
+        if let Some(before) = self.missing_before() {
+            return Some(before);
+        }
         let gap = self.gap_after()?;
         let begun = self.filling.epochs().first();
         let goes_on = begun.is_some_and(|first| gap.checked_add(1) == Some(first.record.number));
@@ -229,7 +240,7 @@ impl Engine {
     }
 
     /// What holds for every record, whoever signed it. Gives its members.
-    fn check_record(&self, record: &EpochRecord) -> Result<BTreeSet<NodeId>, EpochError> {
+    pub(super) fn check_record(&self, record: &EpochRecord) -> Result<BTreeSet<NodeId>, EpochError> {
         let number = record.number;
         let impossible = |why| EpochError::Impossible { number, why };
         if record.mesh != self.mesh {
@@ -277,9 +288,11 @@ impl Engine {
 
     /// Drops the earliest epoch that peers and this node can do without. False if there is none.
     pub(super) fn drop_one_epoch(&mut self) -> bool {
+        let pinned = self.pinned_epochs();
+        let begins = self.vouched.map_or(1, |mark| mark.number);
         let mut chain = std::mem::take(&mut self.chain);
         // The standings follow from the last ones.
-        let dropped = chain.shorten(WINDOW + 1, |earlier, link, later| {
+        let dropped = chain.shorten(WINDOW + 1, begins, &pinned, |earlier, link, later| {
             carries(&earlier.record, &self.signed_by(&link.record, later))
         });
         self.chain = chain;
@@ -300,7 +313,7 @@ impl Engine {
             }
         }
         let mut link: Option<CertifiedEpoch> = None;
-        for epoch in stored.epochs {
+        for epoch in self.restore_vouched(stored.epochs) {
             let (number, known) = (epoch.record.number, self.roster.epoch());
             if number == known && epoch.record.hash() == self.roster.epoch_hash() {
                 continue;

@@ -95,7 +95,7 @@ impl Engine {
     pub(super) fn begin_epochs(&mut self) {
         let params = &self.config.genesis.params;
         let first = self.registry.first_epoch(self.mesh, params);
-        if self.chain.tip().is_some() || first.members.is_empty() {
+        if self.chain.tip().is_some() || first.members.is_empty() || !self.may_begin_with(&first) {
             return;
         }
         if let Some(roster) = self.registry.roster(&first) {
@@ -561,6 +561,7 @@ impl Engine {
     /// An admission or a removal came: perhaps an epoch is due, or one that was put aside can be read.
     pub(super) fn membership_known(&mut self, call: &mut Call<'_>) {
         self.begin_epochs();
+        self.go_before_chain();
         self.membership_due = self.is_membership_changed();
         self.look_again(call);
         self.agree(call);
@@ -681,7 +682,7 @@ impl Engine {
 
     /// What a peer is told of epochs when it connects.
     pub(super) fn epoch_parts(&self) -> Vec<Message> {
-        let own = self.chain.tip().map_or(0, |tip| tip.record.number);
+        let own = self.known_until();
         let mut parts: Vec<Message> = self
             .removals
             .values()
@@ -730,6 +731,7 @@ impl Engine {
                 match self
                     .missing_after()
                     .filter(|_| self.turns_asked.is_multiple_of(GAP_TURNS))
+                    .or_else(|| self.earlier_wanted())
                 {
                     Some(before) => call.out.push(Output::Send {
                         to: peer,

@@ -17,6 +17,7 @@
 //! - `incidents`: the bounded table of what is being voted on
 //! - `statements`: what this node states about the others; where everybody stands
 //! - `standings`: the evidence and the epochs: what each node deserves to weigh, and whether all is here
+//! - `vouched`: the epoch that the operator vouched for with this node's ticket: it begins there
 //! - `turn`: who agrees at once and who only if that was not enough
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
@@ -40,6 +41,7 @@ mod sync;
 mod turn;
 mod view;
 mod votes;
+mod vouched;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -58,7 +60,7 @@ use self::statements::Statements;
 pub use self::sync::SyncCounters;
 pub use self::view::{IncidentView, RestoreError};
 use self::window::ReplayWindow;
-use super::admission::{AdmittedRecord, SignedGrant};
+use super::admission::{AdmittedRecord, EpochMark, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
 use super::epoch::{CertifiedEpoch, Chain, EpochProof, EpochSeal, Lock, LockState, SignedRemoval};
@@ -153,7 +155,11 @@ pub struct Engine {
     forked: u64,
     /// The current epoch, and the way to it.
     chain: Chain,
-    /// Verified epochs that close a gap of the chain as soon as all of it is here.
+    /// The epoch that this node's ticket names: it begins there, and before it believes nobody.
+    vouched: Option<EpochMark>,
+    /// The first epoch of the chain when earlier ones were asked for last.
+    asked_before: u64,
+    /// Epochs that close a gap of the chain, or go before it, as soon as they reach what is known.
     filling: Chain,
     roster: Roster,
     /// Rosters of earlier epochs, latest first.
@@ -247,6 +253,8 @@ impl Engine {
             links: BTreeMap::new(),
             forked: 0,
             chain: Chain::default(),
+            vouched: None,
+            asked_before: 0,
             filling: Chain::default(),
             roster: Roster::with_weights(mesh, []),
             known: VecDeque::new(),
@@ -294,6 +302,7 @@ impl Engine {
             state_basis: None,
             statements: Statements::new(mesh),
         };
+        engine.vouched = engine.mark_of_ticket();
         engine.begin_epochs();
         engine
     }

@@ -16,6 +16,7 @@ mod refusals;
 mod rules;
 mod schedules;
 mod standings;
+mod vouched;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
