@@ -315,6 +315,13 @@ pub struct Status {
     /// Why processes are not watched: `off`, or what went wrong; absent if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_processes: Option<String>,
+    /// What keeps the carrier of messages from its server; absent while it is connected or needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier_trouble: Option<String>,
+    /// Number of the epoch that this node's ticket names, as long as no peer has shown it: until then the node takes
+    /// part in nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awaited_epoch: Option<u64>,
     /// State of the quorum: `state`, `reachable_weight`, `total_weight`, `t_lo`, `t_hi`, `needed`,
     /// `nodes`, `epoch`, `tolerance`, `quarantined_weight`.
     pub quorum: serde_json::Value,

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use super::answers::Answer;
 use super::io::{Output, RefusalReason};
+use super::work::{Job, Worth};
 use super::{Call, Engine, KNOWN_EPOCHS};
 use crate::mesh::epoch::{
     CertifiedEpoch, Chain, EpochError, EpochRecord, MAX_WEIGHT, StoredEpochs, carries,
@@ -87,7 +88,7 @@ impl Engine {
         }
         if number <= own {
             if !self.is_before_chain(number) {
-                self.fill_chain(&epoch);
+                self.fill_chain(call, from, &epoch);
             } else {
                 self.gather(&epoch);
                 self.go_before_chain();
@@ -102,11 +103,15 @@ impl Engine {
             .get(&from)
             .filter(|link| link.record.hash() == epoch.record.previous)
             .cloned();
+        let Some(job) = self.begin_epoch(call, from, &epoch) else {
+            return;
+        };
         let checked = match &link {
             _ if own.checked_add(1) == Some(number) => self.check_next(&epoch).map(|()| None),
             Some(link) => self.check_jump(link, &epoch).map(Some),
             None => Err(EpochError::NotNext { number, known: own }),
         };
+        self.end_epoch(job, checked.as_ref().err());
         match checked {
             Ok(roster) => {
                 if let Some((link, roster)) = link.zip(roster) {
@@ -135,7 +140,7 @@ impl Engine {
 
     /// Takes an epoch that this node has skipped, because the standings follow from every one. A gap is closed all at
     /// once: what carries the epochs after it is the one before it, and none in between was checked for that.
-    fn fill_chain(&mut self, epoch: &CertifiedEpoch) {
+    fn fill_chain(&mut self, call: &mut Call<'_>, from: NodeId, epoch: &CertifiedEpoch) {
         let number = epoch.record.number;
         let begins = self.chain.gap_before(number).is_some();
         let before = if begins {
@@ -147,10 +152,18 @@ impl Engine {
         let Some(before) = before else { return };
         let roster = self.registry.roster(&before.record);
         let after = self.epoch_members(&epoch.record);
-        let verified = roster.zip(after).is_some_and(|(roster, after)| {
-            epoch.record.previous == roster.epoch_hash() && epoch.verify(&roster, &after).is_ok()
-        });
-        if !verified {
+        let Some((roster, after)) = roster.zip(after) else {
+            return;
+        };
+        if epoch.record.previous != roster.epoch_hash() {
+            return;
+        }
+        let Some(job) = self.begin_epoch(call, from, epoch) else {
+            return;
+        };
+        let verified = epoch.verify(&roster, &after);
+        self.end_epoch(job, verified.as_ref().err());
+        if verified.is_err() {
             return;
         }
         if begins {
@@ -161,6 +174,25 @@ impl Engine {
         if self.filling.is_long() || self.chain.close_gap(self.filling.epochs()) {
             self.filling = Chain::default();
         }
+    }
+
+    fn begin_epoch(
+        &mut self,
+        call: &mut Call<'_>,
+        from: NodeId,
+        epoch: &CertifiedEpoch,
+    ) -> Option<Job> {
+        let signatures = epoch.precommits.signatures.len();
+        self.begin_work(call, from, &epoch.to_bytes(), signatures)
+    }
+
+    fn end_epoch(&mut self, job: Job, error: Option<&EpochError>) {
+        let worth = match error {
+            Some(EpochError::Signature { .. }) => Worth::Forged,
+            Some(EpochError::TooLight { .. }) => Worth::Wasted,
+            _ => Worth::Paid,
+        };
+        self.end_work(job, worth);
     }
 
     /// The number after which epochs are missing that the standings follow from.
@@ -179,13 +211,20 @@ impl Engine {
     /// both has lied; without, it is anybody's bytes.
     fn other_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
         let after = self.epoch_members(&epoch.record);
+        let Some(job) = self.begin_epoch(call, from, &epoch) else {
+            return;
+        };
         let holds = self
             .before()
             .zip(after)
-            .is_some_and(|(before, after)| epoch.verify(before, &after).is_ok());
-        if !holds {
+            .map(|(before, after)| epoch.verify(before, &after));
+        let error = holds.as_ref().and_then(|holds| holds.as_ref().err());
+        if holds.is_none() || error.is_some() {
+            self.end_epoch(job, error);
             return self.refuse(call, from, RefusalReason::BadEpoch);
         }
+        // Known by now: the same again is of no use.
+        self.end_work(job, Worth::Wasted);
         self.refuse(call, from, RefusalReason::ForkedEpoch);
         if self.forked != epoch.record.number {
             self.forked = epoch.record.number;

@@ -396,6 +396,8 @@ reasons!(
     TooOften = "too_often",
     /// This node may have voted on it before its clock was set back, and says nothing a second time.
     ClockSetBack = "clock_set_back",
+    /// One peer has had too many signatures checked for nothing.
+    TooMuchWork = "too_much_work",
     /// A limit of this node is reached.
     Full = "full",
     /// As many networks are blocked, or nodes were cut off within the hour, as may be.

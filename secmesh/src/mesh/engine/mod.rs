@@ -18,6 +18,7 @@
 //! - `statements`: what this node states about the others; where everybody stands
 //! - `standings`: the evidence and the epochs: what each node deserves to weigh, and whether all is here
 //! - `vouched`: the epoch that the operator vouched for with this node's ticket: it begins there
+//! - `work`: how many signatures one peer may have checked for nothing
 //! - `turn`: who agrees at once and who only if that was not enough
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
@@ -43,6 +44,7 @@ mod view;
 mod votes;
 mod vouched;
 mod window;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -60,6 +62,7 @@ use self::statements::Statements;
 pub use self::sync::SyncCounters;
 pub use self::view::{IncidentView, RestoreError};
 use self::window::ReplayWindow;
+use self::work::Work;
 use super::admission::{AdmittedRecord, EpochMark, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
@@ -172,6 +175,7 @@ pub struct Engine {
     /// What the failure detector says of members; of others, only the connection counts.
     liveness: BTreeMap<NodeId, Liveness>,
     answers: Answers,
+    work: Work,
     /// What is still to be sent to a peer that came up.
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
@@ -263,6 +267,7 @@ impl Engine {
             seen: BTreeSet::new(),
             liveness: BTreeMap::new(),
             answers: Answers::default(),
+            work: Work::default(),
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),

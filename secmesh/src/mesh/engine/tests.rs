@@ -17,6 +17,7 @@ mod rules;
 mod schedules;
 mod standings;
 mod vouched;
+mod work;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
