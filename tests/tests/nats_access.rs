@@ -110,7 +110,8 @@ fn failed(lab: &Lab, node: &Node) -> Result<u64> {
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
-fn a_mesh_meets_through_tls_with_a_password_and_a_wrong_one_is_told_and_tried_again() -> Result<()> {
+fn a_mesh_meets_through_tls_with_a_password_and_a_wrong_one_is_told_and_tried_again() -> Result<()>
+{
     let folder = tempfile::tempdir()?;
     certificates(folder.path())?;
     for node in 1..=3 {
@@ -139,16 +140,24 @@ fn a_mesh_meets_through_tls_with_a_password_and_a_wrong_one_is_told_and_tried_ag
     secret(&folder.path().join("password-n3"), WRONG)?;
     lab.stop_agent(3, Signal::SIGTERM)?;
     lab.start_agent(3)?;
-    let told = clock::wait_until(PATIENCE, Duration::from_millis(100), || trouble(&lab, &third))?;
+    let told = clock::wait_until(PATIENCE, Duration::from_millis(100), || {
+        trouble(&lab, &third)
+    })?;
     let told = told.context("a wrong password is not told of")?;
     ensure!(
         told.contains("refuses") && told.contains("password_file"),
         "{told}"
     );
     let shown = lab.ask(&third).must(&["status"])?;
-    ensure!(shown.contains("refuses this node's user and password"), "{shown}");
+    ensure!(
+        shown.contains("refuses this node's user and password"),
+        "{shown}"
+    );
     let log = fs::read_to_string(&third.log)?;
-    ensure!(log.contains("refuses this node's user and password"), "not in the log");
+    ensure!(
+        log.contains("refuses this node's user and password"),
+        "not in the log"
+    );
     let before = failed(&lab, &third)?;
     let again = clock::wait_until(PATIENCE * 2, Duration::from_millis(200), || {
         Ok((failed(&lab, &third)? >= before + 2).then_some(()))
@@ -160,7 +169,8 @@ fn a_mesh_meets_through_tls_with_a_password_and_a_wrong_one_is_told_and_tried_ag
     for node in 1..=2 {
         secret(&folder.path().join(format!("password-n{node}")), WRONG)?;
     }
-    lab.broker()?.reconfigure(with_password(folder.path(), &users))?;
+    lab.broker()?
+        .reconfigure(with_password(folder.path(), &users))?;
     let came = clock::wait_until(PATIENCE * 2, Duration::from_millis(100), || {
         Ok(trouble(&lab, &third)?.is_none().then_some(()))
     })?;
@@ -198,6 +208,9 @@ fn a_mesh_meets_with_a_token_and_a_server_of_another_authority_is_told_of() -> R
     let told = clock::wait_until(PATIENCE * 2, Duration::from_millis(100), || {
         Ok(trouble(&lab, &first)?.filter(|why| why.contains("ca_file")))
     })?;
-    ensure!(told.is_some(), "another authority's certificate is not told of");
+    ensure!(
+        told.is_some(),
+        "another authority's certificate is not told of"
+    );
     ensure_nothing_told(&lab, &[TOKEN])
 }

@@ -239,7 +239,9 @@ impl Agent {
     fn refused(&mut self, from: &NodeId, reason: RefusalReason) {
         if let Some(held_back) = self.refusal_log.allow((*from, reason.name())) {
             match self.engine.awaited() {
-                Some(mark) if reason == RefusalReason::NotOfTicket => self.other_history(from, mark),
+                Some(mark) if reason == RefusalReason::NotOfTicket => {
+                    self.other_history(from, mark)
+                }
                 _ => {
                     warn!(peer = %self.name_of(from), %reason, held_back, "refused a message");
                 }

@@ -91,7 +91,9 @@ impl<T> Lines<T> {
             return Some(item);
         }
         let after = |last: NodeId| (std::ops::Bound::Excluded(last), std::ops::Bound::Unbounded);
-        let later = self.last.and_then(|last| self.peers.range(after(last)).next());
+        let later = self
+            .last
+            .and_then(|last| self.peers.range(after(last)).next());
         let (peer, _) = later.or_else(|| self.peers.first_key_value())?;
         let peer = *peer;
         let line = self.peers.get_mut(&peer)?;
@@ -166,7 +168,9 @@ mod tests {
     #[tokio::test]
     async fn one_peer_fills_its_own_line_and_delays_nobody() {
         let (sender, mut queue) = fair();
-        let kept = (0..100_000).filter(|n| sender.put(peer(1), (1, *n))).count();
+        let kept = (0..100_000)
+            .filter(|n| sender.put(peer(1), (1, *n)))
+            .count();
         assert_eq!(kept, PER_PEER);
         for n in 0..3 {
             assert!(sender.put(peer(2), (2, n)));

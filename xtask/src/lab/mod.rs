@@ -229,7 +229,11 @@ impl Lab {
                 Carrier::Grpc => String::new(),
                 Carrier::Nats => format!(
                     "carrier = \"nats\"\n\n[mesh.nats]\nservers = [\"{}://{}\"]\n{}\n",
-                    if self.options.access.tls { "tls" } else { "nats" },
+                    if self.options.access.tls {
+                        "tls"
+                    } else {
+                        "nats"
+                    },
                     Broker::address(),
                     self.options.access.nodes.replace("{node}", &node.name)
                 ),

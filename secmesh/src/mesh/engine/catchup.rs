@@ -279,7 +279,10 @@ impl Engine {
     }
 
     /// What holds for every record, whoever signed it. Gives its members.
-    pub(super) fn check_record(&self, record: &EpochRecord) -> Result<BTreeSet<NodeId>, EpochError> {
+    pub(super) fn check_record(
+        &self,
+        record: &EpochRecord,
+    ) -> Result<BTreeSet<NodeId>, EpochError> {
         let number = record.number;
         let impossible = |why| EpochError::Impossible { number, why };
         if record.mesh != self.mesh {

@@ -96,10 +96,7 @@ impl Chain {
         }
         let from = first.record.number;
         let at = self.epochs.partition_point(|e| e.record.number < from);
-        let closes = self
-            .epochs
-            .get(at)
-            .is_some_and(|next| names(next, last));
+        let closes = self.epochs.get(at).is_some_and(|next| names(next, last));
         if !closes {
             return false;
         }
@@ -135,8 +132,7 @@ impl Chain {
 
     /// Whether so many more may come before those there are.
     pub const fn has_room(&self, more: usize) -> bool {
-        self.epochs.len().saturating_add(more) <= MAX_CHAIN
-            && self.bytes <= MAX_CHAIN_BYTES / 4 * 3
+        self.epochs.len().saturating_add(more) <= MAX_CHAIN && self.bytes <= MAX_CHAIN_BYTES / 4 * 3
     }
 
     /// Drops the earliest epoch that can be done without; the last two, the last `keep`, those in `pinned`, the

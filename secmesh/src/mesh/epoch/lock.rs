@@ -262,7 +262,9 @@ impl Lock {
 
     /// Whether the proposal of a round that is held shows these prevotes.
     pub fn shows(&self, round: u32, polka: &Option<VoteSet>) -> bool {
-        self.proposals.get(&round).is_some_and(|held| held.polka == *polka)
+        self.proposals
+            .get(&round)
+            .is_some_and(|held| held.polka == *polka)
     }
 
     /// Weight of the prevotes that a proposal shows; 0 if they are not genuine.

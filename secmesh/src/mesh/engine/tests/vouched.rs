@@ -45,10 +45,9 @@ fn forged(net: &Net, newcomer: &AdmittedRecord) -> Vec<CertifiedEpoch> {
     all.push(newcomer.clone());
     let mut epochs: Vec<CertifiedEpoch> = Vec::new();
     for number in 2..=8 {
-        let previous = epochs.last().map_or_else(
-            || roster(&["a"]).epoch_hash(),
-            |epoch| epoch.record.hash(),
-        );
+        let previous = epochs
+            .last()
+            .map_or_else(|| roster(&["a"]).epoch_hash(), |epoch| epoch.record.hash());
         let members = all.iter().map(|a| {
             let first = a.record.node == node_id(1);
             member(a, if first { 10_000 } else { 0 }, if first { 1 } else { 2 })

@@ -20,13 +20,17 @@ fn good(net: &Net, n: u16) -> Certificate {
 /// The `n`th of as many as one likes of which one signature is none.
 fn forge(certificate: &Certificate, n: u16) -> Certificate {
     let mut forged = certificate.clone();
-    let last = forged.votes.last_mut().unwrap();
-    last.signature[2..4].copy_from_slice(&n.to_be_bytes());
+    let first = forged.votes.first_mut().unwrap();
+    first.signature[2..4].copy_from_slice(&n.to_be_bytes());
     forged
 }
 
 fn send(net: &mut Net, from: u8, certificate: &Certificate) {
-    net.inject(from, 4, &Message::Certificate(Box::new(certificate.clone())));
+    net.inject(
+        from,
+        4,
+        &Message::Certificate(Box::new(certificate.clone())),
+    );
 }
 
 #[test]
@@ -129,7 +133,8 @@ fn forged_seals_cost_so_much_and_the_same_one_once() {
     assert!(net.refused(4, RefusalReason::TooMuchWork) > 200);
     net.inject(3, 4, &Message::EpochSeal(Box::new(seal.clone())));
     let sealed = net.outputs[&4].iter();
-    let sealed = sealed.filter(|o| matches!(o, Output::SealSeen { seal, .. } if seal.sealed.node == node_id(3)));
+    let sealed = sealed
+        .filter(|o| matches!(o, Output::SealSeen { seal, .. } if seal.sealed.node == node_id(3)));
     assert_eq!(sealed.count(), 1);
 }
 
@@ -167,7 +172,7 @@ fn what_is_remembered_of_forgeries_is_bounded() {
     let genuine = good(&net, 1);
     let most = u16::try_from(MAX_FORGED).unwrap();
     for n in 0..=most {
-        net.now += S;
+        net.now += S / 50;
         send(&mut net, 2, &forge(&genuine, n));
     }
     let checked = net.engines[&4].signatures_checked();
