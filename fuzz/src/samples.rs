@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use secmesh::mesh::admission::{AdmittedRecord, Grant, NodeRecord, SignedGrant};
+use secmesh::mesh::admission::{AdmittedRecord, EpochMark, Grant, NodeRecord, SignedGrant};
 use secmesh::mesh::cert::{CertVote, Certificate};
 use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::decision::{OperatorRelease, SignedRelease};
@@ -194,6 +194,10 @@ fn grant(genesis: &Genesis, ticket: u8) -> Option<SignedGrant> {
                 .ok()?,
             issued_unix_us: T0 - 600 * S,
             expires_unix_us: T0 + 600 * S,
+            epoch: (ticket % 4 < 2).then_some(EpochMark {
+                number: u64::from(ticket) + 1,
+                hash: Hash([ticket; 32]),
+            }),
         }
         .sign(&operator()),
     )

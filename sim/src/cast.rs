@@ -128,6 +128,7 @@ pub fn grant(genesis: &Genesis, i: usize) -> SignedGrant {
         name_hint: None,
         issued_unix_us: START_US - 6_000 * S,
         expires_unix_us: START_US + 6_000 * S,
+        epoch: None,
     }
     .sign(&operator())
 }

@@ -34,7 +34,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             pins: vec![[3; 32]],
         });
     }
-    let mut seeds = vec![b"\0secmesh2-AAAA".to_vec(), b"\0secmesh1-".to_vec()];
+    let mut seeds = vec![b"\0secmesh1-AAAA".to_vec(), b"\0secmesh2-".to_vec()];
     for text in tickets.iter().filter_map(|ticket| ticket.encode().ok()) {
         seeds.push([b"\0".as_slice(), text.as_bytes()].concat());
         seeds.push([b"\0".as_slice(), text.as_bytes(), b"A"].concat());

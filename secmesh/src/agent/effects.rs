@@ -238,7 +238,14 @@ impl Agent {
 
     fn refused(&mut self, from: &NodeId, reason: RefusalReason) {
         if let Some(held_back) = self.refusal_log.allow((*from, reason.name())) {
-            warn!(peer = %self.name_of(from), %reason, held_back, "refused a message");
+            match self.engine.awaited() {
+                Some(mark) if reason == RefusalReason::NotOfTicket => {
+                    self.other_history(from, mark)
+                }
+                _ => {
+                    warn!(peer = %self.name_of(from), %reason, held_back, "refused a message");
+                }
+            }
             self.record(&Record::Refused {
                 source: from.to_string(),
                 reason: reason.name().to_owned(),

@@ -12,13 +12,14 @@ use crate::{
     api::types::{EpochMemberView, EpochView},
     ledger::Record,
     mesh::{
+        admission::EpochMark,
         crypto::sha256,
         engine::{Engine, Input, Output},
         epoch::{
             CertifiedEpoch, EpochProof, EpochSeal, LockState, MAX_CHAIN_BYTES, SignedRemoval,
             StoredEpochs,
         },
-        ids::to_hex,
+        ids::{NodeId, to_hex},
         roster::Tolerance,
     },
     state::{StateDir, StateError, read_capped},
@@ -126,6 +127,17 @@ impl Agent {
             "a new epoch is in force"
         );
         self.membership_changed();
+    }
+
+    /// A peer shows this node, which is new, another history of the mesh than its ticket does.
+    pub(super) fn other_history(&self, from: &NodeId, mark: EpochMark) {
+        error!(
+            peer = %self.name_of(from), epoch = mark.number, hash = %mark.hash,
+            "refused: the peer has other epochs than the one that this node's ticket names; either it lies, or the \
+             ticket was made on a node that does. This node takes part in nothing until a peer shows it that epoch. \
+             Compare `secmesh epoch` on the members; if no member has it any more, have this node removed (secmesh \
+             peers remove) and join with a new ticket and an empty state directory"
+        );
     }
 
     /// Both are in the record then, with who signed them.

@@ -12,6 +12,7 @@ mod epochs;
 mod escalation;
 mod evidence;
 mod explain;
+mod fair;
 mod interfaces;
 mod limits;
 mod lists;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use super::fair::{FairReceiver, FairSender, fair};
 use super::witnessed::{Telling, Witnessed};
 use crate::clock::Clock;
 use crate::ledger::fork::LedgerForkProof;
@@ -23,8 +24,6 @@ use crate::mesh::witness::{
 };
 use crate::state::{PRIVATE, StateDir, write_atomic};
 
-/// Most messages that wait.
-const QUEUE: usize = 256;
 /// Most proofs that wait for the loop.
 const FOUND: usize = 16;
 /// Most checkpoints of others told to a peer at once; the rest have their turn with the next peer or round.
@@ -40,7 +39,7 @@ pub(super) struct NotaryCounters {
     pub got: AtomicU64,
     /// Offers of peers that were refused.
     pub refused: AtomicU64,
-    /// Messages that found the queue full.
+    /// Messages that found their sender's line, or all lines together, full.
     pub dropped: AtomicU64,
     /// Size that a witness has seen of this node's ledger and that it does not reach; 0 if none.
     pub cut_back: AtomicU64,
@@ -59,7 +58,7 @@ enum Task {
 
 /// The loop's end of it.
 pub(super) struct Notary {
-    queue: mpsc::Sender<Task>,
+    queue: FairSender<Task>,
     pub counters: Arc<NotaryCounters>,
 }
 
@@ -76,7 +75,7 @@ pub(super) struct Parts<'a> {
 impl Notary {
     /// Reads what was witnessed before and starts. The second value gives the proofs that it finds.
     pub fn start(parts: Parts<'_>) -> (Self, mpsc::Receiver<LedgerForkProof>) {
-        let (queue, tasks) = mpsc::channel(QUEUE);
+        let (queue, tasks) = fair();
         let (found, forks) = mpsc::channel(FOUND);
         let counters = Arc::new(NotaryCounters::default());
         let node = NodeId(parts.keys.node);
@@ -106,7 +105,11 @@ impl Notary {
     }
 
     fn put(&self, task: Task) {
-        if self.queue.try_send(task).is_err() {
+        let kept = match &task {
+            Task::Message { from, .. } => self.queue.put(from.node, task),
+            Task::Round(_) | Task::Up(_) | Task::Down(_) => self.queue.put_own(task),
+        };
+        if !kept {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -159,8 +162,8 @@ struct Desk {
 }
 
 impl Desk {
-    async fn run(mut self, mut tasks: mpsc::Receiver<Task>) {
-        while let Some(task) = tasks.recv().await {
+    async fn run(mut self, mut tasks: FairReceiver<Task>) {
+        while let Some(task) = tasks.next().await {
             match task {
                 Task::Message {
                     from,

@@ -152,6 +152,8 @@ impl Agent {
             waiting: self.interfaces.waiting(),
             flows: self.flows_view(),
             no_processes: self.watch.no_processes.clone(),
+            carrier_trouble: self.transport.carrier_trouble(),
+            awaited_epoch: self.engine.awaited().map(|mark| mark.number),
             quorum: serde_json::to_value(self.engine.quorum()).unwrap_or_default(),
             quarantined: self.quarantine_views(),
             blocks: BlockTotals {
@@ -385,6 +387,8 @@ impl Agent {
             genesis: BASE64_STANDARD.encode(self.store.genesis.to_bytes()),
             addresses: reachable.iter().map(|(a, _)| a.to_string()).collect(),
             pins: reachable.iter().map(|(_, pin)| to_hex(pin)).collect(),
+            epoch: self.engine.roster().epoch(),
+            epoch_hash: self.engine.roster().epoch_hash().to_string(),
         }
     }
 

@@ -272,12 +272,18 @@ impl Agent {
                     author: reference.author.to_string(),
                     author_name: self.name_of(&reference.author),
                     sequence: reference.sequence,
-                    made_unix_us: reference.made_at_us,
+                    made_unix_us: self.plausible(reference.made_at_us),
                     subject: reference.subject,
                     decision: reference.decision.map(|d| d.to_string()),
                 })
                 .collect(),
         }
+    }
+
+    /// A time that an author states, moved to where it can be: not before the mesh was, and not after now.
+    fn plausible(&self, made_at_us: u64) -> u64 {
+        let created = self.engine.genesis().created_unix_us;
+        between(made_at_us, created, self.clock.unix_us())
     }
 
     /// For `status`.
@@ -299,6 +305,17 @@ impl Agent {
     pub(super) fn trust_weights(&mut self) -> impl Fn(&NodeId) -> u32 + use<> {
         let report = self.engine.trust();
         move |node| report.nodes.get(node).map_or(0, |trust| trust.weight)
+    }
+}
+
+/// The time nearest to `stated` that is neither before `first` nor after `last`.
+const fn between(stated: u64, first: u64, last: u64) -> u64 {
+    if stated > last {
+        last
+    } else if stated < first {
+        first
+    } else {
+        stated
     }
 }
 
@@ -388,6 +405,15 @@ mod tests {
         TrustWork::open(&state, &mut after, T0).unwrap();
         assert_eq!(after.evidence().head(&node_id(1)).size, 1);
         assert_eq!(states(&mut after, false), Vec::<Vec<u8>>::new());
+    }
+
+    #[test]
+    fn a_stated_time_is_shown_where_it_can_be() {
+        for (stated, shown) in [(0, 10), (10, 10), (15, 15), (20, 20), (u64::MAX, 20)] {
+            assert_eq!(between(stated, 10, 20), shown);
+        }
+        // A clock that is behind the genesis: nothing was made in the future.
+        assert_eq!(between(15, 10, 5), 5);
     }
 
     #[test]

@@ -88,7 +88,8 @@ pub struct TrustReason {
     pub author_name: String,
     /// Its place in the author's log.
     pub sequence: u64,
-    /// When it was signed, unix µs.
+    /// When it was signed by its author's word, unix µs; not before the mesh was made and not after now. Nothing
+    /// follows from it.
     pub made_unix_us: u64,
     /// Whom it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]

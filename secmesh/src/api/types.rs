@@ -315,6 +315,13 @@ pub struct Status {
     /// Why processes are not watched: `off`, or what went wrong; absent if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_processes: Option<String>,
+    /// What keeps the carrier of messages from its server; absent while it is connected or needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier_trouble: Option<String>,
+    /// Number of the epoch that this node's ticket names, as long as no peer has shown it: until then the node takes
+    /// part in nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awaited_epoch: Option<u64>,
     /// State of the quorum: `state`, `reachable_weight`, `total_weight`, `t_lo`, `t_hi`, `needed`,
     /// `nodes`, `epoch`, `tolerance`, `quarantined_weight`.
     pub quorum: serde_json::Value,
@@ -752,4 +759,8 @@ pub struct InviteTerms {
     pub addresses: Vec<String>,
     /// Hex SHA-256 of the members' TLS keys.
     pub pins: Vec<String>,
+    /// Number of the epoch that is in force; 0 while the node knows of none.
+    pub epoch: u64,
+    /// Hex hash of that epoch's record.
+    pub epoch_hash: String,
 }

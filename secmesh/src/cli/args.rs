@@ -132,7 +132,7 @@ lasts, and joins when one of them was cut off or removed and nobody has come sin
 then `secmesh run`.
 
 Examples:
-  secmesh join secmesh1-AQF… --name n2 --zone rack2 --advertise 192.0.2.2:4747
+  secmesh join secmesh2-AQF… --name n2 --zone rack2 --advertise 192.0.2.2:4747
   secmesh join - --standby --name s1 --advertise 192.0.2.9:4747 < ticket && secmesh run
   secmesh invite | ssh n2 secmesh join - --name n2      reads the ticket from standard input")]
     Join(JoinArgs),

@@ -9,10 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use super::output::{Out, Paint, Style, clean};
 use super::table::{Table, plain, styled};
 use super::time::{rfc3339, span};
-use super::{CliError, Context, control, node};
-use crate::api::types::{EpochView, Peer, Request, Status};
+use super::{CliError, Context, asked, control, node};
+use crate::api::types::{EpochView, Peer, Request};
 use crate::mesh::epoch::Removal;
-use crate::mesh::ids::{MeshId, NodeId};
+use crate::mesh::ids::NodeId;
 
 /// `secmesh epoch`
 pub fn epoch(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
@@ -129,11 +129,8 @@ pub fn remove(
     // The key first: who cannot read it need not ask.
     let operator = node::operator_key(key)?;
     let peers: Vec<Peer> = context.ask(&Request::Peers {})?;
-    let status: Status = context.ask(&Request::Status {})?;
-    let failed = |why: String| CliError::Failed(why);
-    let mesh: MeshId = status.mesh_id.parse().map_err(|e| failed(format!("{e}")))?;
     let removal = Removal {
-        mesh,
+        mesh: asked::mesh(context)?,
         node: chosen(node, &peers)?,
         issued_unix_us: out.now_us,
     };

@@ -10,11 +10,11 @@ use super::time::{rfc3339, span};
 use super::{CliError, Context, node, note};
 use crate::api::types::{Done, InviteTerms, Request};
 use crate::entropy;
-use crate::mesh::admission::Grant;
+use crate::mesh::admission::{EpochMark, Grant};
 use crate::mesh::crypto::Signer;
 use crate::mesh::genesis::SignedGenesis;
 use crate::mesh::identity::{Purpose, Ticket};
-use crate::mesh::ids::{TicketId, from_hex};
+use crate::mesh::ids::{Hash, TicketId, from_hex};
 
 /// Longest validity of a ticket, seconds.
 const MAX_EXPIRES_S: u64 = 30 * 86_400;
@@ -102,6 +102,12 @@ fn make(
             "no connected member advertises an address that a new node could ask; set [mesh] advertise on this node and restart its agent".to_owned(),
         ));
     }
+    if terms.epoch == 0 {
+        return Err(CliError::Failed(
+            "this node does not know yet which epoch is in force; wait until it is connected (secmesh status), or make the ticket on another node".to_owned(),
+        ));
+    }
+    let hash = from_hex::<32>(&terms.epoch_hash).ok_or_else(|| not_understood("epoch"))?;
     let pins = terms
         .pins
         .iter()
@@ -117,6 +123,10 @@ fn make(
         name_hint,
         issued_unix_us,
         expires_unix_us,
+        epoch: Some(EpochMark {
+            number: terms.epoch,
+            hash: Hash(hash),
+        }),
     };
     let ticket = Ticket {
         genesis: bytes,
@@ -148,6 +158,8 @@ mod tests {
             genesis: STANDARD.encode(genesis.sign(operator).to_bytes()),
             addresses: (1..12).map(|n| format!("192.0.2.{n}:4747")).collect(),
             pins: (1..12).map(|n| to_hex(&[n; 32])).collect(),
+            epoch: 7,
+            epoch_hash: to_hex(&[9; 32]),
         }
     }
 
@@ -183,6 +195,11 @@ mod tests {
             (grant.grant.issued_unix_us, grant.grant.expires_unix_us),
             (10, 20)
         );
+        let begins = EpochMark {
+            number: 7,
+            hash: Hash([9; 32]),
+        };
+        assert_eq!(grant.grant.epoch, Some(begins));
     }
 
     #[test]
@@ -200,6 +217,13 @@ mod tests {
                 .contains("not the operator key of mesh lab")
         );
         let mut terms = terms(&operator);
+        terms.epoch = 0;
+        assert!(
+            refused(&terms, &operator)
+                .unwrap()
+                .contains("which epoch is in force")
+        );
+        terms.epoch = 7;
         terms.addresses.clear();
         assert!(refused(&terms, &operator).unwrap().contains("advertise"));
         terms.addresses = vec!["192.0.2.1:1".to_owned()];

@@ -116,6 +116,11 @@ impl Invitation {
         genesis.verify().map_err(|e| bad(&e))?;
         let grant = SignedGrant::from_bytes(&ticket.grant).map_err(|e| bad(&e))?;
         grant.verify(&genesis.genesis).map_err(|e| bad(&e))?;
+        if grant.grant.epoch.is_none() {
+            return Err(bad(
+                &"it names no epoch to begin with; make a new one (secmesh invite)",
+            ));
+        }
         let key = Signer::from_secret(&ticket.seed);
         if key.public() != grant.grant.ticket_key {
             return Err(bad(&"its key is not the one that was granted"));
@@ -222,6 +227,10 @@ mod tests {
             name_hint: None,
             issued_unix_us: ISSUED,
             expires_unix_us: ISSUED + 3_600 * S,
+            epoch: Some(crate::mesh::admission::EpochMark {
+                number: 1,
+                hash: crate::mesh::ids::Hash([1; 32]),
+            }),
         };
         Ticket {
             genesis: genesis().sign(&operator()).to_bytes(),

@@ -411,6 +411,10 @@ pub(super) mod tests {
             name_hint: None,
             issued_unix_us: 1_699_999_999_000_000,
             expires_unix_us: 1_700_000_100_000_000,
+            epoch: Some(crate::mesh::admission::EpochMark {
+                number: 1,
+                hash: crate::mesh::ids::Hash([1; 32]),
+            }),
         };
         Ticket {
             genesis: genesis.sign(&operator).to_bytes(),

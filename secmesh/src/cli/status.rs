@@ -303,6 +303,15 @@ fn ledger(status: &Status, paint: Paint) -> String {
 
 fn warnings(status: &Status) -> Vec<String> {
     let mut warnings = Vec::new();
+    if let Some(why) = &status.carrier_trouble {
+        warnings.push(format!("no connection to NATS: {}", clean(why)));
+    }
+    if let Some(number) = status.awaited_epoch {
+        warnings.push(format!(
+            "this node takes part in nothing until a peer shows it epoch {number}, which its ticket names; if that \
+             lasts, the log says why"
+        ));
+    }
     for interface in status.waiting.iter().filter(|i| !is_absent(i)) {
         warnings.push(format!(
             "{} is not protected: {}",

@@ -135,7 +135,8 @@ fn story(text: &mut String, node: &TrustNode, change: &TrustChange, now_us: u64)
     }
     let _ = writeln!(
         text,
-        "{} {}: {}",
+        "epoch {}: {} {}: {}",
+        change.epoch,
         plain(&node.name).0,
         why(change.cause),
         effect.join(", ")
@@ -154,7 +155,7 @@ fn story(text: &mut String, node: &TrustNode, change: &TrustChange, now_us: u64)
         }
         let _ = writeln!(
             text,
-            "    {} by {}, statement {}{}",
+            "    dated {} by {}, statement {}{}",
             time::at(reason.made_unix_us, now_us),
             plain(&reason.author_name).0,
             reason.sequence,
@@ -198,8 +199,8 @@ n1       100    100    100   0.00  0.00  50.0%        0     0    50%  this node
 n2        33     60     60   0.00  4.00  16.6%        0     2    98%  losing weight
 n3         0     60      0   1.50  0.00  71.4%        0     1    33%  proved: evidence_fork
 
-n2 confirmed a block that the operator called a false positive: +4 to beta
-    2023-11-14T22:13:20.000Z (1 min ago) by n1, statement 0, about 203.0.113.7, decision 0123456789ab
+epoch 898: n2 confirmed a block that the operator called a false positive: +4 to beta
+    dated 2023-11-14T22:13:20.000Z (1 min ago) by n1, statement 0, about 203.0.113.7, decision 0123456789ab
 
 epoch 900 of 3600 s, 3 statements, frontier 001122334455
 "

@@ -7,7 +7,9 @@ use super::genesis::Genesis;
 use super::ids::{Hash, MeshId, Name, NodeId, TicketId, Zone};
 use super::wire::{Decoder, Encoder, WireError};
 
+/// Of a grant that names no epoch, and of one that does.
 const GRANT_TAG: &str = "secmesh/grant/1";
+const GRANT_OF_EPOCH_TAG: &str = "secmesh/grant/2";
 const NODE_ID_TAG: &str = "secmesh/node-id/1";
 const RECORD_TAG: &str = "secmesh/node-record/2";
 const POSSESSION_TAG: &str = "secmesh/admit/possession/1";
@@ -37,6 +39,15 @@ pub enum AdmissionError {
     },
 }
 
+/// A certified epoch, by number and hash: who goes by it takes no other history of the mesh for this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EpochMark {
+    /// Its number, from 1.
+    pub number: u64,
+    /// The hash of its record.
+    pub hash: Hash,
+}
+
 /// The public half of a ticket: the operator allows whoever holds the ticket's key to join once.
 ///
 /// The ticket's Ed25519 key is also the key of the TLS client certificate on the joining
@@ -55,12 +66,18 @@ pub struct Grant {
     pub issued_unix_us: u64,
     /// When it ends.
     pub expires_unix_us: u64,
+    /// The epoch that was in force where the ticket was made: whoever joins with it begins there. Tickets of
+    /// version 1 named none; nodes that joined with one begin with the first epoch.
+    pub epoch: Option<EpochMark>,
 }
 
 impl Grant {
     /// Canonical bytes; what the operator signs.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut e = Encoder::tagged(GRANT_TAG);
+        let mut e = Encoder::tagged(match self.epoch {
+            None => GRANT_TAG,
+            Some(_) => GRANT_OF_EPOCH_TAG,
+        });
         e.fixed(self.mesh.as_bytes())
             .fixed(self.ticket.as_bytes())
             .fixed(&self.ticket_key);
@@ -69,6 +86,9 @@ impl Grant {
             None => e.u8(0),
         };
         e.u64(self.issued_unix_us).u64(self.expires_unix_us);
+        if let Some(mark) = &self.epoch {
+            e.u64(mark.number).fixed(mark.hash.as_bytes());
+        }
         e.finish()
     }
 
@@ -115,7 +135,12 @@ impl SignedGrant {
     }
 
     pub(super) fn read(d: &mut Decoder<'_>) -> Result<Self, WireError> {
-        d.expect_tag(GRANT_TAG)?;
+        let of_epoch = d.next_is_tag(GRANT_OF_EPOCH_TAG);
+        d.expect_tag(if of_epoch {
+            GRANT_OF_EPOCH_TAG
+        } else {
+            GRANT_TAG
+        })?;
         let mesh = MeshId(d.fixed("mesh")?);
         let ticket = TicketId(d.fixed("ticket")?);
         let ticket_key = d.fixed("ticket_key")?;
@@ -136,11 +161,24 @@ impl SignedGrant {
             name_hint,
             issued_unix_us: d.u64("issued_unix_us")?,
             expires_unix_us: d.u64("expires_unix_us")?,
+            epoch: of_epoch.then(|| Self::read_mark(d)).transpose()?,
         };
         Ok(Self {
             grant,
             signature: d.fixed("signature")?,
         })
+    }
+
+    fn read_mark(d: &mut Decoder<'_>) -> Result<EpochMark, WireError> {
+        let number = d.u64("epoch number")?;
+        if number == 0 {
+            return Err(WireError::Invalid {
+                field: "epoch number",
+                why: "epochs are counted from 1",
+            });
+        }
+        let hash = Hash(d.fixed("epoch hash")?);
+        Ok(EpochMark { number, hash })
     }
 
     /// Checks mesh, key and signature, not the time.

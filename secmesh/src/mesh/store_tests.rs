@@ -48,6 +48,7 @@ fn grant(seed: u8, hint: &str) -> (SignedGrant, Signer) {
         name_hint: Some(Name::new(hint).unwrap()),
         issued_unix_us: 1_700_000_000_000_000,
         expires_unix_us: 1_700_003_600_000_000,
+        epoch: None,
     };
     (grant.sign(&operator()), ticket)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::admission::{AdmittedRecord, Grant, NodeRecord, SignedGrant};
+use super::admission::{AdmittedRecord, EpochMark, Grant, NodeRecord, SignedGrant};
 use super::cert::{CertVote, Certificate};
 use super::crypto::Signer;
 use super::genesis::{Genesis, Params};
@@ -72,6 +72,16 @@ pub fn grant(ticket: u8) -> SignedGrant {
         name_hint: Some(Name::new("n9").unwrap()),
         issued_unix_us: T0 - 600 * S,
         expires_unix_us: T0 + 600 * S,
+        epoch: None,
+    }
+    .sign(&operator())
+}
+
+/// The same with the epoch to begin with.
+pub fn grant_of(ticket: u8, epoch: EpochMark) -> SignedGrant {
+    Grant {
+        epoch: Some(epoch),
+        ..grant(ticket).grant
     }
     .sign(&operator())
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
 
+use super::admission::EpochMark;
 use super::cert::Certificate;
 use super::decision::OperatorRelease;
 use super::envelope::{Envelope, EnvelopeKind, NO_NONCE};
@@ -12,6 +13,7 @@ use super::epoch::{
     VoteSet,
 };
 use super::evidence::{Body, CulpritKeys, ProofKind, Statement};
+use super::identity::Ticket;
 use super::ids::to_hex;
 use super::message::{Announcement, EquivocationProof, Message};
 use super::roster::Roster;
@@ -105,11 +107,31 @@ fn computed() -> BTreeMap<&'static str, String> {
     all.insert("swim_message", to_hex(&swim().to_bytes()));
     all.extend(evidence);
     all.insert("evidence_ledger_fork", ledger_fork());
+    all.extend(computed_ticket(&roster));
     all.extend(computed_spread(&certificate));
     all.extend(computed_quarantine(&roster));
     all.extend(computed_epochs(&roster));
     all.extend(computed_envelopes(&roster, &vote));
     all
+}
+
+fn computed_ticket(roster: &Roster) -> BTreeMap<&'static str, String> {
+    let mark = EpochMark {
+        number: 1,
+        hash: roster.epoch_hash(),
+    };
+    let grant = grant_of(0x70, mark).to_bytes();
+    let ticket = Ticket {
+        genesis: genesis().sign(&operator()).to_bytes(),
+        grant: grant.clone(),
+        seed: [0x70; 32],
+        addresses: vec!["10.0.0.1:4747".to_owned()],
+        pins: vec![[1; 32]],
+    };
+    BTreeMap::from([
+        ("grant_of_epoch", to_hex(&grant)),
+        ("ticket", ticket.encode().unwrap()),
+    ])
 }
 
 fn computed_spread(certificate: &Certificate) -> BTreeMap<&'static str, String> {

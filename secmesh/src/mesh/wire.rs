@@ -187,6 +187,14 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    /// Whether this tag comes next; nothing is taken.
+    pub fn next_is_tag(&self, tag: &'static str) -> bool {
+        let rest = self.rest.split_first();
+        rest.is_some_and(|(len, rest)| {
+            usize::from(*len) == tag.len() && rest.starts_with(tag.as_bytes())
+        })
+    }
+
     fn take(&mut self, field: &'static str, wanted: usize) -> Result<&'a [u8], WireError> {
         match self.rest.split_at_checked(wanted) {
             Some((taken, rest)) => {

@@ -17,11 +17,23 @@ pub const PORT: u16 = 4222;
 /// How long it may take to answer.
 const BRING_UP: Duration = Duration::from_secs(10);
 
+/// How a lab's server lets nodes in, where it does not let everybody in.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// Lines for the server's configuration.
+    pub server: String,
+    /// Lines for each node's `[mesh.nats]`; `{node}` stands for the node's name.
+    pub nodes: String,
+    /// Whether nodes reach it through TLS.
+    pub tls: bool,
+}
+
 /// A real nats-server, on the client's address; ended when dropped. What it keeps is in the lab's folder.
 #[derive(Debug)]
 pub struct Broker {
     namespace: String,
     folder: PathBuf,
+    access: Access,
     process: Option<Child>,
 }
 
@@ -30,10 +42,11 @@ impl Broker {
     ///
     /// # Errors
     /// When it is not installed or does not answer within ten seconds.
-    pub fn start(namespace: String, folder: PathBuf) -> anyhow::Result<Self> {
+    pub fn start(namespace: String, folder: PathBuf, access: Access) -> anyhow::Result<Self> {
         let mut broker = Self {
             namespace,
             folder,
+            access,
             process: None,
         };
         broker.restart()?;
@@ -54,6 +67,15 @@ impl Broker {
         }
     }
 
+    /// Starts it again with other lines in its configuration.
+    ///
+    /// # Errors
+    /// As [`Broker::start`].
+    pub fn reconfigure(&mut self, server: String) -> anyhow::Result<()> {
+        self.access.server = server;
+        self.restart()
+    }
+
     /// Starts it again, with what it had kept.
     ///
     /// # Errors
@@ -66,8 +88,13 @@ impl Broker {
             .append(true)
             .open(self.folder.join("nats.log"))
             .context("cannot write the log of nats-server")?;
+        let config = self.folder.join("nats.conf");
+        std::fs::write(&config, &self.access.server)
+            .with_context(|| format!("cannot write {}", config.display()))?;
         let mut command = ns::command(&self.namespace, "nats-server")?;
         let process = command
+            .arg("--config")
+            .arg(&config)
             .args(["--addr", &address.ip().to_string()])
             .args(["--port", &address.port().to_string()])
             .arg("--jetstream")

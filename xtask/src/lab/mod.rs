@@ -38,7 +38,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
 use self::agent::Client;
-use self::broker::Broker;
+use self::broker::{Access, Broker};
 use self::net::{Family, MAX_NODES, Network};
 use self::state::{LabState, Node, ProcessRef};
 use crate::{clock, sh};
@@ -91,6 +91,8 @@ pub struct Options {
     pub attach: &'static str,
     /// What carries the nodes' messages.
     pub carrier: Carrier,
+    /// Whom the lab's NATS server lets in, where there is one.
+    pub access: Access,
     /// More lines for each node's `secmesh.toml`, whole tables.
     pub extra_config: String,
     /// Whether other processes may find and attack it.
@@ -109,6 +111,7 @@ impl Options {
             mode: "enforce",
             attach: "auto",
             carrier: Carrier::from_environment(),
+            access: Access::default(),
             extra_config: String::new(),
             open: false,
             keep_files: false,
@@ -208,7 +211,8 @@ impl Lab {
             if self.options.carrier == Carrier::Nats {
                 let (namespace, folder) =
                     (self.state.namespace("client"), self.state.work_dir.clone());
-                self.broker = Some(Broker::start(namespace, folder)?);
+                let access = self.options.access.clone();
+                self.broker = Some(Broker::start(namespace, folder, access)?);
             }
             self.start_mesh()?;
         }
@@ -231,8 +235,14 @@ impl Lab {
             match self.options.carrier {
                 Carrier::Grpc => String::new(),
                 Carrier::Nats => format!(
-                    "carrier = \"nats\"\n\n[mesh.nats]\nservers = [\"nats://{}\"]\n",
-                    Broker::address()
+                    "carrier = \"nats\"\n\n[mesh.nats]\nservers = [\"{}://{}\"]\n{}\n",
+                    if self.options.access.tls {
+                        "tls"
+                    } else {
+                        "nats"
+                    },
+                    Broker::address(),
+                    self.options.access.nodes.replace("{node}", &node.name)
                 ),
             },
             self.options.extra_config

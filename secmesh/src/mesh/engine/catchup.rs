@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use super::answers::Answer;
 use super::io::{Output, RefusalReason};
+use super::work::{Job, Worth};
 use super::{Call, Engine, KNOWN_EPOCHS};
 use crate::mesh::epoch::{
     CertifiedEpoch, Chain, EpochError, EpochRecord, MAX_WEIGHT, StoredEpochs, carries,
@@ -19,13 +20,13 @@ use crate::mesh::roster::Roster;
 use crate::mesh::trust::WINDOW;
 
 /// Most epochs sent to one peer at one time; it asks again.
-const SENT_AT_ONCE: usize = 64;
+pub(super) const SENT_AT_ONCE: usize = 64;
 /// No epoch is further ahead of a known one than this: a century of hours.
 const MAX_JUMP: u64 = 1 << 20;
 
 impl Engine {
     pub(super) fn ask_epochs(&self, call: &mut Call<'_>, peer: NodeId) {
-        let number = self.chain.tip().map_or(0, |tip| tip.record.number);
+        let number = self.known_until();
         call.out.push(Output::Send {
             to: peer,
             bytes: Message::EpochWant(number).to_bytes(),
@@ -82,8 +83,16 @@ impl Engine {
 
     pub(super) fn peer_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
         let (number, own) = (epoch.record.number, self.roster.epoch());
+        if let Some(mark) = self.awaited() {
+            return self.towards_vouched(call, from, epoch, mark);
+        }
         if number <= own {
-            self.fill_chain(&epoch);
+            if !self.is_before_chain(number) {
+                self.fill_chain(call, from, &epoch);
+            } else {
+                self.gather(&epoch);
+                self.go_before_chain();
+            }
             if number == own && epoch.record.hash() != self.roster.epoch_hash() {
                 self.other_epoch(call, from, epoch);
             }
@@ -94,11 +103,15 @@ impl Engine {
             .get(&from)
             .filter(|link| link.record.hash() == epoch.record.previous)
             .cloned();
+        let Some(job) = self.begin_epoch(call, from, &epoch) else {
+            return;
+        };
         let checked = match &link {
             _ if own.checked_add(1) == Some(number) => self.check_next(&epoch).map(|()| None),
             Some(link) => self.check_jump(link, &epoch).map(Some),
             None => Err(EpochError::NotNext { number, known: own }),
         };
+        self.end_epoch(job, checked.as_ref().err());
         match checked {
             Ok(roster) => {
                 if let Some((link, roster)) = link.zip(roster) {
@@ -127,7 +140,7 @@ impl Engine {
 
     /// Takes an epoch that this node has skipped, because the standings follow from every one. A gap is closed all at
     /// once: what carries the epochs after it is the one before it, and none in between was checked for that.
-    fn fill_chain(&mut self, epoch: &CertifiedEpoch) {
+    fn fill_chain(&mut self, call: &mut Call<'_>, from: NodeId, epoch: &CertifiedEpoch) {
         let number = epoch.record.number;
         let begins = self.chain.gap_before(number).is_some();
         let before = if begins {
@@ -139,10 +152,18 @@ impl Engine {
         let Some(before) = before else { return };
         let roster = self.registry.roster(&before.record);
         let after = self.epoch_members(&epoch.record);
-        let verified = roster.zip(after).is_some_and(|(roster, after)| {
-            epoch.record.previous == roster.epoch_hash() && epoch.verify(&roster, &after).is_ok()
-        });
-        if !verified {
+        let Some((roster, after)) = roster.zip(after) else {
+            return;
+        };
+        if epoch.record.previous != roster.epoch_hash() {
+            return;
+        }
+        let Some(job) = self.begin_epoch(call, from, epoch) else {
+            return;
+        };
+        let verified = epoch.verify(&roster, &after);
+        self.end_epoch(job, verified.as_ref().err());
+        if verified.is_err() {
             return;
         }
         if begins {
@@ -155,8 +176,30 @@ impl Engine {
         }
     }
 
+    fn begin_epoch(
+        &mut self,
+        call: &mut Call<'_>,
+        from: NodeId,
+        epoch: &CertifiedEpoch,
+    ) -> Option<Job> {
+        let signatures = epoch.precommits.signatures.len();
+        self.begin_work(call, from, &epoch.to_bytes(), signatures)
+    }
+
+    fn end_epoch(&mut self, job: Job, error: Option<&EpochError>) {
+        let worth = match error {
+            Some(EpochError::Signature { .. }) => Worth::Forged,
+            Some(EpochError::TooLight { .. }) => Worth::Wasted,
+            _ => Worth::Paid,
+        };
+        self.end_work(job, worth);
+    }
+
     /// The number after which epochs are missing that the standings follow from.
     pub(super) fn missing_after(&self) -> Option<u64> {
+        if let Some(before) = self.missing_before() {
+            return Some(before);
+        }
         let gap = self.gap_after()?;
         let begun = self.filling.epochs().first();
         let goes_on = begun.is_some_and(|first| gap.checked_add(1) == Some(first.record.number));
@@ -168,13 +211,20 @@ impl Engine {
     /// both has lied; without, it is anybody's bytes.
     fn other_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
         let after = self.epoch_members(&epoch.record);
+        let Some(job) = self.begin_epoch(call, from, &epoch) else {
+            return;
+        };
         let holds = self
             .before()
             .zip(after)
-            .is_some_and(|(before, after)| epoch.verify(before, &after).is_ok());
-        if !holds {
+            .map(|(before, after)| epoch.verify(before, &after));
+        let error = holds.as_ref().and_then(|holds| holds.as_ref().err());
+        if holds.is_none() || error.is_some() {
+            self.end_epoch(job, error);
             return self.refuse(call, from, RefusalReason::BadEpoch);
         }
+        // Known by now: the same again is of no use.
+        self.end_work(job, Worth::Wasted);
         self.refuse(call, from, RefusalReason::ForkedEpoch);
         if self.forked != epoch.record.number {
             self.forked = epoch.record.number;
@@ -229,7 +279,10 @@ impl Engine {
     }
 
     /// What holds for every record, whoever signed it. Gives its members.
-    fn check_record(&self, record: &EpochRecord) -> Result<BTreeSet<NodeId>, EpochError> {
+    pub(super) fn check_record(
+        &self,
+        record: &EpochRecord,
+    ) -> Result<BTreeSet<NodeId>, EpochError> {
         let number = record.number;
         let impossible = |why| EpochError::Impossible { number, why };
         if record.mesh != self.mesh {
@@ -277,9 +330,11 @@ impl Engine {
 
     /// Drops the earliest epoch that peers and this node can do without. False if there is none.
     pub(super) fn drop_one_epoch(&mut self) -> bool {
+        let pinned = self.pinned_epochs();
+        let begins = self.vouched.map_or(1, |mark| mark.number);
         let mut chain = std::mem::take(&mut self.chain);
         // The standings follow from the last ones.
-        let dropped = chain.shorten(WINDOW + 1, |earlier, link, later| {
+        let dropped = chain.shorten(WINDOW + 1, begins, &pinned, |earlier, link, later| {
             carries(&earlier.record, &self.signed_by(&link.record, later))
         });
         self.chain = chain;
@@ -300,7 +355,7 @@ impl Engine {
             }
         }
         let mut link: Option<CertifiedEpoch> = None;
-        for epoch in stored.epochs {
+        for epoch in self.restore_vouched(stored.epochs) {
             let (number, known) = (epoch.record.number, self.roster.epoch());
             if number == known && epoch.record.hash() == self.roster.epoch_hash() {
                 continue;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::io::{Output, RefusalReason};
+use super::work::{Job, Worth};
 use super::{Call, Engine, IncidentKey, MAX_DECISIONS};
 use crate::mesh::cert::{CertError, CertVerdict, CertVote, Certificate, MAX_CERT_VOTES};
 use crate::mesh::decision::{Decision, ReleaseError, SignedRelease, Warrant};
@@ -151,9 +152,27 @@ impl Engine {
         if self.is_undone(&certificate.action, certificate.bucket) {
             return self.refuse(call, from, RefusalReason::Released);
         }
+        let bytes = certificate.to_bytes();
+        if let Some(job) = self.begin_work(call, from, &bytes, certificate.votes.len()) {
+            self.checked_certificate(call, job, from, certificate);
+        }
+    }
+
+    /// Goes on with a certificate whose sender pays for the check.
+    fn checked_certificate(
+        &mut self,
+        call: &mut Call<'_>,
+        job: Job,
+        from: NodeId,
+        certificate: Certificate,
+    ) {
         let verdict = match self.check(&certificate) {
             Ok(verdict) => verdict,
-            Err(error) => return self.refuse(call, from, reason_of(&error)),
+            Err(error) => {
+                let forged = matches!(error, CertError::Signature { .. });
+                self.end_work(job, if forged { Worth::Forged } else { Worth::Paid });
+                return self.refuse(call, from, reason_of(&error));
+            }
         };
         // The signatures are good: whoever told this node something else has lied.
         let key = (certificate.incident(), certificate.round);
@@ -173,8 +192,10 @@ impl Engine {
             .check()
             .is_err()
         {
+            self.end_work(job, Worth::Wasted);
             return self.refuse(call, from, RefusalReason::OutvotedEpoch);
         }
+        let decision = certificate.decision();
         self.decide(
             call,
             from,
@@ -182,6 +203,8 @@ impl Engine {
             Some(verdict),
             false,
         );
+        let taken = self.decisions.contains_key(&decision);
+        self.end_work(job, if taken { Worth::Paid } else { Worth::Wasted });
     }
 
     /// Checks a certificate by the rules of its own epoch.

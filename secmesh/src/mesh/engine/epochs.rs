@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::io::{Output, RefusalReason};
 use super::view::RestoreError;
+use super::work::{SEAL, Worth};
 use super::{Call, Engine};
 use crate::mesh::cert::CertError;
 use crate::mesh::crypto::PublicKey;
@@ -95,7 +96,7 @@ impl Engine {
     pub(super) fn begin_epochs(&mut self) {
         let params = &self.config.genesis.params;
         let first = self.registry.first_epoch(self.mesh, params);
-        if self.chain.tip().is_some() || first.members.is_empty() {
+        if self.chain.tip().is_some() || first.members.is_empty() || !self.may_begin_with(&first) {
             return;
         }
         if let Some(roster) = self.registry.roster(&first) {
@@ -460,11 +461,20 @@ impl Engine {
             return;
         }
         let frontier = proposal.record.frontier.clone();
+        // The prevotes shown before are counted once more, to compare.
+        let shown = proposal.polka.clone();
+        let signatures = shown.as_ref().map_or(0, |p| p.signatures.len());
+        let Some(job) = self.begin_work(call, from, &proposal.to_bytes(), 2 * signatures) else {
+            return;
+        };
+        let round = proposal.signed.vote.round;
         let mut out = Vec::new();
         let taken = self
             .lock
             .as_mut()
             .is_some_and(|lock| lock.take_proposal(proposal, &mut out));
+        let held = self.lock.as_ref().is_some_and(|l| l.shows(round, &shown));
+        self.end_work(job, if held { Worth::Paid } else { Worth::Wasted });
         self.carry_out(call, out);
         if !taken {
             return self.refuse(call, from, RefusalReason::BadEpoch);
@@ -561,6 +571,7 @@ impl Engine {
     /// An admission or a removal came: perhaps an epoch is due, or one that was put aside can be read.
     pub(super) fn membership_known(&mut self, call: &mut Call<'_>) {
         self.begin_epochs();
+        self.go_before_chain();
         self.membership_due = self.is_membership_changed();
         self.look_again(call);
         self.agree(call);
@@ -665,7 +676,13 @@ impl Engine {
         let Some(member) = before.get(&sealed.node).filter(|m| m.weight > 0) else {
             return self.refuse(call, from, RefusalReason::UnknownVoter);
         };
-        if seal.verify(&member.record.pq_key_hash).is_err() {
+        let key_hash = member.record.pq_key_hash;
+        let Some(job) = self.begin_work(call, from, &seal.to_bytes(), SEAL) else {
+            return;
+        };
+        let holds = seal.verify(&key_hash).is_ok();
+        self.end_work(job, if holds { Worth::Paid } else { Worth::Forged });
+        if !holds {
             return self.refuse(call, from, RefusalReason::BadSignature);
         }
         self.seals.insert(sealed.node, seal.clone());
@@ -681,7 +698,7 @@ impl Engine {
 
     /// What a peer is told of epochs when it connects.
     pub(super) fn epoch_parts(&self) -> Vec<Message> {
-        let own = self.chain.tip().map_or(0, |tip| tip.record.number);
+        let own = self.known_until();
         let mut parts: Vec<Message> = self
             .removals
             .values()
@@ -730,6 +747,7 @@ impl Engine {
                 match self
                     .missing_after()
                     .filter(|_| self.turns_asked.is_multiple_of(GAP_TURNS))
+                    .or_else(|| self.earlier_wanted())
                 {
                     Some(before) => call.out.push(Output::Send {
                         to: peer,

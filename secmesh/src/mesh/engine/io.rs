@@ -389,10 +389,15 @@ reasons!(
     BadEpoch = "bad_epoch",
     /// Another epoch of the number that is in force here: more than a third of the weight lied.
     ForkedEpoch = "forked_epoch",
+    /// An epoch of the number that this node's ticket names, and not the one it names; or later ones that do
+    /// not go through it.
+    NotOfTicket = "not_of_ticket",
     /// One peer asked for the same more often than it is answered in a second.
     TooOften = "too_often",
     /// This node may have voted on it before its clock was set back, and says nothing a second time.
     ClockSetBack = "clock_set_back",
+    /// One peer has had too many signatures checked for nothing.
+    TooMuchWork = "too_much_work",
     /// A limit of this node is reached.
     Full = "full",
     /// As many networks are blocked, or nodes were cut off within the hour, as may be.

@@ -18,6 +18,8 @@
 //! - `statements`: what this node states about the others; where everybody stands
 //! - `standby`: whether a spare server is wanted
 //! - `standings`: the evidence and the epochs: what each node deserves to weigh, and whether all is here
+//! - `vouched`: the epoch that the operator vouched for with this node's ticket: it begins there
+//! - `work`: how many signatures one peer may have checked for nothing
 //! - `turn`: who agrees at once and who only if that was not enough
 //! - `questions`: test questions
 //! - `sync`: how the statements of all nodes reach all nodes
@@ -42,7 +44,9 @@ mod sync;
 mod turn;
 mod view;
 mod votes;
+mod vouched;
 mod window;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -61,7 +65,8 @@ use self::statements::Statements;
 pub use self::sync::SyncCounters;
 pub use self::view::{IncidentView, RestoreError};
 use self::window::ReplayWindow;
-use super::admission::{AdmittedRecord, SignedGrant};
+use self::work::Work;
+use super::admission::{AdmittedRecord, EpochMark, SignedGrant};
 use super::crypto::Signer;
 use super::decision::Decision;
 use super::epoch::{CertifiedEpoch, Chain, EpochProof, EpochSeal, Lock, LockState, SignedRemoval};
@@ -156,7 +161,11 @@ pub struct Engine {
     forked: u64,
     /// The current epoch, and the way to it.
     chain: Chain,
-    /// Verified epochs that close a gap of the chain as soon as all of it is here.
+    /// The epoch that this node's ticket names: it begins there, and before it believes nobody.
+    vouched: Option<EpochMark>,
+    /// The first epoch of the chain when earlier ones were asked for last.
+    asked_before: u64,
+    /// Epochs that close a gap of the chain, or go before it, as soon as they reach what is known.
     filling: Chain,
     roster: Roster,
     /// Rosters of earlier epochs, latest first.
@@ -169,6 +178,7 @@ pub struct Engine {
     /// What the failure detector says of members; of others, only the connection counts.
     liveness: BTreeMap<NodeId, Liveness>,
     answers: Answers,
+    work: Work,
     /// What is still to be sent to a peer that came up.
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
@@ -252,6 +262,8 @@ impl Engine {
             links: BTreeMap::new(),
             forked: 0,
             chain: Chain::default(),
+            vouched: None,
+            asked_before: 0,
             filling: Chain::default(),
             roster: Roster::with_weights(mesh, []),
             known: VecDeque::new(),
@@ -260,6 +272,7 @@ impl Engine {
             seen: BTreeSet::new(),
             liveness: BTreeMap::new(),
             answers: Answers::default(),
+            work: Work::default(),
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
@@ -300,6 +313,7 @@ impl Engine {
             state_basis: None,
             statements: Statements::new(mesh),
         };
+        engine.vouched = engine.mark_of_ticket();
         engine.begin_epochs();
         engine
     }

@@ -17,6 +17,8 @@ mod rules;
 mod schedules;
 mod standby;
 mod standings;
+mod vouched;
+mod work;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,6 @@
-//! The certified records from the first epoch to the current one, bounded.
+//! The certified records from where this node began to the current one, bounded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::cert::CertifiedEpoch;
 use super::removal::SignedRemoval;
@@ -19,12 +19,13 @@ pub const MAX_CHAIN_BYTES: usize = 16 << 20;
 
 /// Most epochs that a later one is tried to be verified from.
 pub const MAX_STONES: usize = 64;
-/// Most epochs in a file: where nothing can be bridged more than [`MAX_CHAIN`] are kept.
+/// Most epochs in a file: where nothing can be bridged, or much is pinned, more than [`MAX_CHAIN`] are kept.
 const MAX_STORED: usize = 4 * MAX_CHAIN;
 
 /// Certified epochs in ascending order of their numbers. Those in the middle may be missing. The one after a gap
 /// is a *link*: it was not verified itself, but the one that follows it is there, names it by hash, and was
-/// signed by enough weight of the link's roster and by enough of the last epoch before the gap.
+/// signed by enough weight of the link's roster and by enough of the last epoch before the gap. Where a node began
+/// with an epoch that it was vouched for, those before that one are there by their hashes alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
     epochs: Vec<CertifiedEpoch>,
@@ -95,10 +96,7 @@ impl Chain {
         }
         let from = first.record.number;
         let at = self.epochs.partition_point(|e| e.record.number < from);
-        let closes = self
-            .epochs
-            .get(at)
-            .is_some_and(|next| follows(last, next) && next.record.previous == last.record.hash());
+        let closes = self.epochs.get(at).is_some_and(|next| names(next, last));
         if !closes {
             return false;
         }
@@ -116,30 +114,65 @@ impl Chain {
         self.epochs.len() > MAX_CHAIN || self.bytes > MAX_CHAIN_BYTES
     }
 
-    /// Drops the earliest epoch that can be done without; the first, the last two and the last `keep` always stay.
-    /// `bridged`
+    /// Puts epochs before the first, each of which names the one before it by hash, if the first names the last of
+    /// them. False, and nothing is changed, if it does not.
+    pub fn put_before(&mut self, earlier: &[CertifiedEpoch]) -> bool {
+        let reaches = earlier.last().zip(self.epochs.first());
+        if !reaches.is_some_and(|(last, first)| names(first, last)) {
+            return false;
+        }
+        for epoch in earlier {
+            self.bytes = self.bytes.saturating_add(epoch.to_bytes().len());
+            self.numbers
+                .insert(epoch.record.hash(), epoch.record.number);
+        }
+        self.epochs.splice(0..0, earlier.iter().cloned());
+        true
+    }
+
+    /// Whether so many more may come before those there are.
+    pub const fn has_room(&self, more: usize) -> bool {
+        self.epochs.len().saturating_add(more) <= MAX_CHAIN && self.bytes <= MAX_CHAIN_BYTES / 4 * 3
+    }
+
+    /// Drops the earliest epoch that can be done without; the last two, the last `keep`, those in `pinned`, the
+    /// first and that of the number `begins` always stay. Of those before `begins` the first goes, since only
+    /// their hashes hold them. `bridged`
     /// (earlier, link, later) says whether the signatures on `later`, which follows `link`, also carry
     /// `earlier`. False if none can.
     pub fn shorten(
         &mut self,
         keep: usize,
+        begins: u64,
+        pinned: &BTreeSet<u64>,
         bridged: impl Fn(&CertifiedEpoch, &CertifiedEpoch, &CertifiedEpoch) -> bool,
     ) -> bool {
         let droppable = self.epochs.len().saturating_sub(keep);
+        let number = |at: usize| self.epochs.get(at).map_or(0, |e| e.record.number);
+        if droppable > 0 && number(0) < begins {
+            self.drop_at(0);
+            return true;
+        }
         let at = self.epochs.windows(4).enumerate().position(|(at, w)| {
             let [earlier, _, link, later] = w else {
                 return false;
             };
             at + 1 < droppable
+                && number(at + 1) > begins
+                && !pinned.contains(&number(at + 1))
                 && !self.is_link(at)
                 && follows(link, later)
                 && bridged(earlier, link, later)
         });
         let Some(at) = at else { return false };
-        let dropped = self.epochs.remove(at + 1);
+        self.drop_at(at + 1);
+        true
+    }
+
+    fn drop_at(&mut self, at: usize) {
+        let dropped = self.epochs.remove(at);
         self.numbers.remove(&dropped.record.hash());
         self.bytes = self.bytes.saturating_sub(dropped.to_bytes().len());
-        true
     }
 
     /// Whether the epoch at this place comes after a gap.
@@ -161,6 +194,11 @@ impl Chain {
             .chain(gaps.filter_map(|at| self.epochs.get(at)))
             .take(MAX_STONES)
     }
+}
+
+/// Whether an epoch comes right after another one and names it by hash.
+pub fn names(this: &CertifiedEpoch, before: &CertifiedEpoch) -> bool {
+    follows(before, this) && this.record.previous == before.record.hash()
 }
 
 fn follows(before: &CertifiedEpoch, this: &CertifiedEpoch) -> bool {

@@ -260,6 +260,13 @@ impl Lock {
         true
     }
 
+    /// Whether the proposal of a round that is held shows these prevotes.
+    pub fn shows(&self, round: u32, polka: &Option<VoteSet>) -> bool {
+        self.proposals
+            .get(&round)
+            .is_some_and(|held| held.polka == *polka)
+    }
+
     /// Weight of the prevotes that a proposal shows; 0 if they are not genuine.
     fn shown(&self, proposal: &Proposal) -> u64 {
         proposal.polka.as_ref().map_or(0, |polka| {

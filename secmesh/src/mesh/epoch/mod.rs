@@ -29,7 +29,7 @@ mod vote;
 mod weights;
 
 pub use self::cert::{CertifiedEpoch, EpochError, carries, needed};
-pub use self::chain::{Chain, MAX_CHAIN, MAX_CHAIN_BYTES, StoredEpochs};
+pub use self::chain::{Chain, MAX_CHAIN, MAX_CHAIN_BYTES, StoredEpochs, names};
 pub use self::lock::{App, Lock, LockConfig, LockOut, RESEND_US};
 pub use self::record::{EpochMember, EpochParams, EpochRecord, MAX_MEMBERS, MAX_RECORD_BYTES};
 pub use self::removal::{MAX_REMOVAL_AGE_S, Removal, SignedRemoval};

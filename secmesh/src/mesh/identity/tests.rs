@@ -155,7 +155,7 @@ fn ticket() -> Ticket {
 #[test]
 fn a_ticket_is_read_back() {
     let text = ticket().encode().unwrap();
-    assert!(text.starts_with("secmesh1-"));
+    assert!(text.starts_with("secmesh2-"));
     assert_eq!(Ticket::decode(&text).unwrap(), ticket());
     let wrapped: String = text
         .chars()
@@ -204,10 +204,10 @@ fn a_bad_ticket_says_what_is_wrong() {
         Err(TicketError::NotATicket)
     );
     assert_eq!(
-        Ticket::decode(&text.replace("secmesh1", "secmesh2")),
-        Err(TicketError::Version("2".to_owned()))
+        Ticket::decode(&text.replace("secmesh2", "secmesh1")),
+        Err(TicketError::Version("1".to_owned()))
     );
-    for cut in "secmesh1-".len()..text.len() {
+    for cut in "secmesh2-".len()..text.len() {
         assert_eq!(
             Ticket::decode(&text[..cut]),
             Err(TicketError::Truncated),
@@ -288,7 +288,7 @@ proptest! {
     #[test]
     fn arbitrary_text_never_panics(text in "\\PC*", tail in "[A-Za-z0-9_-]{0,400}") {
         let _ = Ticket::decode(&text);
-        let with_prefix = Ticket::decode(&format!("secmesh1-{tail}"));
+        let with_prefix = Ticket::decode(&format!("secmesh2-{tail}"));
         prop_assert!(with_prefix.is_err());
     }
 

@@ -4,10 +4,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
-const PREFIX: &str = "secmesh1-";
-const VERSION: u8 = 1;
+const PREFIX: &str = "secmesh2-";
+/// The grant of one of version 1 names no epoch to begin with, and is refused.
+const VERSION: u8 = 2;
 const CHECKSUM: usize = 4;
-const DOMAIN: &[u8] = b"secmesh/ticket/1\0";
+const DOMAIN: &[u8] = b"secmesh/ticket/2\0";
 const MAX_PART: usize = 1024;
 const MAX_LIST: usize = 8;
 const MAX_ADDRESS: usize = 64;
@@ -48,7 +49,7 @@ pub enum TicketError {
     NotATicket,
     /// It is of another version.
     #[error(
-        "the ticket is of version {0}, and this secmesh knows version {VERSION}; use the same version of secmesh on both nodes"
+        "the ticket is of version {0}, and this secmesh knows version {VERSION}; make a new one (secmesh invite) with the version of secmesh that this node has"
     )]
     Version(String),
     /// A character cannot be part of a ticket.

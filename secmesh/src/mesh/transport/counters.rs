@@ -78,6 +78,8 @@ counters! {
     refused_other_carrier,
     /// Connections to a NATS server that came up.
     nats_connected,
+    /// Times that no NATS server could be connected to, or it refused.
+    nats_connect_failed,
     /// Connections to a NATS server that ended.
     nats_disconnected,
     /// Times that the mesh's stream could not be read.

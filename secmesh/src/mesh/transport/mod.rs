@@ -213,6 +213,8 @@ struct Inner {
     registry: registry::Registry,
     /// Members have connections of their own to each other.
     direct: bool,
+    /// What keeps the carrier from its server, for people; none while it is connected, or has none.
+    trouble: Mutex<Option<String>>,
     /// Woken on each message that waits, for a carrier that looks after all queues.
     pushed: Notify,
     events: mpsc::Sender<TransportEvent>,
@@ -312,6 +314,7 @@ impl Transport {
             known: RwLock::default(),
             registry: registry::Registry::default(),
             direct: config.carrier == Carrier::Grpc,
+            trouble: Mutex::default(),
             pushed: Notify::new(),
             events,
             stop: CancellationToken::new(),
@@ -421,6 +424,13 @@ impl TransportHandle {
     /// The peers that are connected now.
     pub fn connected(&self) -> Vec<NodeId> {
         self.inner.registry.connected()
+    }
+
+    /// What keeps the carrier from its server, and what to do about it; none while it is connected, or where peers
+    /// are connected to directly.
+    pub fn carrier_trouble(&self) -> Option<String> {
+        let trouble = self.inner.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All counters with their names.

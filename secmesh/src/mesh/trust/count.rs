@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::fold::{Members, Rules};
-use super::history::{MAX_REFERENCES, Reference};
+use super::history::{MAX_BY_AUTHOR, MAX_REFERENCES, Reference};
 use crate::addr::Prefix;
 use crate::mesh::admission::NodeRecord;
 use crate::mesh::evidence::{
@@ -99,7 +99,9 @@ fn reference(statement: &Statement) -> Reference {
 }
 
 fn push(list: &mut Vec<Reference>, statement: &Statement) {
-    if list.len() < MAX_REFERENCES {
+    let author = statement.head().author;
+    let by_author = list.iter().filter(|r| r.author == author).count();
+    if list.len() < MAX_REFERENCES && by_author < MAX_BY_AUTHOR {
         list.push(reference(statement));
     }
 }

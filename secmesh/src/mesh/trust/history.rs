@@ -8,6 +8,8 @@ use crate::mesh::ids::{DecisionId, NodeId};
 
 /// Most statements named for one change.
 pub const MAX_REFERENCES: usize = 8;
+/// Most of them by one author: nobody fills the list alone.
+pub const MAX_BY_AUTHOR: usize = 2;
 
 /// What changed a standing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,7 +46,8 @@ pub struct Reference {
     pub author: NodeId,
     /// Its place there.
     pub sequence: u64,
-    /// When its author signed it, microseconds since 1970.
+    /// When its author says that it signed it, microseconds since 1970. Nobody checks that, and nothing follows from
+    /// it: what happened when is told by the epoch whose certified frontier holds the statement.
     pub made_at_us: u64,
     /// Whom it is about, if somebody outside the mesh.
     pub subject: Option<Prefix>,
@@ -68,6 +71,6 @@ pub struct Change {
     pub misses: u32,
     /// Strikes afterwards.
     pub strikes: u32,
-    /// The statements, at most [`MAX_REFERENCES`].
+    /// The statements, at most [`MAX_REFERENCES`], and [`MAX_BY_AUTHOR`] of one author.
     pub because: Vec<Reference>,
 }

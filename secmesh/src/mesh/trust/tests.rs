@@ -124,6 +124,57 @@ fn a_report_counts_as_far_as_more_than_a_third_says_the_same() {
     assert_eq!(weight(&standings(&logs, 7), 1), 100);
 }
 
+/// What changes in two epochs when node 2 dates its twenty statements like this; without the dates.
+fn told(dated: impl Fn(u64) -> u64) -> (BTreeMap<NodeId, Standing>, Vec<Change>) {
+    let mut logs = Logs::default();
+    let mut fold = Fold::new(rules());
+    let mut checks = Checks::default();
+    let mut told = Vec::new();
+    for epoch in 0..2_u8 {
+        for i in 0..10 {
+            let at = dated(u64::from(epoch * 10 + i));
+            let body = outcome(OutcomeKind::Miss, address(epoch * 10 + i), &[1]);
+            logs.says(2, at, body);
+        }
+        for reporter in [3, 4] {
+            let body = outcome(OutcomeKind::Miss, address(100 + epoch), &[1]);
+            logs.says(reporter, T0, body);
+        }
+        let frontier = logs.set.frontier();
+        let mut tell = |change| told.push(change);
+        fold.epoch(&logs.set, &frontier, &members(4), &mut checks, &mut tell)
+            .unwrap();
+    }
+    for reference in told.iter_mut().flat_map(|change| &mut change.because) {
+        reference.made_at_us = 0;
+    }
+    let standings = fold.standings().iter();
+    (standings.map(|(n, s)| (*n, s.clone())).collect(), told)
+}
+
+#[test]
+fn what_an_author_dates_moves_nothing_and_nobody_fills_a_history_alone() {
+    let (standings, changes) = told(|_| T0);
+    for dates in [
+        &(|n: u64| n * 3_600_000_000) as &dyn Fn(u64) -> u64,
+        &|n| T0 + n * 3_600_000_000,
+        &|n| u64::MAX - n,
+        &|_| 0,
+    ] {
+        assert_eq!(told(dates), (standings.clone(), changes.clone()));
+    }
+    // An entry per epoch, not per hour that somebody states, and all who said so are in it.
+    assert_eq!(changes.len(), 2);
+    for change in &changes {
+        let mut by: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for reference in &change.because {
+            *by.entry(reference.author).or_default() += 1;
+        }
+        let named = [(node_id(2), 2), (node_id(3), 1), (node_id(4), 1)];
+        assert_eq!(by, BTreeMap::from(named), "{change:?}");
+    }
+}
+
 #[test]
 fn nobody_pumps_itself_or_a_friend() {
     let mut logs = Logs::default();

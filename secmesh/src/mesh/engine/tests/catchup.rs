@@ -8,7 +8,7 @@ use crate::mesh::epoch::{
 use crate::mesh::genesis::Params;
 use crate::mesh::trust::WINDOW;
 
-fn member(admitted: &AdmittedRecord, weight: u32, since: u64) -> EpochMember {
+pub(super) fn member(admitted: &AdmittedRecord, weight: u32, since: u64) -> EpochMember {
     EpochMember {
         record: admitted.record.hash(),
         weight,
@@ -16,7 +16,7 @@ fn member(admitted: &AdmittedRecord, weight: u32, since: u64) -> EpochMember {
     }
 }
 
-fn made_up(number: u64, previous: Hash, members: Vec<EpochMember>) -> EpochRecord {
+pub(super) fn made_up(number: u64, previous: Hash, members: Vec<EpochMember>) -> EpochRecord {
     let mut members = members;
     members.sort_by_key(|m| m.record);
     EpochRecord {
@@ -29,7 +29,7 @@ fn made_up(number: u64, previous: Hash, members: Vec<EpochMember>) -> EpochRecor
     }
 }
 
-fn certified(record: EpochRecord, voters: &[u8]) -> CertifiedEpoch {
+pub(super) fn certified(record: EpochRecord, voters: &[u8]) -> CertifiedEpoch {
     let mut signatures: Vec<_> = voters
         .iter()
         .map(|i| {

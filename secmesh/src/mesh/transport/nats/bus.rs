@@ -1,12 +1,12 @@
 //! The NATS client: the stream of the mesh, this node's durable consumer, and what comes through it.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, Context};
-use async_nats::{Client, Event, Subject};
+use async_nats::{Client, ClientError, Event, ServerError, Subject};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
@@ -198,17 +198,70 @@ impl Bus {
     }
 }
 
+const LOST: &str = "the connection was lost; trying again";
+
+/// Why there is no connection, with what to do about it; none for what says nothing of that. Never what the server
+/// or the settings say word for word: secrets do not get into logs.
+fn trouble(event: &Event) -> Option<(&'static str, &'static str)> {
+    let text = match event {
+        Event::ServerError(ServerError::AuthorizationViolation) => return Some(REFUSED),
+        Event::ClientError(ClientError::Other(text)) => text,
+        _ => return None,
+    };
+    match text.as_str() {
+        // As `ConnectErrorKind` writes it.
+        "authorization violation" => Some(REFUSED),
+        "TLS error" => Some((
+            "nats-tls",
+            "TLS with the server failed; [mesh.nats] ca_file has to name the certificate that the server's follows \
+             from, the server's has to name the host in servers, and a server that asks for a certificate needs \
+             cert_file and key_file; trying again",
+        )),
+        "DNS error" => Some((
+            "nats-dns",
+            "no address for a server's name; correct [mesh.nats] servers or the resolver; trying again",
+        )),
+        "timed out" | "IO error" => Some((
+            "nats-away",
+            "no server of [mesh.nats] servers answers; is it running, does a firewall let this node through, and does \
+             it want TLS where none is set; trying again",
+        )),
+        _ => None,
+    }
+}
+
+const REFUSED: (&str, &str) = (
+    "nats-refused",
+    "the server refuses this node's user and password, or token; correct [mesh.nats] user and password_file, or \
+     token_file, or the server's users, and restart this agent; trying again meanwhile",
+);
+
+fn set_trouble(inner: &Inner, why: Option<&str>) {
+    let mut trouble = inner.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+    *trouble = why.map(str::to_owned);
+}
+
 fn notice(inner: &Inner, event: &Event) {
     match event {
         Event::Connected => {
             count(&inner.counters.nats_connected);
+            set_trouble(inner, None);
             tracing::info!("connected to NATS");
         }
         Event::Disconnected => {
             count(&inner.counters.nats_disconnected);
+            set_trouble(inner, Some(LOST));
             tracing::warn!("lost the connection to NATS; trying again");
         }
         other => {
+            if let Some((key, why)) = trouble(other) {
+                set_trouble(inner, Some(why));
+                count(&inner.counters.nats_connect_failed);
+                if let Some(held_back) = inner.log.allow((NOWHERE, key)) {
+                    tracing::error!(held_back, "no connection to NATS: {why}");
+                }
+                return;
+            }
             if let Some(held_back) = inner.log.allow((NOWHERE, "nats")) {
                 tracing::warn!(event = %other, held_back, "NATS");
             }
