@@ -11,7 +11,7 @@ use super::answers::Answer;
 use super::io::{Output, RefusalReason};
 use super::{Call, Engine, KNOWN_EPOCHS};
 use crate::mesh::epoch::{
-    CertifiedEpoch, Chain, EpochError, EpochRecord, MAX_WEIGHT, StoredEpochs, carries,
+    CertifiedEpoch, EpochError, EpochRecord, MAX_WEIGHT, StoredEpochs, carries,
 };
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
@@ -83,7 +83,7 @@ impl Engine {
     pub(super) fn peer_epoch(&mut self, call: &mut Call<'_>, from: NodeId, epoch: CertifiedEpoch) {
         let (number, own) = (epoch.record.number, self.roster.epoch());
         if number <= own {
-            self.fill_chain(&epoch);
+            self.fill(from, &epoch);
             if number == own && epoch.record.hash() != self.roster.epoch_hash() {
                 self.other_epoch(call, from, epoch);
             }
@@ -123,45 +123,6 @@ impl Engine {
             }
             Err(_) => self.refuse(call, from, RefusalReason::BadEpoch),
         }
-    }
-
-    /// Takes an epoch that this node has skipped, because the standings follow from every one. A gap is closed all at
-    /// once: what carries the epochs after it is the one before it, and none in between was checked for that.
-    fn fill_chain(&mut self, epoch: &CertifiedEpoch) {
-        let number = epoch.record.number;
-        let begins = self.chain.gap_before(number).is_some();
-        let before = if begins {
-            self.chain.gap_before(number)
-        } else {
-            let last = self.filling.tip();
-            last.filter(|last| last.record.number.checked_add(1) == Some(number))
-        };
-        let Some(before) = before else { return };
-        let roster = self.registry.roster(&before.record);
-        let after = self.epoch_members(&epoch.record);
-        let verified = roster.zip(after).is_some_and(|(roster, after)| {
-            epoch.record.previous == roster.epoch_hash() && epoch.verify(&roster, &after).is_ok()
-        });
-        if !verified {
-            return;
-        }
-        if begins {
-            self.filling = Chain::default();
-        }
-        self.registry.keep(&epoch.record);
-        self.filling.push(epoch.clone());
-        if self.filling.is_long() || self.chain.close_gap(self.filling.epochs()) {
-            self.filling = Chain::default();
-        }
-    }
-
-    /// The number after which epochs are missing that the standings follow from.
-    pub(super) fn missing_after(&self) -> Option<u64> {
-        let gap = self.gap_after()?;
-        let begun = self.filling.epochs().first();
-        let goes_on = begun.is_some_and(|first| gap.checked_add(1) == Some(first.record.number));
-        let last = self.filling.tip().filter(|_| goes_on);
-        Some(last.map_or(gap, |last| last.record.number))
     }
 
     /// Another record of the current number. With enough signatures it is what must not be, and whoever signed
@@ -246,7 +207,7 @@ impl Engine {
     }
 
     /// Records of the voters in `link` who signed the epoch after it, whose signatures were verified.
-    fn signed_by(&self, link: &EpochRecord, epoch: &CertifiedEpoch) -> BTreeSet<Hash> {
+    pub(super) fn signed_by(&self, link: &EpochRecord, epoch: &CertifiedEpoch) -> BTreeSet<Hash> {
         let signatures = &epoch.precommits.signatures;
         let signed = |node: &NodeId| signatures.binary_search_by_key(node, |(n, _)| *n).is_ok();
         let voters = link.members.iter().filter(|m| m.weight > 0);
