@@ -16,6 +16,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::liveness::Watchman;
+use super::met::Met;
 use super::notary::Notary;
 use super::outbox::Outbox;
 use super::quarantine::CutOff;
@@ -173,8 +174,8 @@ pub(super) struct Agent {
     pub discovered: Vec<(Prefix, String)>,
     /// Peers of sshd that were connected when the agent started.
     pub ssh_at_start: Vec<(Prefix, String)>,
-    /// Where each peer was really met; only that is allowlisted, not what a peer says of itself.
-    pub proven: BTreeMap<NodeId, IpAddr>,
+    /// Where each peer is really met; only that is allowlisted, not what a peer says of itself.
+    pub met: Met,
     pub refusal_log: RateLimitedLog<(NodeId, &'static str)>,
     pub cookies: Cookies,
     pub streams: Option<Streams>,
@@ -424,7 +425,7 @@ impl Agent {
         match event {
             TransportEvent::PeerUp { node, ip } => {
                 if let Some(ip) = ip
-                    && self.proven.insert(node, ip) != Some(ip)
+                    && self.met.up(node, ip, self.clock.mono_ns())
                 {
                     self.protect_known();
                 }
@@ -435,6 +436,7 @@ impl Agent {
             }
             TransportEvent::PeerDown { node } => {
                 warn!(peer = %self.name_of(&node), "disconnected");
+                self.met.down(node, self.clock.mono_ns());
                 self.notary.down(node);
                 self.drive(Input::PeerDown(node)).await;
                 self.swim_down(node).await;

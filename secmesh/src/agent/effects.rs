@@ -71,7 +71,7 @@ impl Agent {
                 | Output::SealSeen { .. }
                 | Output::Removal(_)
                 | Output::EpochLie(_) => {
-                    seals.extend(self.epoch_output(output));
+                    seals.extend(self.epoch_output(output).await);
                 }
                 Output::Broadcast(bytes) => self.leave(None, bytes).await,
                 Output::Send { to, bytes } => self.leave(Some(to), bytes).await,
@@ -86,15 +86,15 @@ impl Agent {
                 }
                 Output::Decide(decision) => self.decided(&decision),
                 Output::Release(decision) => self.released(&decision),
-                Output::Quarantine(decision) => self.quarantined(&decision),
-                Output::Readmit(decision) => self.readmitted(&decision),
+                Output::Quarantine(decision) => self.quarantined(&decision).await,
+                Output::Readmit(decision) => self.readmitted(&decision).await,
                 Output::Vetoed {
                     decision,
                     subject,
                     reason,
                 } => self.vetoed(&decision.to_string(), &subject, &reason),
-                Output::Equivocation(proof) => self.equivocated(&proof),
-                Output::LedgerFork(proof) => self.forked(&proof),
+                Output::Equivocation(proof) => self.equivocated(&proof).await,
+                Output::LedgerFork(proof) => self.forked(&proof).await,
                 Output::Ledger { from, message } => {
                     self.notary.message(self.engine.roster(), from, *message);
                 }
@@ -192,25 +192,27 @@ impl Agent {
         }
     }
 
-    fn equivocated(&self, proof: &EquivocationProof) {
+    async fn equivocated(&self, proof: &EquivocationProof) {
         let (first, second) = proof.votes();
         warn!(voter = %self.name_of(&proof.voter()), "proved to have lied; its votes count for nothing");
-        self.record(&Record::Equivocation {
+        self.record_surely(&Record::Equivocation {
             voter: proof.voter().to_string(),
             proof: BASE64_STANDARD.encode(proof.to_bytes()),
             hash: to_hex(&sha256(
                 &[first.vote.to_bytes(), second.vote.to_bytes()].concat(),
             )),
-        });
+        })
+        .await;
     }
 
-    fn forked(&self, proof: &LedgerForkProof) {
+    async fn forked(&self, proof: &LedgerForkProof) {
         warn!(node = %self.name_of(&proof.node()), "proved to have signed two ledgers: it rewrote its record, was restored from a backup, or shows each peer another one");
-        self.record(&Record::LedgerFork {
+        self.record_surely(&Record::LedgerFork {
             node: proof.node().to_string(),
             proof: BASE64_STANDARD.encode(proof.to_bytes()),
             hash: to_hex(&proof.hash()),
-        });
+        })
+        .await;
     }
 
     fn vote_seen(&self, vote: &VoteSummary) {
@@ -233,6 +235,14 @@ impl Agent {
     pub(super) fn record(&self, record: &Record) {
         if let Err(error) = self.ledger.append(record) {
             debug!(%error, "not recorded");
+        }
+    }
+
+    /// As [`Agent::record`], waiting for a place in the queue, though not for the disk: for decisions on nodes and
+    /// proofs, which nobody says again, and which a node that starts alone has to know.
+    pub(super) async fn record_surely(&self, record: &Record) {
+        if let Err(error) = self.ledger.append_waiting(record).await {
+            error!(%error, "not recorded: after a restart this node knows it only from its peers");
         }
     }
 

@@ -83,7 +83,7 @@ pub(super) fn restore(state: &StateDir, engine: &mut Engine) -> Result<(), Agent
 
 impl Agent {
     /// Carries out what the engine wants about epochs; gives the seal that was asked for.
-    pub(super) fn epoch_output(&mut self, output: Output) -> Option<EpochSeal> {
+    pub(super) async fn epoch_output(&mut self, output: Output) -> Option<EpochSeal> {
         match output {
             Output::PersistEpoch(state) => self.persist_epoch_lock(&state),
             Output::Epoch(epoch) => self.epoch_began(&epoch),
@@ -94,7 +94,7 @@ impl Agent {
             },
             Output::SealSeen { seal, weight } => self.seal_seen(&seal, weight),
             Output::Removal(removal) => self.removal_known(&removal),
-            Output::EpochLie(proof) => self.epoch_lied(&proof),
+            Output::EpochLie(proof) => self.epoch_lied(&proof).await,
             _ => {}
         }
         None
@@ -126,6 +126,13 @@ impl Agent {
             weight = roster.total(),
             "a new epoch is in force"
         );
+        let left_out = self.engine.left_out();
+        if left_out > 0 {
+            error!(
+                left_out,
+                "nodes wait that the epoch has no room for: 350 is the most, fewer where many have left (docs/protocol.md)"
+            );
+        }
         self.membership_changed();
     }
 
@@ -305,14 +312,15 @@ impl Agent {
         }
     }
 
-    fn epoch_lied(&self, proof: &EpochProof) {
+    async fn epoch_lied(&self, proof: &EpochProof) {
         let bytes = proof.to_bytes();
         warn!(voter = %self.name_of(&proof.voter()), "proved to have lied about an epoch; its votes count for nothing");
-        self.record(&Record::Equivocation {
+        self.record_surely(&Record::Equivocation {
             voter: proof.voter().to_string(),
             proof: BASE64_STANDARD.encode(&bytes),
             hash: to_hex(&sha256(&bytes)),
-        });
+        })
+        .await;
     }
 }
 

@@ -171,13 +171,13 @@ impl Agent {
         entries.extend(self.ssh_at_start.iter().cloned());
         let liars = self.engine.liars();
         entries.extend(
-            self.proven
-                .iter()
+            self.met
+                .iter(self.clock.mono_ns())
                 .filter(|(node, _)| !liars.contains(node) && !self.engine.is_quarantined(node))
                 .filter_map(|(node, ip)| {
                     let member = self.engine.roster().get(node)?;
                     let reason = format!("{} {}", AllowReason::MeshPeer, member.record.name);
-                    Some((Prefix::host(*ip), reason))
+                    Some((Prefix::host(ip), reason))
                 }),
         );
         if !self.options.config.allow.builtin {

@@ -18,6 +18,7 @@ mod limits;
 mod lists;
 mod liveness;
 mod membership;
+mod met;
 mod metrics;
 mod mode;
 mod notary;

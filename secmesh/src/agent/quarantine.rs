@@ -88,7 +88,8 @@ fn entry_id(decision: &str, address: IpAddr) -> String {
 impl Agent {
     /// The peer that was met at this address, if it is only one.
     pub(super) fn peer_at(&self, address: IpAddr) -> Option<NodeId> {
-        let mut at = self.proven.iter().filter(|(_, ip)| **ip == address);
+        let met = self.met.iter(self.clock.mono_ns());
+        let mut at = met.filter(|(_, ip)| *ip == address);
         let (node, _) = at.next()?;
         at.next().is_none().then_some(*node)
     }
@@ -111,7 +112,7 @@ impl Agent {
     }
 
     /// The mesh has decided: a node is cut off.
-    pub(super) fn quarantined(&mut self, decision: &Decision) {
+    pub(super) async fn quarantined(&mut self, decision: &Decision) {
         let Some(node) = decision.action.subject.node() else {
             return;
         };
@@ -122,18 +123,19 @@ impl Agent {
             warn!(%name, class = %decision.action.class, decision = %decision.id, "the mesh has decided: the node is cut off");
         }
         self.meet(node);
-        self.record_quarantine(decision, node);
+        self.record_quarantine(decision, node).await;
         self.membership_changed();
         self.cut_off(node);
     }
 
     /// Where the node was met; an address that others are met at too is not its own.
     fn meet(&mut self, node: NodeId) {
-        let Some(address) = self.proven.get(&node).copied() else {
+        let now_ns = self.clock.mono_ns();
+        let Some(address) = self.met.at(&node, now_ns) else {
             return;
         };
-        let shared = self.proven.iter().any(|(other, ip)| {
-            *ip == address && *other != node && !self.engine.is_quarantined(other)
+        let shared = self.met.iter(now_ns).any(|(other, ip)| {
+            ip == address && *other != node && !self.engine.is_quarantined(other)
         });
         let known = self.cut_off.addresses.entry(node).or_default();
         if !shared && known.len() < MAX_ADDRESSES {
@@ -141,9 +143,9 @@ impl Agent {
         }
     }
 
-    fn record_quarantine(&self, decision: &Decision, node: NodeId) {
+    async fn record_quarantine(&self, decision: &Decision, node: NodeId) {
         let addresses = self.cut_off.addresses.get(&node);
-        self.record(&Record::Quarantine {
+        self.record_surely(&Record::Quarantine {
             node: node.to_string(),
             name: self.name_of(&node),
             what: match decision.action.kind {
@@ -160,7 +162,8 @@ impl Agent {
                 .map(ToString::to_string)
                 .collect(),
             warrant: BASE64_STANDARD.encode(decision.warrant.to_bytes()),
-        });
+        })
+        .await;
     }
 
     /// Writes the kernel's entries for a node that is cut off, or renews them.
@@ -205,13 +208,13 @@ impl Agent {
     }
 
     /// The mesh or the operator has decided: a node is taken back.
-    pub(super) fn readmitted(&mut self, decision: &Decision) {
+    pub(super) async fn readmitted(&mut self, decision: &Decision) {
         let Some(node) = decision.action.subject.node() else {
             return;
         };
         let name = self.name_of(&node);
         info!(%name, decision = %decision.id, "the node is taken back");
-        self.record_quarantine(decision, node);
+        self.record_quarantine(decision, node).await;
         if !self.engine.is_quarantined(&node) {
             let addresses = self.cut_off.addresses.remove(&node);
             for address in addresses.into_iter().flatten() {
@@ -459,10 +462,10 @@ impl Agent {
 
     /// Whom this node's own operator protects, for the engine.
     pub(super) fn chosen_peers(&self) -> BTreeMap<NodeId, String> {
-        self.proven
-            .iter()
+        self.met
+            .last()
             .filter_map(|(node, ip)| {
-                let subject = Prefix::host(*ip);
+                let subject = Prefix::host(ip);
                 let entry = self.allowlist.chosen(&subject)?;
                 Some((*node, refusal(&subject, &entry)))
             })

@@ -74,9 +74,23 @@ pub(super) struct Ratification {
 }
 
 impl Ratification {
-    /// The state of the quorum has changed.
-    pub const fn quorum(&mut self, level: QuorumLevel) {
+    /// The state of the quorum has changed. What was put to a mesh that cannot decide any more is put to it again
+    /// when it can.
+    pub fn quorum(&mut self, level: QuorumLevel) {
         self.impaired = matches!(level, QuorumLevel::Isolated | QuorumLevel::Degraded);
+        if self.impaired {
+            for waiting in self.waiting.values_mut() {
+                waiting.proposed = false;
+            }
+        }
+    }
+
+    /// The engine has taken it: this node has voted for it.
+    pub fn took(&mut self, subject: &Prefix) {
+        if let Some(waiting) = self.waiting.get_mut(subject) {
+            waiting.proposed = true;
+            self.proposed = self.proposed.saturating_add(1);
+        }
     }
 
     /// This node has blocked for itself.
@@ -98,7 +112,7 @@ impl Ratification {
         );
     }
 
-    /// What is to be done and recorded now.
+    /// What is to be done and recorded now. What is to be proposed comes again until it was taken.
     fn look(&mut self, standing: impl Fn(&Prefix) -> Standing) -> Vec<(Prefix, String, Step)> {
         let mut steps = Vec::new();
         let mut proposals = 0;
@@ -112,20 +126,17 @@ impl Ratification {
             };
             if step == Step::Proposed {
                 proposals += 1;
-                waiting.proposed = true;
             }
             steps.push((*subject, waiting.decision.clone(), step));
         }
         for (subject, _, step) in &steps {
             let count = match step {
-                Step::Proposed => &mut self.proposed,
+                Step::Proposed => continue,
                 Step::Ratified => &mut self.ratified,
                 Step::Expired => &mut self.expired,
             };
             *count = count.saturating_add(1);
-            if *step != Step::Proposed {
-                self.waiting.remove(subject);
-            }
+            self.waiting.remove(subject);
         }
         steps
     }
@@ -152,23 +163,40 @@ impl Agent {
             standing
         });
         for (subject, decision, step) in steps {
+            if step == Step::Proposed && !self.propose(subject).await {
+                continue;
+            }
             info!(%subject, decision, what = step.name(), "a block of this node alone, made while the mesh could not decide");
             self.record(&Record::Ratification {
                 decision,
                 subject: subject.to_string(),
                 what: step.name().to_owned(),
             });
-            let evidence = self.evidence.get(&subject).copied();
-            if let (Step::Proposed, Some(evidence)) = (step, evidence) {
-                self.drive(Input::OwnEvidence {
-                    subject,
-                    class: evidence.class,
-                    evidence_root: Hash(evidence.root),
-                    detector_hash: Hash(evidence.detector),
-                })
-                .await;
-            }
         }
+    }
+
+    /// Puts one block to the mesh. False if there is nothing to show for it any more, or the engine does not
+    /// take it now: then it is tried again until the block is over.
+    async fn propose(&mut self, subject: Prefix) -> bool {
+        let Some(evidence) = self.evidence.get(&subject).copied() else {
+            return false;
+        };
+        self.drive(Input::OwnEvidence {
+            subject,
+            class: evidence.class,
+            evidence_root: Hash(evidence.root),
+            detector_hash: Hash(evidence.detector),
+        })
+        .await;
+        let incidents = self.engine.incidents(Some(&subject));
+        let voted = incidents
+            .iter()
+            .any(|i| i.votes.iter().any(|vote| vote.own));
+        if voted || self.engine.active_block(&subject).is_some() {
+            self.ratification.took(&subject);
+            return true;
+        }
+        false
     }
 }
 
@@ -206,7 +234,20 @@ mod tests {
                 (p("192.0.2.4"), "d".to_owned(), Step::Expired),
             ]
         );
+        let again = waiting.look(|_| Standing::Alone);
+        assert_eq!(again.len(), 2, "until it was taken");
+        for (subject, ..) in again {
+            waiting.took(&subject);
+        }
         assert!(waiting.look(|_| Standing::Alone).is_empty(), "once");
+        // The quorum falls again, and heals.
+        waiting.quorum(QuorumLevel::Degraded);
+        waiting.quorum(QuorumLevel::Full);
+        let again = waiting.look(|_| Standing::Alone);
+        assert_eq!(again.len(), 2, "the votes of before are void by now");
+        for (subject, ..) in again {
+            waiting.took(&subject);
+        }
         let decided = |subject: &Prefix| {
             if *subject == p("192.0.2.2") {
                 Standing::ByMesh
@@ -220,7 +261,7 @@ mod tests {
         assert!(waiting.look(|_| Standing::Over).is_empty());
         assert_eq!(
             (waiting.proposed, waiting.ratified, waiting.expired),
-            (2, 1, 2)
+            (4, 1, 2)
         );
     }
 

@@ -12,6 +12,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::liveness::Watchman;
+use super::met::Met;
 use super::notary::{Notary, Parts};
 use super::outbox::Outbox;
 use super::quarantine::CutOff;
@@ -205,7 +206,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         watch,
         discovered: Vec::new(),
         ssh_at_start: Vec::new(),
-        proven: BTreeMap::new(),
+        met: Met::default(),
         refusal_log: RateLimitedLog::new(Arc::clone(&clock), REFUSAL_LOG, REFUSAL_KEYS),
         clock_origin_us: started_unix_us.saturating_sub(started_ns / 1000),
         last_discovery_us: started_unix_us,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value;
 
 use super::LedgerError;
@@ -10,6 +11,7 @@ use super::reader::walk;
 use super::record::{EffectKind, Record};
 use super::segment::{EntryRef, Visit};
 use super::writer::encode;
+use crate::mesh::epoch::EpochProof;
 
 /// Most records of each kind that are carried; the oldest are left behind.
 const MOST: usize = 65_536;
@@ -67,6 +69,11 @@ impl Visit for Needed {
     }
 }
 
+fn is_epoch_proof(proof: &str) -> bool {
+    let bytes = BASE64_STANDARD.decode(proof).unwrap_or_default();
+    EpochProof::from_bytes(&bytes).is_ok()
+}
+
 fn put(map: &mut BTreeMap<String, Kept>, key: String, kept: Kept) {
     if map.len() < MOST || map.contains_key(&key) {
         map.insert(key, kept);
@@ -74,6 +81,14 @@ fn put(map: &mut BTreeMap<String, Kept>, key: String, kept: Kept) {
 }
 
 impl Needed {
+    /// Keeps the latest of what has this key. What was carried stands behind what is later than it.
+    fn latest(&mut self, key: String, kept: Kept) {
+        let known = self.proofs.get(&key);
+        if known.is_none_or(|known| known.entry <= kept.entry) {
+            put(&mut self.proofs, key, kept);
+        }
+    }
+
     fn take(&mut self, kept: Kept) {
         match &kept.record {
             Record::VoteSigned { .. }
@@ -81,24 +96,24 @@ impl Needed {
             {
                 self.vote = Some(kept);
             }
-            Record::Equivocation { voter, .. } => {
-                let key = format!("vote {voter}");
-                put(&mut self.proofs, key, kept);
+            // Two kinds of lies, of which each has its proof.
+            Record::Equivocation { voter, proof, .. } => {
+                let kind = if is_epoch_proof(proof) {
+                    "epoch"
+                } else {
+                    "vote"
+                };
+                let key = format!("{kind} {voter}");
+                self.latest(key, kept);
             }
             // The last word on a node; what came before it no longer counts.
             Record::Quarantine { node, .. } => {
                 let key = format!("quarantine {node}");
-                if self
-                    .proofs
-                    .get(&key)
-                    .is_none_or(|known| known.entry <= kept.entry)
-                {
-                    put(&mut self.proofs, key, kept);
-                }
+                self.latest(key, kept);
             }
             Record::LedgerFork { node, .. } => {
                 let key = format!("ledger {node}");
-                put(&mut self.proofs, key, kept);
+                self.latest(key, kept);
             }
             Record::Decision {
                 decision, action, ..

@@ -197,6 +197,15 @@ impl SignedCheckpoint {
         })
     }
 
+    /// When a note says that its node signed it, seconds since 1970; the signature is not looked at.
+    pub(super) fn claimed_time_s(bytes: &[u8], node: &[u8; 16], pq: &PqPublic) -> Option<u64> {
+        let note = Note::parse(bytes).ok()?;
+        let name = origin(node);
+        let id = key_id(&name, SignatureType::MlDsa44, pq.as_bytes());
+        let (time, _) = note.signature(&name, id)?.split_first_chunk()?;
+        Some(u64::from_be_bytes(*time))
+    }
+
     /// The note with only its node's signatures.
     pub fn bare(&self) -> Note {
         self.note.with_only(|s| s.name == self.checkpoint.origin)

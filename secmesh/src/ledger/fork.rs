@@ -82,6 +82,13 @@ impl LedgerForkProof {
         (&self.first, &self.second)
     }
 
+    /// When the node signed the earlier one of the two, by what it says in it, seconds since 1970. None if it
+    /// says nothing; then the proof does not verify either.
+    pub fn since_s(&self) -> Option<u64> {
+        let time = |note: &[u8]| SignedCheckpoint::claimed_time_s(note, &self.node.0, &self.pq);
+        Some(time(&self.first)?.min(time(&self.second)?))
+    }
+
     /// Names the proof. The hedged signatures make many proofs of one fork; they differ in this.
     pub fn hash(&self) -> [u8; 32] {
         sha256(&self.to_bytes())

@@ -3,6 +3,10 @@
 use serde_json::json;
 
 use super::*;
+use crate::mesh::epoch::{EpochProof, EpochVote, Step};
+use crate::mesh::ids::Hash;
+use crate::mesh::testing::{genesis, node_id, signer};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 
 const DAY: u64 = 86_400_000_000;
 
@@ -22,6 +26,23 @@ fn effect(id: &str, what: EffectKind) -> Record {
         what,
         reason: None,
     }
+}
+
+fn epoch_lie() -> EpochProof {
+    let vote = |round| {
+        EpochVote {
+            mesh: genesis().mesh_id(),
+            number: 2,
+            previous: Hash([1; 32]),
+            round: 0,
+            step: Step::Precommit,
+            value: Some(Hash([round; 32])),
+            voter: node_id(4),
+            incarnation: 1,
+        }
+        .sign(&signer(4))
+    };
+    EpochProof::new(vote(1), vote(2)).unwrap()
 }
 
 fn vote(n: u64) -> Record {
@@ -64,11 +85,17 @@ fn what_is_needed_outlives_its_segment_however_often_segments_go() {
         proof: "p".to_owned(),
         hash: "h".to_owned(),
     };
+    let epoch_lie = Record::Equivocation {
+        voter: "bb".to_owned(),
+        proof: BASE64_STANDARD.encode(epoch_lie().to_bytes()),
+        hash: "h".to_owned(),
+    };
     for record in [
         vote(1),
         vote(2),
         fork.clone(),
         lie.clone(),
+        epoch_lie.clone(),
         decision("in force", DAY),
         decision("over", 5),
         decision("ended", DAY),
@@ -98,6 +125,7 @@ fn what_is_needed_outlives_its_segment_however_often_segments_go() {
         &vote(2),
         &fork,
         &lie,
+        &epoch_lie,
         &decision("in force", DAY),
         &decision("released", DAY),
     ] {

@@ -12,7 +12,7 @@ use super::io::{Output, RefusalReason};
 use super::work::{Job, Worth};
 use super::{Call, Engine, KNOWN_EPOCHS};
 use crate::mesh::epoch::{
-    CertifiedEpoch, Chain, EpochError, EpochRecord, MAX_WEIGHT, StoredEpochs, carries,
+    CertifiedEpoch, EpochError, EpochRecord, MAX_WEIGHT, StoredEpochs, carries,
 };
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::message::Message;
@@ -87,11 +87,11 @@ impl Engine {
             return self.towards_vouched(call, from, epoch, mark);
         }
         if number <= own {
-            if !self.is_before_chain(number) {
-                self.fill_chain(call, from, &epoch);
-            } else {
+            if self.is_before_chain(number) {
                 self.gather(&epoch);
                 self.go_before_chain();
+            } else {
+                self.fill(call, from, &epoch);
             }
             if number == own && epoch.record.hash() != self.roster.epoch_hash() {
                 self.other_epoch(call, from, epoch);
@@ -138,45 +138,7 @@ impl Engine {
         }
     }
 
-    /// Takes an epoch that this node has skipped, because the standings follow from every one. A gap is closed all at
-    /// once: what carries the epochs after it is the one before it, and none in between was checked for that.
-    fn fill_chain(&mut self, call: &mut Call<'_>, from: NodeId, epoch: &CertifiedEpoch) {
-        let number = epoch.record.number;
-        let begins = self.chain.gap_before(number).is_some();
-        let before = if begins {
-            self.chain.gap_before(number)
-        } else {
-            let last = self.filling.tip();
-            last.filter(|last| last.record.number.checked_add(1) == Some(number))
-        };
-        let Some(before) = before else { return };
-        let roster = self.registry.roster(&before.record);
-        let after = self.epoch_members(&epoch.record);
-        let Some((roster, after)) = roster.zip(after) else {
-            return;
-        };
-        if epoch.record.previous != roster.epoch_hash() {
-            return;
-        }
-        let Some(job) = self.begin_epoch(call, from, epoch) else {
-            return;
-        };
-        let verified = epoch.verify(&roster, &after);
-        self.end_epoch(job, verified.as_ref().err());
-        if verified.is_err() {
-            return;
-        }
-        if begins {
-            self.filling = Chain::default();
-        }
-        self.registry.keep(&epoch.record);
-        self.filling.push(epoch.clone());
-        if self.filling.is_long() || self.chain.close_gap(self.filling.epochs()) {
-            self.filling = Chain::default();
-        }
-    }
-
-    fn begin_epoch(
+    pub(super) fn begin_epoch(
         &mut self,
         call: &mut Call<'_>,
         from: NodeId,
@@ -186,25 +148,13 @@ impl Engine {
         self.begin_work(call, from, &epoch.to_bytes(), signatures)
     }
 
-    fn end_epoch(&mut self, job: Job, error: Option<&EpochError>) {
+    pub(super) fn end_epoch(&mut self, job: Job, error: Option<&EpochError>) {
         let worth = match error {
             Some(EpochError::Signature { .. }) => Worth::Forged,
             Some(EpochError::TooLight { .. }) => Worth::Wasted,
             _ => Worth::Paid,
         };
         self.end_work(job, worth);
-    }
-
-    /// The number after which epochs are missing that the standings follow from.
-    pub(super) fn missing_after(&self) -> Option<u64> {
-        if let Some(before) = self.missing_before() {
-            return Some(before);
-        }
-        let gap = self.gap_after()?;
-        let begun = self.filling.epochs().first();
-        let goes_on = begun.is_some_and(|first| gap.checked_add(1) == Some(first.record.number));
-        let last = self.filling.tip().filter(|_| goes_on);
-        Some(last.map_or(gap, |last| last.record.number))
     }
 
     /// Another record of the current number. With enough signatures it is what must not be, and whoever signed
@@ -299,7 +249,7 @@ impl Engine {
     }
 
     /// Records of the voters in `link` who signed the epoch after it, whose signatures were verified.
-    fn signed_by(&self, link: &EpochRecord, epoch: &CertifiedEpoch) -> BTreeSet<Hash> {
+    pub(super) fn signed_by(&self, link: &EpochRecord, epoch: &CertifiedEpoch) -> BTreeSet<Hash> {
         let signatures = &epoch.precommits.signatures;
         let signed = |node: &NodeId| signatures.binary_search_by_key(node, |(n, _)| *n).is_ok();
         let voters = link.members.iter().filter(|m| m.weight > 0);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::io::{Output, RefusalReason};
 use super::work::{Job, Worth};
-use super::{Call, Engine, IncidentKey, MAX_DECISIONS};
+use super::{Call, Engine, IncidentKey, MAX_DECISIONS, RESERVED_DECISIONS};
 use crate::mesh::cert::{CertError, CertVerdict, CertVote, Certificate, MAX_CERT_VOTES};
 use crate::mesh::decision::{Decision, ReleaseError, SignedRelease, Warrant};
 use crate::mesh::genesis::MAX_BLOCK_TTL_S;
@@ -250,15 +250,17 @@ impl Engine {
     ) {
         let id = warrant.decision();
         let action = warrant.action();
+        let known = self.decisions.contains_key(&id) || self.is_undone(&action, warrant.bucket());
+        // Not decided then: when there is room again, the next vote makes the certificate anew.
+        if !known && self.is_full_for(action.kind) {
+            return self.refuse(call, from, RefusalReason::Full);
+        }
         if let Warrant::Votes(certificate) = &warrant {
             self.incidents
                 .decide(&(certificate.incident(), certificate.round));
         }
-        if self.decisions.contains_key(&id) || self.is_undone(&action, warrant.bucket()) {
+        if known {
             return;
-        }
-        if self.decisions.len() >= MAX_DECISIONS {
-            return self.refuse(call, from, RefusalReason::Full);
         }
         let vetoed = action
             .subject
@@ -313,6 +315,18 @@ impl Engine {
         }
     }
 
+    /// Whether there is no room for one more decision of this kind. What undoes blocks, and what is about nodes,
+    /// has a reserve of its own: no number of blocks may take the operator's way out.
+    pub(super) fn is_full_for(&self, kind: ActionKind) -> bool {
+        let most = match kind {
+            ActionKind::Block => MAX_DECISIONS,
+            ActionKind::Release | ActionKind::Quarantine | ActionKind::Readmit => {
+                MAX_DECISIONS + RESERVED_DECISIONS
+            }
+        };
+        self.decisions.len() >= most
+    }
+
     /// Stores a decision; a release ends the blocks of its subject up to its own bucket.
     pub(super) fn remember(&mut self, decision: Decision) {
         let subject = decision.action.subject;
@@ -344,6 +358,7 @@ impl Engine {
         self.decisions.insert(decision.id, decision);
         if let Subject::Node(node) = subject {
             self.know_quarantine(node);
+            self.prove_again(node);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::io::{Output, RefusalReason};
+use super::proofs::Told;
 use super::view::RestoreError;
 use super::work::{SEAL, Worth};
 use super::{Call, Engine};
@@ -10,8 +11,8 @@ use crate::mesh::cert::CertError;
 use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::{
     App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
-    EpochSeal, Lock, LockConfig, LockOut, LockState, MAX_MEMBERS, MAX_REMOVAL_AGE_S, Proposal,
-    Sealed, SignedEpochVote, SignedRemoval, StoredEpochs, next_weights,
+    EpochSeal, Lock, LockConfig, LockOut, LockState, MAX_REMOVAL_AGE_S, Proposal, Sealed,
+    SignedEpochVote, SignedRemoval, StoredEpochs, next_weights,
 };
 use crate::mesh::evidence::{Frontier, Misconduct};
 use crate::mesh::ids::{Hash, NodeId};
@@ -132,11 +133,43 @@ impl Engine {
         !self.roster.members().map(|(node, _)| node).eq(&next)
     }
 
-    /// The members of the next epoch by what this node knows, and since when they are in.
+    /// The members of the next epoch by what this node knows, and since when they are in. Newcomers that a record has
+    /// no room for are left out, or no epoch could form any more, not even one that removes somebody.
     fn next_members(&self) -> Vec<(&NodeRecord, u64)> {
+        let mut new = self.newcomers();
+        loop {
+            let members = self.members_with(&new);
+            if self.has_room_for(&members) || new.pop().is_none() {
+                return members;
+            }
+        }
+    }
+
+    /// How many nodes wait that the next epoch has no room for.
+    pub fn left_out(&self) -> usize {
         let number = self.roster.epoch().saturating_add(1);
+        let members = self.next_members();
+        let taken = members.iter().filter(|(_, since)| *since == number).count();
+        self.newcomers().len().saturating_sub(taken)
+    }
+
+    fn newcomers(&self) -> Vec<&NodeRecord> {
         let mut new = self.eligible();
         new.retain(|record| record.node == self.config.node || self.seen.contains(&record.node));
+        new
+    }
+
+    /// Whether a record has room for these members, a log of each, and the logs that are certified.
+    fn has_room_for(&self, members: &[(&NodeRecord, u64)]) -> bool {
+        let certified = self.chain.tip().map(|tip| tip.record.frontier.logs());
+        let certified = certified.into_iter().flat_map(BTreeMap::keys);
+        let mut logs: BTreeSet<&NodeId> = certified.collect();
+        logs.extend(members.iter().map(|(record, _)| &record.node));
+        EpochRecord::has_room(members.len(), logs.len())
+    }
+
+    fn members_with<'a>(&'a self, new: &[&'a NodeRecord]) -> Vec<(&'a NodeRecord, u64)> {
+        let number = self.roster.epoch().saturating_add(1);
         let replaced: BTreeSet<&PublicKey> = new.iter().map(|r| &r.vote_key).collect();
         let mut members: Vec<(&NodeRecord, u64)> = self
             .roster
@@ -151,8 +184,7 @@ impl Engine {
             })
             .map(|(_, member)| (&member.record, self.since(&member.record)))
             .collect();
-        members.extend(new.into_iter().map(|record| (record, number)));
-        members.truncate(MAX_MEMBERS);
+        members.extend(new.iter().map(|record| (*record, number)));
         members
     }
 
@@ -578,7 +610,7 @@ impl Engine {
     }
 
     pub(super) fn peer_epoch_lie(&mut self, call: &mut Call<'_>, from: NodeId, proof: &EpochProof) {
-        if self.zeroed.contains(&proof.voter()) {
+        if !self.is_epoch_lie_news(proof) {
             return;
         }
         if proof.mesh() != self.mesh {
@@ -605,7 +637,8 @@ impl Engine {
     /// epochs it keeps its weight, or nodes that know and nodes that do not would count differently.
     fn accuse_epoch(&mut self, call: &mut Call<'_>, proof: &EpochProof) {
         let voter = proof.voter();
-        if self.epoch_proofs.contains_key(&voter) || self.epoch_proofs.len() >= MAX_NODES {
+        let known = self.epoch_proofs.contains_key(&voter);
+        if !self.is_epoch_lie_news(proof) || (self.epoch_proofs.len() >= MAX_NODES && !known) {
             return;
         }
         self.epoch_proofs.insert(voter, *proof);
@@ -614,7 +647,7 @@ impl Engine {
         call.out.push(Output::Broadcast(
             Message::EpochLie(proof.clone()).to_bytes(),
         ));
-        self.proved(voter, &proof.to_bytes());
+        self.proved(voter, &proof.to_bytes(), Told::epoch(&proof));
         call.out.push(Output::EpochLie(proof.clone()));
         self.catch(call, Misconduct::EpochEquivocation(proof));
         self.act_on_node(call, voter);
@@ -627,8 +660,11 @@ impl Engine {
             .ok_or(RestoreError::Certificate(CertError::UnknownVoter(voter)))?;
         proof.verify(&key)?;
         self.zeroed.insert(voter);
-        self.epoch_proofs.insert(voter, proof);
-        self.proved(voter, &proof.to_bytes());
+        let told = Told::epoch(&proof);
+        if Self::is_later(self.epoch_proofs.get(&voter).map(Told::epoch), told) {
+            self.epoch_proofs.insert(voter, proof);
+        }
+        self.proved(voter, &proof.to_bytes(), told);
         Ok(())
     }
 
@@ -744,15 +780,15 @@ impl Engine {
             if let Some(peer) = next {
                 self.asked = peer;
                 // What was skipped is asked for less often: perhaps nobody keeps it any more.
-                match self
-                    .missing_after()
-                    .filter(|_| self.turns_asked.is_multiple_of(GAP_TURNS))
-                    .or_else(|| self.earlier_wanted())
-                {
+                let turn = self.turns_asked.is_multiple_of(GAP_TURNS);
+                let filling = turn && self.ask_to_fill(call);
+                let before = self.missing_before().filter(|_| turn);
+                match before.or_else(|| self.earlier_wanted()) {
                     Some(before) => call.out.push(Output::Send {
                         to: peer,
                         bytes: Message::EpochWant(before).to_bytes(),
                     }),
+                    None if filling => {}
                     None => self.ask_epochs(call, peer),
                 }
                 self.turns_asked = self.turns_asked.wrapping_add(1);

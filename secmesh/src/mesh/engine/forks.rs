@@ -2,6 +2,7 @@
 //!
 //! Each becomes a statement in the evidence, so that the epochs take the weight of who did it.
 
+use super::proofs::Told;
 use super::{Call, Engine, Output, RefusalReason, RestoreError};
 use crate::ledger::fork::{ForkError, LedgerForkProof};
 use crate::mesh::crypto::CryptoError;
@@ -33,7 +34,8 @@ impl Engine {
 
     /// Takes a proof from a peer or from this node's own witness.
     pub(super) fn fork(&mut self, call: &mut Call<'_>, from: NodeId, proof: LedgerForkProof) {
-        if self.forks.contains_key(&proof.node()) || self.forks.len() >= MAX_NODES {
+        let known = self.forks.contains_key(&proof.node());
+        if !self.is_fork_news(&proof) || (self.forks.len() >= MAX_NODES && !known) {
             return;
         }
         match proof.verify(&self.roster) {
@@ -56,7 +58,7 @@ impl Engine {
         let message = Message::Ledger(LedgerMessage::Fork(proof.clone()));
         call.out.push(Output::Broadcast(message.to_bytes()));
         let node = proof.node();
-        self.proved(node, &proof.to_bytes());
+        self.proved(node, &proof.to_bytes(), Told::fork(&proof));
         call.out.push(Output::LedgerFork(proof));
         self.act_on_node(call, node);
     }
@@ -89,8 +91,11 @@ impl Engine {
         proof
             .verify(&self.roster)
             .map_err(|_| RestoreError::Signature(CryptoError::BadSignature))?;
-        self.proved(proof.node(), bytes);
-        self.forks.insert(proof.node(), proof);
+        let (node, told) = (proof.node(), Told::fork(&proof));
+        if Self::is_later(self.forks.get(&node).map(Told::fork), told) {
+            self.forks.insert(node, proof);
+        }
+        self.proved(node, bytes, told);
         Ok(())
     }
 }

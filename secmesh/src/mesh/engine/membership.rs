@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::io::{Output, QuorumState, RefusalReason};
+use super::proofs::Told;
 use super::{Call, Engine, Looking};
 use crate::mesh::admission::{AdmissionError, AdmittedRecord, SignedGrant};
 use crate::mesh::evidence::Misconduct;
@@ -166,7 +167,7 @@ impl Engine {
         from: NodeId,
         proof: &EquivocationProof,
     ) {
-        if self.proofs.contains_key(&proof.voter()) {
+        if !self.is_lie_news(proof) {
             return;
         }
         if proof.votes().0.vote.mesh != self.mesh {
@@ -183,8 +184,8 @@ impl Engine {
     /// Takes a verified proof: the voter weighs nothing from now on, and everybody hears of it.
     pub(super) fn accuse(&mut self, call: &mut Call<'_>, proof: &EquivocationProof) {
         let voter = proof.voter();
-        if self.proofs.contains_key(&voter)
-            || self.proofs.len() >= MAX_NODES
+        if !self.is_lie_news(proof)
+            || (self.proofs.len() >= MAX_NODES && !self.proofs.contains_key(&voter))
             || planted(Bug::EquivocationIgnored)
         {
             return;
@@ -196,7 +197,7 @@ impl Engine {
             Message::Equivocation(proof.clone()).to_bytes(),
         ));
         call.out.push(Output::Equivocation(proof.clone()));
-        self.proved(voter, &proof.to_bytes());
+        self.proved(voter, &proof.to_bytes(), Told::equivocation(&proof));
         self.catch(call, Misconduct::Equivocation(proof));
         self.act_on_node(call, voter);
     }

@@ -6,11 +6,14 @@
 //! - `answers`: how much one peer may have in one second
 //! - `votes`: own evidence, peers' votes, when this node votes what
 //! - `decisions`: certificates and releases, from votes or from peers
+//! - `limits`: the budget and the circuit breaker
 //! - `membership`: admissions, tickets
 //! - `digest`: what this node has, in hashes
 //! - `epochs`: who is in with which weight, and the agreement on what comes next
+//! - `proofs`: when a lie was told, and whether it is forgiven
 //! - `quarantine`: what this node has against others, and who is cut off
 //! - `catchup`: epochs that this node has missed
+//! - `filling`: epochs in the middle that this node has skipped
 //! - `inventory`: what a peer is told when it connects
 //! - `spread`: who has which certificate, and asking for it
 //! - `forks`: proofs that a node signed two ledgers
@@ -29,11 +32,14 @@ mod catchup;
 mod decisions;
 mod digest;
 mod epochs;
+mod filling;
 mod forks;
 mod incidents;
 mod inventory;
 mod io;
+mod limits;
 mod membership;
+mod proofs;
 mod quarantine;
 mod questions;
 mod spread;
@@ -52,13 +58,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use self::answers::Answers;
 pub use self::digest::Digest;
+use self::filling::Filling;
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 pub use self::io::{
     Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary,
 };
+pub use self::limits::MAX_NETWORKS_PER_HOUR;
 use self::quarantine::Conduct;
-pub use self::quarantine::{MAX_NETWORKS_PER_HOUR, Suspicion};
+pub use self::quarantine::Suspicion;
 use self::spread::Spread;
 pub use self::standby::COMING_US;
 use self::statements::Statements;
@@ -87,6 +95,8 @@ use crate::ledger::fork::LedgerForkProof;
 pub const KNOWN_EPOCHS: usize = 16;
 /// Most decisions that are remembered at one time.
 pub const MAX_DECISIONS: usize = 65_536;
+/// As many more that are no blocks: releases, and decisions on nodes.
+pub const RESERVED_DECISIONS: usize = 4_096;
 /// Most pieces of own evidence that are alive at one time.
 pub const MAX_EVIDENCE: usize = 65_536;
 /// Most subjects watched on a peer's word.
@@ -165,8 +175,10 @@ pub struct Engine {
     vouched: Option<EpochMark>,
     /// The first epoch of the chain when earlier ones were asked for last.
     asked_before: u64,
-    /// Epochs that close a gap of the chain, or go before it, as soon as they reach what is known.
-    filling: Chain,
+    /// Epochs that go before the chain, as soon as they reach it.
+    earlier: Chain,
+    /// Epochs that this node has skipped, on their way.
+    filling: Filling,
     roster: Roster,
     /// Rosters of earlier epochs, latest first.
     known: VecDeque<Roster>,
@@ -264,7 +276,8 @@ impl Engine {
             chain: Chain::default(),
             vouched: None,
             asked_before: 0,
-            filling: Chain::default(),
+            earlier: Chain::default(),
+            filling: Filling::default(),
             roster: Roster::with_weights(mesh, []),
             known: VecDeque::new(),
             grants: BTreeMap::new(),

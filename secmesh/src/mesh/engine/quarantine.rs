@@ -4,13 +4,14 @@
 //! weigh more than all liars may. It says neither while the circuit breaker or the budget is against it.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::io::{Automatic, RefusalReason};
+use super::limits::Limits;
+use super::proofs::Told;
 use super::{BUCKET_US, Call, Engine, Evidence, IncidentKey};
 use crate::mesh::crypto::sha256;
-use crate::mesh::decision::{Decision, Warrant};
-use crate::mesh::evidence::ProofKind;
+use crate::mesh::decision::Decision;
 use crate::mesh::ids::{DecisionId, Hash, NodeId};
 use crate::mesh::roster::MAX_NODES;
 use crate::mesh::subject::Subject;
@@ -27,14 +28,6 @@ const PROOFS_US: u64 = 60 * 1_000_000;
 const GARBAGE_PER_MINUTE: u32 = 32;
 /// Votes of one peer in one minute that were there already; an honest node repeats some when it connects.
 const REPLAYS_PER_MINUTE: u32 = 4_096;
-/// Buckets that the budget is counted over: an hour.
-const BUDGET_BUCKETS: u64 = 60;
-/// Networks that the mesh may block within an hour.
-pub const MAX_NETWORKS_PER_HOUR: usize = 64;
-/// Nodes that may be cut off within an hour in a mesh of less than thirty; else a tenth.
-const MIN_NODES_PER_HOUR: usize = 2;
-/// Decisions of class 2 that are remembered for the budget.
-const MAX_SPENT: usize = 4_096;
 
 const PROOF_TAG: &str = "secmesh/quarantine-proof/1";
 const ABUSE_TAG: &str = "secmesh/quarantine-abuse/1";
@@ -60,12 +53,9 @@ struct Tally {
 /// All that this node has against others.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Conduct {
-    evidence: BTreeMap<(NodeId, AttackClass), Evidence>,
+    pub(super) evidence: BTreeMap<(NodeId, AttackClass), Evidence>,
     tallies: BTreeMap<NodeId, Tally>,
-    /// Proofs against a node that was taken back all the same.
-    pardoned: BTreeMap<NodeId, Vec<ProofKind>>,
-    /// Decisions of class 2 by certificate, for the budget.
-    spent: VecDeque<(u64, ActionKind, DecisionId)>,
+    pub(super) limits: Limits,
     again_us: u64,
     proofs_us: u64,
 }
@@ -154,10 +144,11 @@ impl Engine {
         for id in void {
             self.forget(&id);
         }
-        // What was known by now is forgiven; only what comes counts.
+        // What was known by now is forgiven; only what comes counts. Lies of later are held against it again
+        // once the readmission is stored.
         self.conduct.evidence.retain(|(who, _), _| *who != node);
         self.conduct.tallies.remove(&node);
-        self.conduct.pardoned.remove(&node);
+        self.conduct.limits.forgive(node);
     }
 
     /// Brings the set of those who are cut off up to date.
@@ -169,63 +160,6 @@ impl Engine {
         };
     }
 
-    /// Counts a decision of class 2 by votes on the budget.
-    pub(super) fn spend(&mut self, decision: &Decision) {
-        let kind = decision.action.kind;
-        let counts = matches!(kind, ActionKind::Block | ActionKind::Quarantine)
-            && decision.action.is_class_2()
-            && matches!(decision.warrant, Warrant::Votes(_));
-        let spent = &mut self.conduct.spent;
-        if !counts || spent.iter().any(|(_, _, id)| *id == decision.id) {
-            return;
-        }
-        if spent.len() >= MAX_SPENT {
-            spent.pop_front();
-        }
-        spent.push_back((decision.bucket, kind, decision.id));
-    }
-
-    /// Whether as much of class 2 was decided within the last hour as may be.
-    pub(super) fn is_budget_spent(&self, now: u64, kind: ActionKind) -> bool {
-        let from = bucket_of(now).saturating_sub(BUDGET_BUCKETS);
-        let spent = self.conduct.spent.iter();
-        let count = spent
-            .filter(|(bucket, what, _)| *what == kind && *bucket > from)
-            .count();
-        let most = match kind {
-            ActionKind::Quarantine => (self.roster.voters() / 10).max(MIN_NODES_PER_HOUR),
-            _ => MAX_NETWORKS_PER_HOUR,
-        };
-        count >= most
-    }
-
-    /// Why this node does not vote for cutting `node` off, if it does not.
-    fn hindrance(
-        &self,
-        call: &Call<'_>,
-        node: &NodeId,
-        class: AttackClass,
-    ) -> Option<RefusalReason> {
-        if *node == self.config.node || self.roster.get(node).is_none() {
-            return Some(RefusalReason::WrongAction);
-        }
-        // What an operator asks for has no limits but the quorum.
-        if class == AttackClass::Manual {
-            return None;
-        }
-        if self.is_budget_spent(call.now, ActionKind::Quarantine) {
-            return Some(RefusalReason::OverBudget);
-        }
-        // Those in reach who would be left: neither liars, nor cut off, nor the one in question.
-        let silent = self.silent();
-        let left = self.connected.iter().chain([&self.config.node]);
-        let left = left.filter(|peer| *peer != node && !silent.contains(*peer));
-        if self.weight_of(left) < self.roster.t_hi() {
-            return Some(RefusalReason::CircuitBreaker);
-        }
-        None
-    }
-
     /// Whether this node may act on this class without being told.
     fn is_automatic(call: &Call<'_>, class: AttackClass) -> bool {
         match call.policy.quarantines() {
@@ -233,6 +167,26 @@ impl Engine {
             Automatic::Proofs => matches!(class, AttackClass::Manual | AttackClass::Misconduct),
             Automatic::Sightings => true,
         }
+    }
+
+    /// Nodes that this one has something against, or had until just now.
+    pub(super) fn suspects(&self) -> BTreeSet<NodeId> {
+        let held = self.conduct.evidence.keys();
+        held.map(|(node, _)| *node).collect()
+    }
+
+    /// Whether it holds one of these against a node, and acts on that without being told.
+    pub(super) fn holds_automatically(
+        &self,
+        call: &Call<'_>,
+        node: &NodeId,
+        classes: &[AttackClass],
+    ) -> bool {
+        let held = &self.conduct.evidence;
+        classes.iter().any(|class| {
+            let evidence = held.get(&(*node, *class));
+            evidence.is_some_and(|e| e.until_us > call.now) && Self::is_automatic(call, *class)
+        })
     }
 
     pub(super) fn has_evidence_on(&self, now: u64, node: NodeId) -> bool {
@@ -258,8 +212,11 @@ impl Engine {
         }
     }
 
-    /// A node was proved to have lied; the caller has checked the proof.
-    pub(super) fn proved(&mut self, node: NodeId, proof: &[u8]) {
+    /// A node was proved to have lied; the caller has checked the proof. Nothing if that is forgiven.
+    pub(super) fn proved(&mut self, node: NodeId, proof: &[u8], told: Told) {
+        if self.is_forgiven(node, told) {
+            return;
+        }
         let evidence = Evidence {
             root: tag_hash(PROOF_TAG, &[&sha256(proof)]),
             detector: tag_hash(PROOF_TAG, &[]),
@@ -285,7 +242,8 @@ impl Engine {
     }
 
     pub(super) fn operator_quarantine(&mut self, call: &mut Call<'_>, node: NodeId) {
-        if let Some(reason) = self.hindrance(call, &node, AttackClass::Manual) {
+        let class = AttackClass::Manual;
+        if let Some(reason) = self.hindrance(call, &node, class, &BTreeSet::new()) {
             return self.refuse(call, self.config.node, reason);
         }
         let now = call.now.to_be_bytes();
@@ -369,7 +327,8 @@ impl Engine {
             .copied()
             .find(|(class, _)| *class == AttackClass::Manual)
             .unwrap_or((class, evidence));
-        if let Some(reason) = self.hindrance(call, &node, class) {
+        let before = self.preferred_to(call, node);
+        if let Some(reason) = self.hindrance(call, &node, class, &before) {
             return self.refuse(call, self.config.node, reason);
         }
         let mut open = false;
@@ -386,6 +345,10 @@ impl Engine {
             open = true;
             self.cast(call, &key, Verdict::Confirm, Some(evidence));
             self.try_certify(call, &key);
+            // Once is enough.
+            if self.is_quarantined(&node) {
+                return;
+            }
         }
         if open || self.is_quarantined(&node) {
             return;
@@ -399,13 +362,7 @@ impl Engine {
 
     /// As [`Engine::act_on_node`], for all.
     pub(super) fn act_on_nodes(&mut self, call: &mut Call<'_>) {
-        let nodes: BTreeSet<NodeId> = self
-            .conduct
-            .evidence
-            .keys()
-            .map(|(node, _)| *node)
-            .collect();
-        for node in nodes {
+        for node in self.suspects() {
             self.act_on_node(call, node);
         }
     }
@@ -427,12 +384,12 @@ impl Engine {
             .incidents
             .get(key)
             .is_some_and(|incident| !incident.decided && self.tally(incident).witnessed());
-        if !witnessed || node == self.config.node {
+        if !witnessed || node == self.config.node || self.is_quarantined(&node) {
             return;
         }
         let verdict = if call.policy.vetoes_node(&node).is_some() {
             Verdict::Reject
-        } else if let Some(reason) = self.hindrance(call, &node, class) {
+        } else if let Some(reason) = self.hindrance(call, &node, class, &BTreeSet::new()) {
             self.refuse(call, ballot.signed.vote.voter, reason);
             Verdict::Abstain
         } else {
@@ -442,38 +399,10 @@ impl Engine {
         self.try_certify(call, key);
     }
 
-    /// Proofs that peers have stated, and forged statements, which prove themselves.
-    fn look_at_proofs(&mut self) {
-        let report = self.trust();
-        for (node, trust) in &report.nodes {
-            let proofs = &trust.standing.proofs;
-            if proofs.is_empty() || *node == self.config.node {
-                continue;
-            }
-            let taken_back = self.is_released(*node, 0);
-            let pardoned = &mut self.conduct.pardoned;
-            if taken_back && !pardoned.contains_key(node) {
-                pardoned.insert(*node, proofs.clone());
-            }
-            let forgiven = pardoned.get(node);
-            let new = proofs
-                .iter()
-                .find(|proof| forgiven.is_none_or(|known| !known.contains(proof)));
-            let known = self
-                .conduct
-                .evidence
-                .contains_key(&(*node, AttackClass::Misconduct));
-            if let Some(proof) = new
-                && !known
-            {
-                self.proved(*node, &[proof.code()]);
-            }
-        }
-    }
-
     pub(super) fn tick_quarantine(&mut self, call: &mut Call<'_>) {
         let now = call.now;
         self.conduct.evidence.retain(|_, e| e.until_us > now);
+        self.conduct.limits.prune(now);
         let bucket = bucket_of(now);
         self.conduct.tallies.retain(|_, t| t.bucket == bucket);
         let due = |last: u64, every: u64| now.saturating_sub(last) >= every || last > now;

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::io::{Output, RefusalReason};
-use super::{Call, Engine, IncidentKey};
+use super::{Call, Engine, Incident, IncidentKey};
 use crate::mesh::cert::Certificate;
 use crate::mesh::decision::{Decision, Warrant};
 use crate::mesh::ids::{DecisionId, NodeId};
@@ -136,10 +136,19 @@ impl Engine {
                 holders: vec![from],
             },
         );
-        // Where the incident is known, votes are on their way; a tick is soon enough to ask.
-        if self.incidents.get(&incident).is_none() {
+        // Where the incident is known, votes are on their way; a tick is soon enough to ask. Not if the announcement
+        // names an incident that leads to something else: who announces first must not keep others from asking.
+        if !self.is_of(&announced.decision, &incident) {
             self.ask_for(call, announced.decision);
         }
+    }
+
+    /// Whether an incident is known here, and a decision is what it leads to.
+    fn is_of(&self, id: &DecisionId, key: &IncidentKey) -> bool {
+        self.incidents.get(key).is_some_and(|i| {
+            let decision = i.action.decision(self.mesh, i.epoch_hash, key.0, key.1);
+            decision == *id
+        })
     }
 
     fn ask_for(&mut self, call: &mut Call<'_>, id: DecisionId) {
@@ -162,14 +171,23 @@ impl Engine {
         self.tell_decided(call);
         let now = call.now;
         self.spread.served.clear();
-        let (decisions, incidents) = (&self.decisions, &self.incidents);
-        self.spread.wanted.retain(|id, wanted| {
-            // Clocks step back, too.
-            wanted.until_us > now
-                && wanted.until_us <= now.saturating_add(WANTED_US)
-                && !decisions.contains_key(id)
-                && incidents.get(&wanted.incident).is_none_or(|i| !i.decided)
-        });
+        let over: Vec<DecisionId> = self
+            .spread
+            .wanted
+            .iter()
+            .filter(|(id, wanted)| {
+                let decided = |i: &Incident| i.decided && self.is_of(id, &wanted.incident);
+                // Clocks step back, too.
+                wanted.until_us <= now
+                    || wanted.until_us > now.saturating_add(WANTED_US)
+                    || self.decisions.contains_key(id)
+                    || self.incidents.get(&wanted.incident).is_some_and(decided)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            self.spread.wanted.remove(&id);
+        }
         let due: Vec<DecisionId> = self
             .spread
             .wanted

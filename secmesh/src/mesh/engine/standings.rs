@@ -10,7 +10,7 @@ use crate::mesh::epoch::EpochRecord;
 use crate::mesh::evidence::{CulpritKeys, Frontier};
 use crate::mesh::ids::NodeId;
 use crate::mesh::simulation::{Bug, planted};
-use crate::mesh::trust::{Known, Member, Members, Params, PastEpoch, Rules, TrustReport, WINDOW};
+use crate::mesh::trust::{Known, Member, Members, Params, PastEpoch, Rules, TrustReport};
 
 impl Engine {
     /// What the fold needs to know of an epoch's members; none if the admission of one is not known.
@@ -29,17 +29,8 @@ impl Engine {
 
     /// The epochs to fold; none if there is a gap between them.
     fn past_epochs(&self) -> Option<Vec<PastEpoch>> {
-        let epochs = self.chain.epochs();
-        let tip = epochs.last()?.record.number;
-        let first = tip
-            .saturating_sub(u64::try_from(WINDOW).unwrap_or(u64::MAX))
-            .max(1);
-        let kept = self.chain.after(first - 1);
-        let numbers = kept.iter().map(|epoch| epoch.record.number);
-        if !numbers.eq(first..=tip) {
-            return None;
-        }
-        kept.iter()
+        self.window()?
+            .into_iter()
             .map(|epoch| {
                 Some(PastEpoch {
                     number: epoch.record.number,
@@ -48,19 +39,6 @@ impl Engine {
                 })
             })
             .collect()
-    }
-
-    /// The latest epoch that is missing among those to fold: the number before the gap.
-    pub(super) fn gap_after(&self) -> Option<u64> {
-        let epochs = self.chain.epochs();
-        let tip = epochs.last()?.record.number;
-        let first = tip.saturating_sub(u64::try_from(WINDOW).unwrap_or(u64::MAX));
-        epochs.windows(2).find_map(|pair| match pair {
-            [a, b] if b.record.number > a.record.number + 1 && b.record.number > first => {
-                Some(a.record.number)
-            }
-            _ => None,
-        })
     }
 
     fn with_known<T>(&self, work: impl FnOnce(&Known<'_>) -> T) -> T {

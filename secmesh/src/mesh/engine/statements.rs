@@ -42,6 +42,8 @@ const PROOF_STEP_US: u64 = 250_000;
 #[derive(Debug, Clone)]
 pub(super) struct Statements {
     pub(super) set: EvidenceSet,
+    /// [`MAX_EVIDENCE_BYTES`].
+    pub(super) max_bytes: usize,
     pub(super) local: LocalTrust,
     pub(super) sync: Sync,
     /// Whether this node knows how long its own log is. Else it would state something under a number that
@@ -68,6 +70,7 @@ impl Statements {
     pub(super) fn new(mesh: MeshId) -> Self {
         Self {
             set: EvidenceSet::new(mesh),
+            max_bytes: MAX_EVIDENCE_BYTES,
             local: LocalTrust::default(),
             sync: Sync::default(),
             sure: false,
@@ -154,9 +157,10 @@ impl Engine {
     }
 
     /// Most statements that a node may have made by now, and most bytes that they may take. Of one that is
-    /// no member any more, as many as the epoch rests on: who joins later needs them too.
+    /// no member any more, as many as the epoch rests on: who joins later needs them too. The bytes are for what
+    /// is not certified: see [`Engine::room_for`].
     pub(super) fn allowance(&self, author: &NodeId, now: u64) -> Option<(u64, usize)> {
-        let bytes = MAX_EVIDENCE_BYTES / self.roster.len().max(4);
+        let bytes = self.statements.max_bytes / self.roster.len().max(4);
         let Some(member) = self.roster.get(author) else {
             let certified = self.certified_size(author);
             return (certified > 0).then_some((certified, bytes));
@@ -165,6 +169,16 @@ impl Engine {
         let count = STATEMENT_BURST.saturating_add(now.saturating_sub(joined) / STATEMENT_US);
         // What is certified was within its author's allowance by the clocks of enough others.
         Some((count.max(self.certified_size(author)), bytes))
+    }
+
+    /// Bytes that a log may take up with this statement. What is certified has no limit: it was within its
+    /// author's share when the mesh was smaller, and who lacks it can say nothing about epochs.
+    pub(super) fn room_for(&self, author: &NodeId, sequence: u64, share: usize) -> usize {
+        if sequence < self.certified_size(author) {
+            usize::MAX
+        } else {
+            share
+        }
     }
 
     /// Remembers what a statement that is now in the set makes superfluous.

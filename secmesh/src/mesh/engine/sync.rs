@@ -384,6 +384,7 @@ impl Engine {
             return false;
         }
         let kept = statement.clone();
+        let bytes = self.room_for(&head.author, head.sequence, bytes);
         match self.statements.set.insert(statement, bytes) {
             Inserted::New => {
                 self.statements.sync.counters.statements_new += 1;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::io::{QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+use super::proofs::Told;
 use super::{Engine, MAX_DECISIONS, MAX_OWN_VOTES};
 use crate::addr::Prefix;
 use crate::mesh::admission::{AdmittedRecord, SignedGrant};
@@ -298,6 +299,7 @@ impl Engine {
         self.first_restored = Some(self.first_restored.map_or(this, |first| first.min(this)));
         if !planted(Bug::VotesForgotten) {
             self.own_votes.entry(slot).or_insert(ballot);
+            self.note_asked(&ballot);
         }
         Ok(())
     }
@@ -333,7 +335,7 @@ impl Engine {
         if expires_unix_us <= now_unix_us || self.is_undone(&action, warrant.bucket()) {
             return Ok(None);
         }
-        if self.decisions.len() >= MAX_DECISIONS {
+        if self.is_full_for(action.kind) {
             return Err(RestoreError::Full(MAX_DECISIONS));
         }
         let id = warrant.decision();
@@ -363,8 +365,11 @@ impl Engine {
         match proof.verify(&self.roster) {
             Ok(()) => {
                 self.zeroed.insert(proof.voter());
-                self.proofs.insert(proof.voter(), proof);
-                self.proved(proof.voter(), &proof.to_bytes());
+                let (voter, told) = (proof.voter(), Told::equivocation(&proof));
+                if Self::is_later(self.proofs.get(&voter).map(Told::equivocation), told) {
+                    self.proofs.insert(voter, proof);
+                }
+                self.proved(voter, &proof.to_bytes(), told);
                 Ok(())
             }
             Err(Some(error)) => Err(RestoreError::Signature(error)),

@@ -8,8 +8,8 @@
 
 use super::io::{Output, RefusalReason, VoteSummary};
 use super::{
-    Call, Engine, Evidence, Incident, IncidentKey, MAX_EVIDENCE, MAX_NETWORKS, MAX_OPEN,
-    MAX_OWN_VOTES, MAX_WATCHED, RELEASE_WAIT_US, WATCH_US,
+    Call, Engine, Evidence, Incident, IncidentKey, MAX_EVIDENCE, MAX_OPEN, MAX_OWN_VOTES,
+    MAX_WATCHED, RELEASE_WAIT_US, WATCH_US,
 };
 use crate::addr::Prefix;
 use crate::mesh::cert::CertVerdict;
@@ -70,13 +70,6 @@ impl Engine {
             },
         );
         self.act_on(call, subject, Some(class));
-    }
-
-    /// Whether one more network would be too many. A certificate that the others make all the same is
-    /// taken: `T_hi` of them had room.
-    pub(super) fn is_over_budget(&self, now: u64, action: &Action) -> bool {
-        action.is_class_2()
-            && (self.networks.len() >= MAX_NETWORKS || self.is_budget_spent(now, action.kind))
     }
 
     /// Live own evidence on a subject, of this class if there is some.
@@ -245,6 +238,7 @@ impl Engine {
             signed: vote.sign(&self.config.signer),
         };
         self.own_votes.insert(slot, ballot);
+        self.note_asked(&ballot);
         self.incidents.add(key, &ballot.signed);
         call.out.push(Output::Persist(ballot.to_bytes()));
         call.out.push(Output::Broadcast(
@@ -485,8 +479,9 @@ impl Engine {
                 continue;
             };
             let action = incident.action;
+            let silent = self.silent();
             let contradicted = incident.votes.iter().any(|(voter, signed)| {
-                signed.vote.verdict == Verdict::Reject && !self.zeroed.contains(voter)
+                signed.vote.verdict == Verdict::Reject && !silent.contains(voter)
             });
             let verdict = match self.quiet_since(call, &action) {
                 Some(true) if !contradicted => Verdict::Concur,

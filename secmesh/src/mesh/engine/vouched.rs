@@ -101,11 +101,11 @@ impl Engine {
     /// Puts an epoch behind those that wait for what comes after them; one that names none of them begins anew.
     /// Nothing is believed of them yet.
     pub(super) fn gather(&mut self, epoch: &CertifiedEpoch) {
-        let goes_on = self.filling.tip().is_some_and(|last| names(epoch, last));
-        if !goes_on || self.filling.epochs().len() > SENT_AT_ONCE {
-            self.filling = Chain::default();
+        let goes_on = self.earlier.tip().is_some_and(|last| names(epoch, last));
+        if !goes_on || self.earlier.epochs().len() > SENT_AT_ONCE {
+            self.earlier = Chain::default();
         }
-        self.filling.push(epoch.clone());
+        self.earlier.push(epoch.clone());
     }
 
     /// Takes what was gathered if the first epoch of the chain names its last. The very first is never sent: it
@@ -117,8 +117,8 @@ impl Engine {
             self.chain.put_before(&[CertifiedEpoch::first(first)]);
             return;
         }
-        if self.chain.put_before(self.filling.epochs()) {
-            for epoch in std::mem::take(&mut self.filling).epochs() {
+        if self.chain.put_before(self.earlier.epochs()) {
+            for epoch in std::mem::take(&mut self.earlier).epochs() {
                 self.registry.keep(&epoch.record);
             }
             self.go_before_chain();

@@ -76,36 +76,31 @@ impl Chain {
         true
     }
 
-    /// The epoch right before `number`, if `number` itself was skipped.
-    pub fn gap_before(&self, number: u64) -> Option<&CertifiedEpoch> {
-        let at = self.epochs.partition_point(|e| e.record.number < number);
-        let next = self.epochs.get(at)?;
-        let before = self.epochs.get(at.checked_sub(1)?)?;
-        let skipped = next.record.number > number && before.record.number + 1 == number;
-        skipped.then_some(before)
-    }
-
-    /// Puts verified epochs, each of which follows the one before it, where they were skipped. False, and nothing
-    /// is changed, if they are not all that is missing there, or the one after them names another.
-    pub fn close_gap(&mut self, missing: &[CertifiedEpoch]) -> bool {
-        let (Some(first), Some(last)) = (missing.first(), missing.last()) else {
+    /// Puts epochs, each of which follows the one before it, where they were skipped. The last of them is the one
+    /// after the gap, which takes its place: its signatures may not have been checked before. False, and nothing is
+    /// changed, if it is another, or the first is not after the one before the gap.
+    pub fn fill_gap(&mut self, row: &[CertifiedEpoch]) -> bool {
+        let (Some(first), Some(last)) = (row.first(), row.last()) else {
             return false;
         };
-        if self.gap_before(first.record.number).is_none() {
+        let number = last.record.number;
+        let at = self.epochs.partition_point(|e| e.record.number < number);
+        let before = at.checked_sub(1).and_then(|before| self.epochs.get(before));
+        let fits = self.is_link(at)
+            && self.epochs.get(at).map(|e| e.record.hash()) == Some(last.record.hash())
+            && before.is_some_and(|before| before.record.number < first.record.number);
+        if !fits {
             return false;
         }
-        let from = first.record.number;
-        let at = self.epochs.partition_point(|e| e.record.number < from);
-        let closes = self.epochs.get(at).is_some_and(|next| names(next, last));
-        if !closes {
-            return false;
+        let gone: Vec<CertifiedEpoch> = self.epochs.splice(at..=at, row.iter().cloned()).collect();
+        for epoch in &gone {
+            self.bytes = self.bytes.saturating_sub(epoch.to_bytes().len());
         }
-        for epoch in missing {
+        for epoch in row {
             self.bytes = self.bytes.saturating_add(epoch.to_bytes().len());
             self.numbers
                 .insert(epoch.record.hash(), epoch.record.number);
         }
-        self.epochs.splice(at..at, missing.iter().cloned());
         true
     }
 

@@ -21,6 +21,11 @@ const MAX_PROVED_BYTES: usize = 65_000;
 /// Bytes of one of those signatures, with whose it is.
 const SIGNATURE_BYTES: usize = 80;
 
+/// Bytes of a record without members and logs, of a member, and of a log.
+const BARE_BYTES: usize = 107;
+const MEMBER_BYTES: usize = 44;
+const LOG_BYTES: usize = 56;
+
 /// Numbers of the genesis that the building of epochs needs; the same in every record of a mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct EpochParams {
@@ -173,6 +178,15 @@ impl EpochRecord {
     /// Whether it can be sent with all that may prove it valid.
     pub fn fits(&self) -> bool {
         self.members.len() <= MAX_MEMBERS && self.to_bytes().len() <= largest(self.members.len())
+    }
+
+    /// Whether a record with so many members and logs can be sent like that.
+    pub fn has_room(members: usize, logs: usize) -> bool {
+        let bytes = members
+            .saturating_mul(MEMBER_BYTES)
+            .saturating_add(logs.saturating_mul(LOG_BYTES))
+            .saturating_add(BARE_BYTES);
+        members <= MAX_MEMBERS && bytes <= largest(members)
     }
 
     /// SHA-256 of the canonical bytes: what votes are bound to.

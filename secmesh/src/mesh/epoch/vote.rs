@@ -388,6 +388,11 @@ impl EpochProof {
         self.first.vote.mesh
     }
 
+    /// Number of the epoch that the votes are about.
+    pub const fn number(&self) -> u64 {
+        self.first.vote.number
+    }
+
     /// The liar's incarnation.
     pub const fn incarnation(&self) -> u64 {
         self.first.vote.incarnation

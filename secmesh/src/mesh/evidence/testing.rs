@@ -100,8 +100,13 @@ pub fn equivocation(i: u8) -> Misconduct {
     Misconduct::Equivocation(Box::new(EquivocationProof::new(vote, lie).unwrap()))
 }
 
-/// Node `i` signs two ledgers of one size. Made once per node: ML-DSA signatures are hedged.
+/// Node `i` signs two ledgers of one size.
 pub fn ledger_fork(i: u8) -> Misconduct {
+    ledger_fork_at(i, T0 / S)
+}
+
+/// The same, signed at this time, seconds since 1970.
+pub fn ledger_fork_at(i: u8, time_s: u64) -> Misconduct {
     use crate::ledger::checkpoint::{AuthorKeys, Checkpoint, SignedCheckpoint};
     use crate::ledger::fork::LedgerForkProof;
 
@@ -114,7 +119,7 @@ pub fn ledger_fork(i: u8) -> Misconduct {
     };
     let checkpoint = |root: u8| {
         let note = Checkpoint::of(&node.0, 7, [root; 32])
-            .sign(&key, &pq, T0 / S)
+            .sign(&key, &pq, time_s)
             .unwrap();
         SignedCheckpoint::verify(note.to_string().as_bytes(), &keys).unwrap()
     };

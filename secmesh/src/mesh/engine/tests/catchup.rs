@@ -196,6 +196,16 @@ fn the_largest_epoch_fits_a_message_with_every_signature_on_it() {
     assert!(record.fits());
     assert!(!of(MAX_MEMBERS + 1, 0).fits());
     assert!(!of(MAX_MEMBERS, MAX_MEMBERS + 50).fits());
+    for members in [1, 100, 300, MAX_MEMBERS, MAX_MEMBERS + 1] {
+        for authors in [0, 350, 383, 384, 494, 495, 938, 939, 1_000] {
+            let fits = of(members, authors).fits();
+            assert_eq!(
+                EpochRecord::has_room(members, authors),
+                fits,
+                "{members} {authors}"
+            );
+        }
+    }
     for record in [of(MAX_MEMBERS + 1, 0), of(MAX_MEMBERS, MAX_MEMBERS + 50)] {
         assert!(EpochRecord::from_bytes(&record.to_bytes()).is_err());
     }

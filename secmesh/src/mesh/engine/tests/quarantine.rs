@@ -12,12 +12,12 @@ fn against(i: u8, class: AttackClass) -> Action {
 }
 
 impl Net {
-    fn cut_off(&self, i: u8, node: u8) -> bool {
+    pub(super) fn cut_off(&self, i: u8, node: u8) -> bool {
         self.engines[&i].is_quarantined(&node_id(node))
     }
 
     /// Node `i` sees node `bad` attack.
-    fn is_attacked(&mut self, i: u8, bad: u8) {
+    pub(super) fn is_attacked(&mut self, i: u8, bad: u8) {
         let input = Input::NodeAttacks {
             node: node_id(bad),
             evidence_root: Hash([i; 32]),
@@ -27,7 +27,7 @@ impl Net {
     }
 
     /// Node 4 says one thing and another to node 1.
-    fn equivocate(&mut self) {
+    pub(super) fn equivocate(&mut self) {
         for (sequence, verdict) in [(1001, Verdict::Confirm), (1002, Verdict::Reject)] {
             let vote = vote_of(self, 4, block(subject()), verdict, sequence);
             self.inject(4, 1, &vote);
@@ -36,20 +36,20 @@ impl Net {
     }
 
     /// The operator's word about node `node`, handed in at node `i`.
-    fn order(&mut self, i: u8, action: Action) {
+    pub(super) fn order(&mut self, i: u8, action: Action) {
         let draft = self.engines[&i].draft_order(action, self.now, 60);
         self.input(i, Input::Order(Box::new(draft.sign(&operator()))));
         self.run();
     }
 
-    fn settle(&mut self, seconds: u64) {
+    pub(super) fn settle(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.tick(S);
             self.run();
         }
     }
 
-    fn warrants(&self, i: u8) -> Vec<(Vec<u8>, u64)> {
+    pub(super) fn warrants(&self, i: u8) -> Vec<(Vec<u8>, u64)> {
         self.engines[&i]
             .decisions()
             .map(|d| (d.warrant.to_bytes(), d.certified_unix_us))

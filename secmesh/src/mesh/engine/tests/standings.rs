@@ -23,13 +23,13 @@ fn next(net: &Net, at: u8, i: u8, body: Body) -> Statement {
 }
 
 /// The first epoch counts from the first tick.
-fn begun(mut net: Net) -> Net {
+pub(super) fn begun(mut net: Net) -> Net {
     net.tick(S);
     net.run();
     net
 }
 
-fn four() -> Net {
+pub(super) fn four() -> Net {
     begun(Net::four())
 }
 
@@ -39,7 +39,7 @@ fn give(net: &mut Net, from: u8, to: u8, statement: &Statement) {
 }
 
 /// Everybody hears at once that node `i` states something.
-fn says(net: &mut Net, i: u8, body: Body) {
+pub(super) fn says(net: &mut Net, i: u8, body: Body) {
     let statement = next(net, i, i, body);
     for to in net.ids() {
         give(net, i, to, &statement);
@@ -69,14 +69,14 @@ fn certified(net: &Net, i: u8) -> Frontier {
     net.engines[&i].epoch().unwrap().record.frontier.clone()
 }
 
-fn seconds(net: &mut Net, count: u64) {
+pub(super) fn seconds(net: &mut Net, count: u64) {
     for _ in 0..count * 2 {
         net.tick(S / 2);
         net.run();
     }
 }
 
-fn an_epoch(net: &mut Net) {
+pub(super) fn an_epoch(net: &mut Net) {
     net.tick(u64::from(Params::default().epoch_s) * S);
     net.run();
     seconds(net, 12);
@@ -257,39 +257,6 @@ fn who_joins_later_learns_what_nodes_that_have_left_stated_and_votes() {
     let (old, new) = (net.engines[&1].trust(), net.engines[&6].trust());
     assert!(new.whole);
     assert_eq!(format!("{old:?}"), format!("{new:?}"));
-}
-
-#[test]
-fn who_skipped_epochs_asks_for_them_and_computes_the_same() {
-    let mut net = four();
-    net.split(&[4], &[1, 2, 3]);
-    says(
-        &mut net,
-        1,
-        verdict(subject(), Ruling::FalsePositive, &[2], T0),
-    );
-    for _ in 0..5 {
-        an_epoch(&mut net);
-    }
-    // The latest epoch reaches it first, and is certified by weights that it knows.
-    let tip = net.engines[&1].epoch().unwrap().clone();
-    let early = net.engines[&4].epoch().unwrap().record.number;
-    net.inject(1, 4, &Message::Epoch(Box::new(tip.clone())));
-    net.queue.clear();
-    if net.engines[&4].roster().epoch() == tip.record.number {
-        assert!(net.engines[&4].gap_after() == Some(early));
-        assert!(!net.engines[&4].trust().whole);
-    }
-    for i in 1..=3 {
-        net.connect(4, i);
-    }
-    seconds(&mut net, 60);
-    assert_eq!(net.engines[&4].gap_after(), None);
-    assert!(net.engines[&4].trust().whole);
-    assert_eq!(
-        format!("{:?}", net.engines[&1].trust()),
-        format!("{:?}", net.engines[&4].trust())
-    );
 }
 
 #[test]
