@@ -135,7 +135,6 @@ fn other_epochs_than_those_of_this_mesh_fill_no_gap() {
             out: &mut out,
         };
         let engine = net.engines.get_mut(&4).unwrap();
-        engine.filling.asked = None;
         assert!(engine.ask_to_fill(&mut call));
     };
     asked(&mut net);

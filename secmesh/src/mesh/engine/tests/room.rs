@@ -185,7 +185,7 @@ fn a_newcomer_that_no_record_has_room_for_waits_and_stops_nobody() {
         assert_eq!(engine.left_out(), usize::from(!room));
         assert_eq!(engine.is_membership_due(), room, "it would be due for ever");
         // The operator's removal is not kept from the next record.
-        let removal = super::epochs::removal(64, T0);
+        let removal = epochs::removal(64, T0);
         engine.handle(T0, Input::Remove(Box::new(removal)), &policy, &mut out);
         assert!(engine.is_membership_due());
     }
