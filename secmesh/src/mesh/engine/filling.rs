@@ -23,7 +23,7 @@ const MAX_ROWS: u8 = 8;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Filling {
     /// Who was asked last.
-    pub(super) asked: Option<NodeId>,
+    asked: Option<NodeId>,
     /// Epochs in a row, each but the first signed by the one before it. At most a window of them.
     row: Vec<CertifiedEpoch>,
     /// Rows that its answer has begun.
