@@ -45,7 +45,7 @@ use crate::{
         identity::Identity,
         ids::{Hash, NodeId},
         store::MeshStore,
-        transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportHandle},
+        transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportEvents, TransportHandle},
         vote::AttackClass,
     },
     metrics::ServerCounters,
@@ -180,7 +180,7 @@ pub(super) struct Streams {
     pub watch: WatchStreams,
     /// None where the system does not tell.
     pub links: Option<LinkWatch>,
-    pub peers: mpsc::Receiver<TransportEvent>,
+    pub peers: TransportEvents,
     pub calls: mpsc::Receiver<Call>,
     /// Proofs that this node has found as a witness.
     pub forks: mpsc::Receiver<LedgerForkProof>,
@@ -263,7 +263,15 @@ impl Agent {
                     }
                     self.notice_interfaces(self.now());
                 }
-                Some(event) = streams.peers.recv() => self.take_peer(event).await,
+                Some(event) = streams.peers.recv() => {
+                    let (peer, began) = (event.peer(), self.clock.mono_ns());
+                    self.take_peer(event).await;
+                    if let Some(peer) = peer {
+                        // What it costs is what it takes, whatever it was.
+                        let spent = self.clock.mono_ns().saturating_sub(began);
+                        streams.peers.charge(peer, spent);
+                    }
+                }
                 written = self.outbox.next() => {
                     if let Err(error) = written {
                         self.not_persisted(&error);

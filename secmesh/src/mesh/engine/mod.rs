@@ -397,9 +397,14 @@ impl Engine {
     }
 
     fn refuse(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
+        self.count_refusal(call, from, reason);
+        self.note_refusal(call, from, reason);
+    }
+
+    /// As [`Engine::refuse`], of what is no fault of who sent it.
+    fn count_refusal(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
         *self.refusals.entry(reason).or_default() += 1;
         call.out.push(Output::Refused { from, reason });
-        self.note_refusal(call, from, reason);
     }
 
     fn message(&mut self, call: &mut Call<'_>, from: NodeId, bytes: &[u8]) {
@@ -459,7 +464,7 @@ impl Engine {
         }
         let until = call.now.saturating_add(2 * BUCKET_US);
         self.pending.push_back((until, from, message.to_bytes()));
-        self.refuse(call, from, RefusalReason::WrongEpoch);
+        self.count_refusal(call, from, RefusalReason::WrongEpoch);
     }
 
     fn valid_us(&self) -> u64 {

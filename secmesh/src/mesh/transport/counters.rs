@@ -30,6 +30,10 @@ counters! {
     duplicate_connections,
     /// Messages received.
     messages_received,
+    /// Messages dropped because too many of that peer waited already; only where all come through one broker.
+    incoming_dropped,
+    /// Times that a peer had used up its share of the agent's time and was heard later.
+    incoming_held_back,
     /// Messages handed to the kernel.
     messages_sent,
     /// Oldest messages dropped because a peer's queue was full.

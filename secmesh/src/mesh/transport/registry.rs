@@ -139,8 +139,7 @@ pub(super) async fn leave(inner: &Inner, place: Place) {
 /// Hands an event on, waiting for the receiver, but not when all is stopping.
 pub(super) async fn tell(inner: &Inner, event: TransportEvent) {
     tokio::select! {
-        // A receiver that is gone wants no events.
-        _ = inner.events.send(event) => {}
+        () = inner.events.send(event) => {}
         () = inner.stop.cancelled() => {}
     }
 }

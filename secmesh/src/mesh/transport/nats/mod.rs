@@ -265,7 +265,8 @@ impl Carrier {
                 Outcome::Message(bytes) => {
                     count(&self.inner.counters.messages_received);
                     let event = TransportEvent::Message { from: node, bytes };
-                    registry::tell(&self.inner, event).await;
+                    // Not waited for: the others' messages stand behind it.
+                    self.inner.events.offer(event);
                 }
                 Outcome::Send(draft) => self.post(node, draft, Bytes::new()).await,
             }
