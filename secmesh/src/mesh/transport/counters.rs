@@ -76,6 +76,8 @@ counters! {
     refused_bad_frame,
     /// Refused: too many requests to join at once.
     refused_join_busy,
+    /// Refused: a member that has connected anew more than once a second, over long.
+    refused_reconnecting,
     /// Refused: a member that connects directly, where `[mesh] carrier` is another one.
     refused_other_carrier,
     /// Connections to a NATS server that came up.

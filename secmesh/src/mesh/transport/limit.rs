@@ -18,6 +18,30 @@ const HANDSHAKES_KNOWN: usize = 16;
 /// Most handshakes at once from one source.
 const HANDSHAKES_PER_SOURCE: usize = 8;
 
+/// New connections of one peer at once: each makes this node say again what matters.
+const RECONNECTS: u64 = 16;
+/// How long it takes until it may have another, in nanoseconds.
+const RECONNECT_NS: u64 = 1_000_000_000;
+
+/// How often a peer came up lately. Of one that cannot wait so long, nothing is lost that it would not lose again.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Reconnects {
+    /// When all of them are paid for (GCRA), on the monotonic clock.
+    paid_ns: u64,
+}
+
+impl Reconnects {
+    /// Counts one more, if there may be one now.
+    pub(super) fn admit(&mut self, now_ns: u64) -> bool {
+        let paid_ns = self.paid_ns.max(now_ns).saturating_add(RECONNECT_NS);
+        let may = paid_ns.saturating_sub(now_ns) <= RECONNECTS * RECONNECT_NS;
+        if may {
+            self.paid_ns = paid_ns;
+        }
+        may
+    }
+}
+
 /// Why a handshake may not begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Busy {

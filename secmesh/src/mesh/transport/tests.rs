@@ -1,5 +1,6 @@
 //! Tests over real sockets on the loopback interface.
 
+mod reconnects;
 mod refusals;
 
 use ed25519_dalek::SigningKey;

@@ -16,6 +16,7 @@
 use bytes::Bytes;
 
 use crate::mesh::envelope::{Envelope, EnvelopeKind, NO_NONCE, Nonce};
+use crate::mesh::transport::limit::Reconnects;
 
 /// How often a sign of life is sent.
 pub(super) const BEAT_NS: u64 = 2_000_000_000;
@@ -39,7 +40,7 @@ pub(super) enum Refusal {
     Replayed,
     /// It came before others that were to come first, or those were lost; the session ends.
     Missing,
-    /// A hello too soon after another.
+    /// A hello too soon after another, or a new session after too many.
     Hurried,
 }
 
@@ -100,6 +101,7 @@ pub(super) struct Pairing {
     hello_ns: u64,
     pause_ns: u64,
     answered_ns: Option<u64>,
+    begun: Reconnects,
 }
 
 impl Pairing {
@@ -111,6 +113,7 @@ impl Pairing {
             hello_ns: now_ns,
             pause_ns: HELLO_NS.0,
             answered_ns: None,
+            begun: Reconnects::default(),
         }
     }
 
@@ -146,6 +149,9 @@ impl Pairing {
         }
         if envelope.sequence > 1 {
             return (Vec::new(), Some(Refusal::Missing));
+        }
+        if !self.begun.admit(now_ns) {
+            return (Vec::new(), Some(Refusal::Hurried));
         }
         let mut session = Session {
             own: self.own,
