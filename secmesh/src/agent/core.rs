@@ -68,6 +68,8 @@ const TICK: Duration = Duration::from_millis(200);
 pub(super) const QUIET_US: u64 = 10_000_000;
 /// How often the system is asked again what must never be blocked.
 const DISCOVERY_US: u64 = 60_000_000;
+/// The same where a peer was met at another address, at most.
+const REDISCOVERY_US: u64 = 2_000_000;
 /// A wall clock that moved this much against the monotonic one was set, µs.
 const CLOCK_STEP_US: u64 = 2_000_000;
 
@@ -157,6 +159,8 @@ pub(super) struct Agent {
     /// Unix time at the monotonic clock's zero, µs; moves when the wall clock is set.
     pub clock_origin_us: u64,
     pub last_discovery_us: u64,
+    /// A peer was met at another address since.
+    pub discovery_due: bool,
     /// What leaves, behind the votes that have to be on the disk first.
     pub outbox: Outbox,
     /// Why the loop ended, if not by a signal.
@@ -427,7 +431,9 @@ impl Agent {
                 if let Some(ip) = ip
                     && self.proven.insert(node, ip) != Some(ip)
                 {
-                    self.discover_allowlist(false);
+                    // A member with two addresses could have the system asked for ever.
+                    self.discovery_due = true;
+                    self.discover_if_due();
                 }
                 info!(peer = %self.name_of(&node), "connected");
                 self.notary.up(node);
@@ -498,13 +504,20 @@ impl Agent {
         self.update_sizes();
         self.record_lists();
         self.sweep_flows();
-        if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {
-            self.discover_allowlist(false);
-        }
+        self.discover_if_due();
         self.refresh_cookies(false);
         self.checkpoint(now);
         self.swim_tick().await;
         self.drive(Input::Tick).await;
+    }
+
+    /// Asks the system again what must never be blocked, when it is time.
+    fn discover_if_due(&mut self) {
+        let since = self.clock.unix_us().abs_diff(self.last_discovery_us);
+        if since >= DISCOVERY_US || (self.discovery_due && since >= REDISCOVERY_US) {
+            self.discovery_due = false;
+            self.discover_allowlist(false);
+        }
     }
 
     /// Has the ledger cosigned, now and then.

@@ -208,6 +208,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         refusal_log: RateLimitedLog::new(Arc::clone(&clock), REFUSAL_LOG, REFUSAL_KEYS),
         clock_origin_us: started_unix_us.saturating_sub(started_ns / 1000),
         last_discovery_us: started_unix_us,
+        discovery_due: false,
         outbox: Outbox::new(transport.clone()),
         ring_failed: None,
         cookies: Cookies::default(),

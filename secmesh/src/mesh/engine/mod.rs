@@ -47,6 +47,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use self::answers::Answers;
 pub use self::digest::Digest;
 use self::incidents::Incidents;
+use self::inventory::Counted;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 pub use self::io::{
     Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary,
@@ -166,6 +167,8 @@ pub struct Engine {
     /// What the failure detector says of members; of others, only the connection counts.
     liveness: BTreeMap<NodeId, Liveness>,
     answers: Answers,
+    /// What the counting of decisions came to.
+    counted: Counted,
     /// What is still to be sent to a peer that came up.
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
@@ -255,6 +258,7 @@ impl Engine {
             seen: BTreeSet::new(),
             liveness: BTreeMap::new(),
             answers: Answers::default(),
+            counted: Counted::default(),
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
@@ -347,10 +351,10 @@ impl Engine {
             }
             Input::PeerDown(peer) => {
                 self.connected.remove(&peer);
-                self.answers.forget(&peer);
+                self.answers.forget_before(call.now);
                 self.backlog.remove(&peer);
                 self.links.remove(&peer);
-                self.statements.peer_down(&peer);
+                self.statements.peer_down(&peer, call.now);
             }
             Input::ClockSet => self.clock_set(call),
             Input::Tick => self.tick(call),

@@ -157,6 +157,8 @@ fn a_peer_that_comes_back_is_told_in_messages_of_bounded_size() {
         net.run();
     }
     net.add(2, records(&["a", "b"]));
+    // Twice in this second they met already.
+    net.now += S;
     net.disconnect(1, 2);
     net.connect(1, 2);
     net.run();
