@@ -389,6 +389,8 @@ reasons!(
     BadEpoch = "bad_epoch",
     /// Another epoch of the number that is in force here: more than a third of the weight lied.
     ForkedEpoch = "forked_epoch",
+    /// A message of an epoch that is not known yet took the place of an older one of that peer, or found none.
+    AsideFull = "aside_full",
     /// One peer asked for the same more often than it is answered in a second.
     TooOften = "too_often",
     /// This node may have voted on it before its clock was set back, and says nothing a second time.

@@ -94,7 +94,8 @@ pub const RELEASE_WAIT_US: u64 = 2 * 1_000_000;
 pub const MAX_NETWORKS: usize = 64;
 /// Most own votes remembered so as not to contradict them.
 pub const MAX_OWN_VOTES: usize = 65_536;
-/// Most messages of a not yet known epoch that are put aside.
+/// Most messages of a not yet known epoch that are put aside; a peer has its share of them by the number of nodes,
+/// and two at least.
 pub const MAX_PENDING: usize = 256;
 
 /// What an engine starts with.
@@ -462,9 +463,19 @@ impl Engine {
     }
 
     /// Puts a message of an unknown epoch aside until something of the membership changes.
+    ///
+    /// Nothing of it can be checked yet, so each peer has places of its own; one more takes that of its oldest.
     fn put_aside(&mut self, call: &mut Call<'_>, from: NodeId, message: &Message) {
-        if self.pending.len() >= MAX_PENDING {
-            self.pending.pop_front();
+        let share = (MAX_PENDING / self.roster.len().max(1)).max(2);
+        let own = |(_, sender, _): &(u64, NodeId, Vec<u8>)| *sender == from;
+        let waiting = self.pending.iter().filter(|p| own(p)).count();
+        if waiting >= share || self.pending.len() >= MAX_PENDING {
+            let oldest = self.pending.iter().position(own);
+            let freed = oldest.and_then(|at| self.pending.remove(at)).is_some();
+            self.refuse(call, from, RefusalReason::AsideFull);
+            if !freed {
+                return;
+            }
         }
         let until = call.now.saturating_add(2 * BUCKET_US);
         self.pending.push_back((until, from, message.to_bytes()));

@@ -318,6 +318,7 @@ impl Engine {
             RefusalReason::TooManyIncidents
             | RefusalReason::TooOften
             | RefusalReason::WrongEpoch
+            | RefusalReason::AsideFull
             | RefusalReason::BadAdmission => |tally| (&mut tally.excess, EXCESS_PER_MINUTE),
             _ => return,
         };

@@ -356,7 +356,11 @@ impl Engine {
             return self.refuse(call, from, RefusalReason::WrongMesh);
         }
         if vote.epoch_hash != self.roster.epoch_hash() && !planted(Bug::EpochUnbound) {
-            return if self.knows_epoch(&vote.epoch_hash) {
+            // An epoch that is not here and not later will never be.
+            let later = vote.epoch > self.roster.epoch();
+            return if vote.voter != from {
+                self.refuse(call, from, RefusalReason::NotOwnVote)
+            } else if self.knows_epoch(&vote.epoch_hash) || !later {
                 self.refuse(call, from, RefusalReason::WrongEpoch)
             } else {
                 self.put_aside(call, from, &Message::Vote(Box::new(*ballot)))

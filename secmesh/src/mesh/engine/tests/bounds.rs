@@ -101,6 +101,41 @@ fn who_goes_on_beyond_its_places_is_cut_off() {
     assert!((1..=3).all(|i| net.engines[&i].is_quarantined(&node_id(4))));
 }
 
+/// A vote of an epoch that nobody knows.
+fn of_another_epoch(voter: u8, n: u32, epoch: u64) -> Message {
+    let roster = Net::four().roster().clone();
+    let action = block(address(n));
+    let mut ballot = ballot(&roster, voter, action, Verdict::Confirm, 1, T0);
+    let vote = &mut ballot.signed.vote;
+    vote.epoch = epoch;
+    vote.epoch_hash = Hash([9; 32]);
+    vote.incident = action.incident(vote.mesh, vote.epoch_hash, vote.bucket);
+    Message::Vote(Box::new(ballot))
+}
+
+#[test]
+fn one_liar_does_not_push_out_what_others_sent_ahead_of_an_epoch() {
+    let mut net = Net::four();
+    let next = net.roster().epoch() + 1;
+    net.inject(2, 1, &of_another_epoch(2, 1, next));
+    let junk = of_another_epoch(4, 2, next);
+    for _ in 0..2 * MAX_PENDING {
+        net.inject(4, 1, &junk);
+    }
+    let aside = |net: &Net, i: u8| {
+        let pending = net.engines[&1].pending.iter();
+        pending.filter(|(_, from, _)| *from == id_at(i)).count()
+    };
+    let share = MAX_PENDING / 4;
+    assert_eq!((aside(&net, 2), aside(&net, 4)), (1, share));
+    let dropped = u64::try_from(2 * MAX_PENDING - share).unwrap();
+    assert_eq!(net.refused(1, RefusalReason::AsideFull), dropped);
+    // Of others' votes and of epochs that are over nothing is kept.
+    net.inject(3, 1, &of_another_epoch(2, 1, next));
+    net.inject(3, 1, &of_another_epoch(3, 1, next - 1));
+    assert_eq!(aside(&net, 3), 0);
+}
+
 #[test]
 fn a_decided_incident_frees_its_place() {
     let mut net = Net::new(&["a"]);
