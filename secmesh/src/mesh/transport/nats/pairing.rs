@@ -252,6 +252,13 @@ impl Pairing {
         Some(session.draft(EnvelopeKind::Message, now_ns))
     }
 
+    /// The message drawn last did not leave: its number is free again. To be called before anything else is drawn.
+    pub(super) fn take_back(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.sent = session.sent.saturating_sub(1);
+        }
+    }
+
     /// A last word, if there is a session; nothing may be sent after it.
     pub(super) fn farewell(&mut self, now_ns: u64) -> Option<Draft> {
         let mut session = self.session.take()?;
@@ -391,6 +398,44 @@ mod tests {
         assert_eq!(b.take(&one, S), (Vec::new(), Some(Refusal::Replayed)));
         assert_eq!(b.take(&two, S), message(&two));
         assert_eq!(b.take(&one, S), (Vec::new(), Some(Refusal::Replayed)));
+    }
+
+    #[test]
+    fn what_did_not_leave_is_said_again_in_its_place() {
+        let ([mut a, mut b], _) = pair();
+        a.say(b"lost", S);
+        a.pairing.take_back();
+        let one = a.say(b"1", S);
+        let (outcomes, refusal) = b.take(&one, S);
+        assert_eq!(refusal, None);
+        assert_eq!(outcomes, [Outcome::Message(one.body)]);
+    }
+
+    #[test]
+    fn who_begins_again_and_again_has_to_wait() {
+        let (mut ends, _) = pair();
+        let mut refused = 0;
+        for _ in 0..40 {
+            // A begins anew each time, as fast as it is answered.
+            ends[0] = End::new(0xa0);
+            ends[0].drawn = 1_000 + refused;
+            ends[0].pairing.own = [0x77; 16];
+            ends[0].pairing.own[1..5].copy_from_slice(&refused.to_be_bytes());
+            let answer = Draft {
+                nonce: ends[0].pairing.own,
+                echo: ends[1].pairing.own,
+                sequence: 1,
+                kind: EnvelopeKind::Heartbeat,
+            };
+            let (_, refusal) = ends[1].take(&envelope(&answer), S);
+            refused += u32::from(refusal == Some(Refusal::Hurried));
+        }
+        assert!((24..=25).contains(&refused), "{refused}");
+        let mut ends = [End::new(0xa9), ends.into_iter().nth(1).expect("two")];
+        for now in 1..20 {
+            settle(&mut ends, now * 4 * S);
+        }
+        assert!(ends.iter().all(|end| end.pairing.is_up()));
     }
 
     #[test]
