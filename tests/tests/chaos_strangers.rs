@@ -200,7 +200,7 @@ async fn garbage(state: &StateDir, time: Duration) -> Result<u64> {
     let until = tokio::time::Instant::now() + time;
     let (mut random, mut said, mut seen) = (Random(7), 0, Vec::<Vec<u8>>::new());
     while tokio::time::Instant::now() < until {
-        while let Ok(event) = events.try_recv() {
+        while let Some(event) = events.try_recv() {
             // What honest nodes say, for changing a byte of it.
             if let TransportEvent::Message { bytes, .. } = event
                 && seen.len() < 256

@@ -46,7 +46,9 @@ use crate::{
         identity::Identity,
         ids::{Hash, NodeId},
         store::MeshStore,
-        transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportHandle},
+        transport::{
+            AllowedPeers, RateLimitedLog, TransportEvent, TransportEvents, TransportHandle,
+        },
         vote::AttackClass,
     },
     metrics::ServerCounters,
@@ -188,7 +190,7 @@ pub(super) struct Streams {
     pub watch: WatchStreams,
     /// None where the system does not tell.
     pub links: Option<LinkWatch>,
-    pub peers: mpsc::Receiver<TransportEvent>,
+    pub peers: TransportEvents,
     pub calls: mpsc::Receiver<Call>,
     /// Proofs that this node has found as a witness.
     pub forks: mpsc::Receiver<LedgerForkProof>,
@@ -271,7 +273,15 @@ impl Agent {
                     }
                     self.notice_interfaces(self.now());
                 }
-                Some(event) = streams.peers.recv() => self.take_peer(event).await,
+                Some(event) = streams.peers.recv() => {
+                    let (peer, began) = (event.peer(), self.clock.mono_ns());
+                    self.take_peer(event).await;
+                    if let Some(peer) = peer {
+                        // What it costs is what it takes, whatever it was.
+                        let spent = self.clock.mono_ns().saturating_sub(began);
+                        streams.peers.charge(peer, spent);
+                    }
+                }
                 written = self.outbox.next() => {
                     if let Err(error) = written {
                         self.not_persisted(&error);
@@ -499,13 +509,19 @@ impl Agent {
         self.update_sizes();
         self.record_lists();
         self.sweep_flows();
-        if now.unix_us.saturating_sub(self.last_discovery_us) >= DISCOVERY_US {
-            self.discover_allowlist(false);
-        }
+        self.discover_if_due();
         self.refresh_cookies(false);
         self.checkpoint(now);
         self.swim_tick().await;
         self.drive(Input::Tick).await;
+    }
+
+    /// Asks the system again what must never be blocked, when it is time.
+    fn discover_if_due(&mut self) {
+        let since = self.clock.unix_us().abs_diff(self.last_discovery_us);
+        if since >= DISCOVERY_US {
+            self.discover_allowlist(false);
+        }
     }
 
     /// Has the ledger cosigned, now and then.

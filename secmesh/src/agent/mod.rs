@@ -7,6 +7,7 @@ mod block;
 mod capture;
 mod cookies;
 mod core;
+mod descriptors;
 mod effects;
 mod epochs;
 mod escalation;
@@ -154,6 +155,7 @@ impl AgentError {
 ///
 /// Whatever keeps it from starting. Once it runs, trouble is logged, counted and shown in `status`.
 pub async fn run(options: Options) -> Result<(), AgentError> {
+    descriptors::raise();
     // On the heap: what starting needs is too much for the stack of whoever awaits this.
     let mut agent = Box::pin(setup::start(options)).await?;
     agent.run().await;

@@ -1,9 +1,10 @@
 //! What leaves this node, in order, behind the votes that have to be on the disk first.
 //!
-//! The loop does not wait for the disk: it goes on with events, kernel writes and requests, and only
-//! what the engine put behind a vote waits here for that vote.
+//! The loop does not wait for the disk with a vote: it goes on with events, kernel writes and requests, and only
+//! what the engine put behind the vote waits here for it. Of what is rare it waits: locks on epochs and own
+//! statements are written with fsync where they are made, and so is the list of members.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -15,6 +16,10 @@ use crate::mesh::transport::TransportHandle;
 
 /// Most things that wait; beyond, the loop waits for the disk after all.
 const MOST: usize = 4096;
+/// Bytes for single peers that wait, in all and for one; what is beyond is dropped. As much may wait for a peer in the
+/// transport, so nothing is lost here that would not be lost there. Votes go to everybody and are not among it.
+const MOST_BYTES: usize = 32 << 20;
+const MOST_BYTES_EACH: usize = 4 << 20;
 
 type Answer = oneshot::Receiver<Result<u64, LedgerError>>;
 
@@ -47,6 +52,9 @@ impl Carrier for TransportHandle {
 pub(super) struct Outbox<C = TransportHandle> {
     carrier: C,
     waiting: VecDeque<Item>,
+    /// Bytes that wait for single peers.
+    bytes: BTreeMap<NodeId, usize>,
+    dropped: u64,
     /// A vote did not get to the disk: nothing leaves any more.
     silenced: bool,
 }
@@ -57,6 +65,8 @@ impl<C: Carrier> Outbox<C> {
         Self {
             carrier,
             waiting: VecDeque::new(),
+            bytes: BTreeMap::new(),
+            dropped: 0,
             silenced: false,
         }
     }
@@ -77,18 +87,33 @@ impl<C: Carrier> Outbox<C> {
         self.put(Item::Broadcast(bytes)).await
     }
 
-    /// To one peer.
+    /// To one peer. Dropped and counted where too much waits for it or for all of them.
     ///
     /// # Errors
     /// As [`Outbox::gate`].
     pub async fn send(&mut self, to: NodeId, bytes: Bytes) -> Result<(), LedgerError> {
+        let of_all: usize = self.bytes.values().sum();
+        let of_one = self.bytes.get(&to).copied().unwrap_or(0);
+        if of_all + bytes.len() > MOST_BYTES || of_one + bytes.len() > MOST_BYTES_EACH {
+            self.dropped = self.dropped.saturating_add(1);
+            return Ok(());
+        }
+        if !self.silenced {
+            self.bytes.insert(to, of_one + bytes.len());
+        }
         self.put(Item::Send(to, bytes)).await
+    }
+
+    /// Messages to single peers that were dropped because too much waited.
+    pub const fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// Nothing leaves any more.
     pub fn silence(&mut self) {
         self.silenced = true;
         self.waiting.clear();
+        self.bytes.clear();
     }
 
     async fn put(&mut self, item: Item) -> Result<(), LedgerError> {
@@ -112,7 +137,15 @@ impl<C: Carrier> Outbox<C> {
                     return;
                 }
                 Item::Broadcast(bytes) => self.carrier.broadcast(&bytes),
-                Item::Send(to, bytes) => self.carrier.send(to, bytes),
+                Item::Send(to, bytes) => {
+                    if let Some(waiting) = self.bytes.get_mut(&to) {
+                        *waiting = waiting.saturating_sub(bytes.len());
+                        if *waiting == 0 {
+                            self.bytes.remove(&to);
+                        }
+                    }
+                    self.carrier.send(to, bytes);
+                }
             }
         }
     }
@@ -227,6 +260,35 @@ mod tests {
             put(&mut outbox, "b").await;
             assert_eq!(sent.text(), "");
         }
+    }
+
+    #[tokio::test]
+    async fn behind_a_slow_disk_a_peer_has_room_for_a_few_megabytes() {
+        let sent = Sent::default();
+        let mut outbox = Outbox::new(sent.clone());
+        let (vote, answer) = oneshot::channel();
+        outbox.gate(answer).await.unwrap();
+        let large = Bytes::from(vec![b'x'; 64 << 10]);
+        for peer in 0..=20 {
+            for _ in 0..100 {
+                outbox
+                    .send(NodeId([peer; 16]), large.clone())
+                    .await
+                    .unwrap();
+            }
+        }
+        assert_eq!(outbox.waiting.len() - 1, MOST_BYTES / large.len());
+        let kept = u64::try_from(MOST_BYTES / large.len()).unwrap();
+        assert_eq!(outbox.dropped(), 21 * 100 - kept);
+        assert!(outbox.bytes.values().all(|bytes| *bytes == MOST_BYTES_EACH));
+        // A vote of this node is not dropped.
+        put(&mut outbox, "vote").await;
+        vote.send(Ok(1)).unwrap();
+        outbox.drain().await.unwrap();
+        assert!(sent.text().ends_with("vote"));
+        assert!(outbox.bytes.is_empty());
+        outbox.send(NodeId([0; 16]), large).await.unwrap();
+        assert!(outbox.bytes.is_empty(), "nothing waits");
     }
 
     #[tokio::test]

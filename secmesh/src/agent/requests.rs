@@ -221,6 +221,7 @@ impl Agent {
             ("alerts_cooled_down", self.detectors.cooled_down),
             ("detector_sources_forgotten", self.detectors.forgotten()),
             ("votes_not_sent", tally.votes_not_sent),
+            ("outbox_dropped", self.outbox.dropped()),
             ("watch_full", tally.watch_full),
             ("clock_steps", tally.clock_steps),
             ("spares_waiting", tally.spares_waiting),

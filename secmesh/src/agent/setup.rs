@@ -47,7 +47,7 @@ use crate::{
         engine::{Engine, EngineConfig, Input},
         identity::Identity,
         store::MeshStore,
-        transport::{AllowedPeers, RateLimitedLog, Transport, TransportConfig, TransportEvent},
+        transport::{AllowedPeers, RateLimitedLog, Transport, TransportConfig, TransportEvents},
     },
     metrics,
     respond::{Allowlist, Blocks, Book, Source},
@@ -272,7 +272,7 @@ impl Agent {
         &mut self,
         events: EventReader,
         watch: WatchStreams,
-        peers: mpsc::Receiver<TransportEvent>,
+        peers: TransportEvents,
         forks: mpsc::Receiver<LedgerForkProof>,
     ) -> Result<(), AgentError> {
         let server =

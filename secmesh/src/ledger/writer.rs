@@ -1,5 +1,7 @@
 //! Appending to a ledger.
 
+mod rotate;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write as _;
@@ -10,11 +12,9 @@ use ed25519_dalek::SigningKey;
 use nix::fcntl::Flock;
 
 use super::LedgerError;
-use super::carry;
 use super::checkpoint::{AuthorKeys, Checkpoint, SignedCheckpoint};
-use super::fault::VerifyError;
-use super::files::{self, CHECKPOINT, segment_path};
-use super::format::{BodyHead, MAX_PAYLOAD, decode_header, encode_entry, encode_seal};
+use super::files::{self, CHECKPOINT};
+use super::format::{BodyHead, MAX_PAYLOAD, encode_entry, encode_seal};
 use super::note::MAX_NOTE;
 use super::open::{Growing, corrupt, create_segment, io_error, lock, open_segment};
 use super::reader;
@@ -101,6 +101,10 @@ pub struct Ledger {
     published: Option<SignedCheckpoint>,
     time_unix_us: u64,
     failed: Option<String>,
+    /// The last try to begin a segment failed.
+    cannot_rotate: bool,
+    /// A segment was begun since old ones were looked for.
+    has_rotated: bool,
 }
 
 impl Ledger {
@@ -175,6 +179,8 @@ impl Ledger {
             published,
             time_unix_us: last_time.max(time_unix_us),
             failed: None,
+            cannot_rotate: false,
+            has_rotated: false,
         };
         if torn > 0 {
             ledger.append(
@@ -219,6 +225,7 @@ impl Ledger {
         self.time_unix_us = self.time_unix_us.max(time_unix_us);
         if self.buffer.len() >= BUFFER {
             self.commit()?;
+            self.next_segment_if_full();
         }
         Ok(head.seq)
     }
@@ -231,14 +238,16 @@ impl Ledger {
     pub fn sync(&mut self) -> Result<(), LedgerError> {
         self.usable()?;
         self.commit()?;
-        let full = self
-            .segments
-            .back()
-            .is_some_and(|(_, bytes)| *bytes >= self.retention.segment_bytes);
-        // What was to be written is on the disk; if there is no room for a next segment, the next
-        // sync says so.
-        if full && let Err(error) = self.rotate() {
-            self.failed = Some(error.to_string());
+        self.next_segment_if_full();
+        if self.has_rotated {
+            let dropped = self.drop_old();
+            // What it begins itself is looked at with the next one, or it would never end where much is carried.
+            self.has_rotated = false;
+            if let Err(error) = dropped {
+                // What was to be written is on the disk, and more is kept than was asked for.
+                self.usable()?;
+                tracing::error!(%error, "old segments of the ledger stay; it is tried again with the next one");
+            }
         }
         Ok(())
     }
@@ -286,57 +295,6 @@ impl Ledger {
     /// How often the disk was waited for since it was opened.
     pub const fn syncs(&self) -> u64 {
         self.syncs
-    }
-
-    /// Begins the next segment, and drops old ones.
-    fn rotate(&mut self) -> Result<(), LedgerError> {
-        let start = self.tree.frontier().clone();
-        let path = create_segment(&self.dir, &self.keys, &start)?;
-        let length = path.metadata().map_or(0, |m| m.len());
-        self.file = open_segment(&path)?;
-        self.path = path;
-        self.tree.next_segment();
-        self.segments.push_back((start.size(), length));
-        self.drop_old()
-    }
-
-    fn drop_old(&mut self) -> Result<(), LedgerError> {
-        let mut total: u64 = self.segments.iter().map(|(_, bytes)| *bytes).sum();
-        if total <= self.retention.total_bytes {
-            return Ok(());
-        }
-        // An eighth at a time, since each time everything is looked through.
-        let target = self.retention.total_bytes / 8 * 7;
-        let mut gone = Vec::new();
-        while total > target && self.segments.len() > 2 {
-            if let Some((before, bytes)) = self.segments.pop_front() {
-                total = total.saturating_sub(bytes);
-                gone.push(segment_path(&self.dir, before));
-            }
-        }
-        let Some((first, _)) = self.segments.front().copied() else {
-            return Ok(());
-        };
-        let keep = carry::out_of(&self.dir, first, self.time_unix_us)?;
-        for (kind, json) in keep {
-            self.append_encoded(self.time_unix_us, kind, &json)?;
-        }
-        self.commit()?;
-        let start = files::read(&segment_path(&self.dir, first)).map_err(corrupt)?;
-        let header = decode_header(&start).map_err(|what| {
-            corrupt(VerifyError {
-                file: segment_path(&self.dir, first),
-                entry: 0,
-                offset: 0,
-                what,
-            })
-        })?;
-        // The oldest first: a crash in between leaves a log without a hole.
-        for path in gone {
-            std::fs::remove_file(&path).map_err(io_error("remove", &path))?;
-        }
-        self.tree.drop_before(header.start);
-        Ok(())
     }
 
     /// Root of all entries appended, which stands for the whole content.
@@ -479,6 +437,8 @@ impl Ledger {
             published: None,
             time_unix_us: 0,
             failed: None,
+            cannot_rotate: false,
+            has_rotated: false,
         }
     }
 }

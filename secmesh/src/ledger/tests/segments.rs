@@ -163,3 +163,91 @@ fn no_room_for_the_next_segment_stops_the_ledger_but_loses_nothing() {
     append(&mut open_with(&dir, SMALL), full + 1, full + 10);
     verify(&dir).unwrap();
 }
+
+#[test]
+fn a_next_segment_that_cannot_be_had_now_is_had_later() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, away) = (temp.path().join("l"), temp.path().join("away"));
+    let mut ledger = open_with(&dir, SMALL);
+    append(&mut ledger, 1, 10);
+    // No file can be made where it should be, as without descriptors; the one that is open goes on.
+    std::fs::rename(&dir, &away).unwrap();
+    append(&mut ledger, 11, 100);
+    std::fs::rename(&away, &dir).unwrap();
+    let before = files::segments(&dir).unwrap().len();
+    append(&mut ledger, 101, 200);
+    assert!(files::segments(&dir).unwrap().len() > before + 1);
+    let head = ledger.head();
+    drop(ledger);
+    let report = verify(&dir).unwrap();
+    assert_eq!((report.entries, report.head), (200, head));
+    append(&mut open_with(&dir, SMALL), 201, 210);
+    verify(&dir).unwrap();
+}
+
+/// The largest segment, in KiB.
+fn largest(dir: &Path) -> u64 {
+    let segments = files::segments(dir).unwrap();
+    let sizes = segments
+        .iter()
+        .map(|(_, path)| path.metadata().unwrap().len() >> 10);
+    sizes.max().unwrap()
+}
+
+#[test]
+fn a_burst_between_two_syncs_fills_as_many_segments_as_it_takes() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("l");
+    let retention = Retention {
+        segment_bytes: 1 << 20,
+        total_bytes: u64::MAX,
+    };
+    let mut ledger = open_with(&dir, retention);
+    let large = Record::Refused {
+        source: "x".repeat(64 << 10),
+        reason: "test".to_owned(),
+        count: 1,
+    };
+    for n in 0..128 {
+        ledger.append(n, &large).unwrap();
+    }
+    ledger.sync().unwrap();
+    // One commit more than it should have, at most.
+    assert!(largest(&dir) < 2560, "{} KiB", largest(&dir));
+    assert_eq!(verify(&dir).unwrap().entries, 128);
+}
+
+#[test]
+fn what_is_carried_fills_as_many_segments_as_it_takes() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("l");
+    let retention = Retention {
+        segment_bytes: 1 << 20,
+        total_bytes: 8 << 20,
+    };
+    let mut ledger = open_with(&dir, retention);
+    for n in 0..800 {
+        let decision = Record::Decision {
+            decision: format!("{n}"),
+            origin: "quorum".to_owned(),
+            action: serde_json::json!({ "expires_unix_us": u64::MAX }),
+            certificate: Some("c".repeat(8 << 10)),
+        };
+        ledger.append(n, &decision).unwrap();
+        ledger.sync().unwrap();
+    }
+    let large = Record::Refused {
+        source: "x".repeat(64 << 10),
+        reason: "test".to_owned(),
+        count: 1,
+    };
+    for n in 800..900 {
+        ledger.append(n, &large).unwrap();
+        ledger.sync().unwrap();
+    }
+    assert!(ledger.dropped() > 0);
+    assert!(largest(&dir) < 2560, "{} KiB", largest(&dir));
+    drop(ledger);
+    let report = verify(&dir).unwrap();
+    assert_eq!(report.head, open_with(&dir, retention).head());
+}

@@ -10,7 +10,7 @@ use crate::mesh::inventory::BUCKETS;
 use crate::mesh::roster::MAX_NODES;
 
 /// Kinds of [`Answer`].
-const KINDS: usize = 6;
+const KINDS: usize = 7;
 
 /// What a peer can make this node send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub(super) enum Answer {
     Digest,
     /// The same, because the peer has shown its own.
     DigestBack,
+    /// The sums of all that is here.
+    Sums,
 }
 
 impl Answer {
@@ -38,6 +40,7 @@ impl Answer {
             Self::Parts => 3,
             Self::Digest => 4,
             Self::DigestBack => 5,
+            Self::Sums => 6,
         }
     }
 
@@ -46,7 +49,7 @@ impl Answer {
     const fn most(self) -> u8 {
         match self {
             Self::AskEpochs | Self::Parts => 4,
-            Self::Epochs | Self::Names | Self::Digest | Self::DigestBack => 1,
+            Self::Epochs | Self::Names | Self::Digest | Self::DigestBack | Self::Sums => 1,
         }
     }
 }
@@ -57,6 +60,8 @@ struct Given {
     second: u64,
     times: [u8; KINDS],
     buckets: [bool; BUCKETS],
+    /// It has begun anew in it already.
+    again: bool,
 }
 
 /// What all peers have had lately.
@@ -66,9 +71,27 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// What was sent to a peer before its connection ended may never have arrived.
-    pub(super) fn forget(&mut self, peer: &NodeId) {
-        self.given.remove(peer);
+    /// A peer came up. What was sent before may not have arrived, so it may have the same again, once in a second:
+    /// who connects again and again is given little more than who stays.
+    pub(super) fn begin_anew(&mut self, peer: NodeId, now_us: u64) -> bool {
+        let Some(given) = self.given(peer, now_us) else {
+            return false;
+        };
+        if given.times == [0; KINDS] && !given.buckets.contains(&true) {
+            return true;
+        }
+        if std::mem::replace(&mut given.again, true) {
+            return false;
+        }
+        given.times = [0; KINDS];
+        given.buckets = [false; BUCKETS];
+        true
+    }
+
+    /// Forgets what was given before this second.
+    pub(super) fn forget_before(&mut self, now_us: u64) {
+        let second = now_us / 1_000_000;
+        self.given.retain(|_, given| given.second == second);
     }
 
     fn given(&mut self, peer: NodeId, now_us: u64) -> Option<&mut Given> {
@@ -80,6 +103,7 @@ impl Answers {
             second,
             times: [0; KINDS],
             buckets: [false; BUCKETS],
+            again: false,
         };
         let given = self.given.entry(peer).or_insert_with(fresh);
         if given.second != second {
@@ -88,7 +112,7 @@ impl Answers {
         Some(given)
     }
 
-    fn may(&mut self, peer: NodeId, now_us: u64, answer: Answer) -> bool {
+    pub(super) fn may(&mut self, peer: NodeId, now_us: u64, answer: Answer) -> bool {
         let given = self.given(peer, now_us);
         let Some(times) = given.and_then(|given| given.times.get_mut(answer.index())) else {
             return false;

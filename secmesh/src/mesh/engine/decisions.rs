@@ -355,6 +355,7 @@ impl Engine {
             .entry(subject)
             .or_default()
             .insert(decision.id);
+        self.counted.enough.remove(&decision.id);
         self.decisions.insert(decision.id, decision);
         if let Subject::Node(node) = subject {
             self.know_quarantine(node);

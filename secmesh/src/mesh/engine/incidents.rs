@@ -76,20 +76,25 @@ impl Incidents {
             .unwrap_or_default()
     }
 
-    /// Opens an incident unless it is known; false when there is no room for it.
+    /// Whether a voter may open one more.
     ///
-    /// A voter's quota shrinks with the number of nodes, so that liars below a third of them can
-    /// never fill the table: a third of n, times 8192 / n, is less than 4096.
+    /// Its quota shrinks with the number of nodes, so that liars below a third of them can never fill the
+    /// table: a third of n, times 8192 / n, is less than 4096.
+    pub fn has_room(&self, voter: &NodeId, nodes: usize) -> bool {
+        let quota = (2 * MAX_OPEN / nodes.max(1)).clamp(8, MAX_OPEN_PER_VOTER);
+        let mine = self.open_by.get(voter).copied().unwrap_or(0);
+        mine < quota && self.open < MAX_OPEN
+    }
+
+    /// Opens an incident unless it is known; false when there is no room for it.
     pub fn open(&mut self, key: IncidentKey, incident: Incident, nodes: usize) -> bool {
         if self.table.contains_key(&key) {
             return true;
         }
-        let quota = (2 * MAX_OPEN / nodes.max(1)).clamp(8, MAX_OPEN_PER_VOTER);
-        let mine = self.open_by.entry(incident.opened_by).or_default();
-        if *mine >= quota || self.open >= MAX_OPEN {
+        if !self.has_room(&incident.opened_by, nodes) {
             return false;
         }
-        *mine += 1;
+        *self.open_by.entry(incident.opened_by).or_default() += 1;
         self.open += 1;
         self.by_subject
             .entry(incident.action.subject)

@@ -1,14 +1,14 @@
 //! What a peer is told when it connects: what it lacks, and this node's own open votes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::answers::Answer;
 use super::io::{Output, RefusalReason};
 use super::{Call, Engine};
 use crate::mesh::crypto::sha256;
 use crate::mesh::decision::{Decision, Warrant};
-use crate::mesh::ids::NodeId;
-use crate::mesh::inventory::{Inventory, bucket_of, differing, sums};
+use crate::mesh::ids::{DecisionId, Hash, NodeId};
+use crate::mesh::inventory::{Inventory, Sums, bucket_of, differing, sums};
 use crate::mesh::message::{Message, pack};
 use crate::mesh::roster::{MAX_NODES, Roster};
 use crate::mesh::wire::MAX_MESSAGE;
@@ -18,7 +18,7 @@ use crate::mesh::witness::LedgerMessage;
 /// does not keep this node from voting.
 const BACKLOG_STEP: usize = 32;
 /// A peer that has other things is told what is here, too, unless it was told so recently, microseconds.
-const TELL_AGAIN_US: u64 = 5 * 1_000_000;
+pub(super) const TELL_AGAIN_US: u64 = 5 * 1_000_000;
 /// Most batches that wait for one peer.
 const MAX_BACKLOG: usize = 1_024;
 /// Bytes that a part takes in a batch beyond itself.
@@ -33,12 +33,56 @@ fn hashed(what: u8, bytes: &[u8]) -> u64 {
     short(&sha256(&[&[what], bytes].concat()))
 }
 
+/// The decisions by votes that today's roster and their own would have made, as counted: a peer that connects
+/// makes all of them count, and one that connects again and again must not make that cost anything.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Counted {
+    /// What it follows from: the epoch, how many are proved liars (they only get more), who is cut off since when.
+    basis: Option<(Hash, usize, BTreeMap<NodeId, u64>)>,
+    pub(super) enough: BTreeSet<DecisionId>,
+    /// How many were counted.
+    #[cfg(test)]
+    pub(super) times: usize,
+}
+
 impl Engine {
+    /// Counts the decisions that are new since the last time, or all if that follows from something else by now.
+    fn count_decisions(&mut self) {
+        let (epoch, liars) = (self.roster.epoch_hash(), self.zeroed.len());
+        let known = self.counted.basis.as_ref();
+        if known.is_none_or(|k| (k.0, k.1) != (epoch, liars) || k.2 != self.quarantined) {
+            self.counted.enough.clear();
+            self.counted.basis = Some((epoch, liars, self.quarantined.clone()));
+        }
+        let known = &self.counted.enough;
+        let decisions = self.decisions.values();
+        let new: Vec<&Decision> = decisions.filter(|d| !known.contains(&d.id)).collect();
+        #[cfg(test)]
+        let times = new.len();
+        let new: Vec<DecisionId> = new
+            .into_iter()
+            .filter(|decision| self.is_enough(decision))
+            .map(|decision| decision.id)
+            .collect();
+        #[cfg(test)]
+        {
+            self.counted.times += times;
+        }
+        let enough = &mut self.counted.enough;
+        enough.extend(new);
+        enough.retain(|id| self.decisions.contains_key(id));
+    }
+
     /// What today's roster would not have decided, or what is over by another clock, a peer would refuse.
     fn is_told(&self, now: u64, decision: &Decision) -> bool {
         if decision.expires_unix_us <= now.saturating_add(self.skew_us()) {
             return false;
         }
+        // As counted last; the inventory that the peer was told follows from the same.
+        self.counted.enough.contains(&decision.id) || self.is_enough(decision)
+    }
+
+    fn is_enough(&self, decision: &Decision) -> bool {
         match &decision.warrant {
             Warrant::Operator(_) => true,
             Warrant::Votes(certificate) => {
@@ -55,7 +99,8 @@ impl Engine {
 
     /// The ids of all that peers should have too. The same thing has the same id on every node, also where
     /// its proof differs: a decision with another choice of votes, a liar with other lies.
-    fn inventory(&self, now: u64) -> Vec<u64> {
+    pub(super) fn inventory(&mut self, now: u64) -> Vec<u64> {
+        self.count_decisions();
         let records = self
             .registry
             .records()
@@ -99,8 +144,10 @@ impl Engine {
         if self.seen.len() < 2 * MAX_NODES {
             self.seen.insert(peer);
         }
-        self.answers.forget(&peer);
         self.statements.sync.stir(call.now);
+        if self.answers.begin_anew(peer, call.now) {
+            self.statements.sync.begin_anew(&peer);
+        }
         // Own votes on what is still open, so that a mesh that was split can decide after all.
         let votes = self
             .own_votes
@@ -117,11 +164,35 @@ impl Engine {
         let parts = self.epoch_parts().into_iter().chain(votes);
         let batches: VecDeque<Vec<u8>> = pack(parts.map(|message| message.to_bytes())).into();
         self.backlog.insert(peer, batches);
-        self.tell_sums(call, peer);
+        self.tell_sums_soon(call, peer);
         self.send_backlog_to(call, peer);
         if self.roster.get(&peer).is_none() {
             // It was admitted and has now been started: its epoch may come.
             self.membership_known(call);
+        }
+    }
+
+    /// Says what is here to a peer that came up: at once, or as soon as it may have that again.
+    fn tell_sums_soon(&mut self, call: &mut Call<'_>, peer: NodeId) {
+        if self.answers.may(peer, call.now, Answer::Sums) {
+            self.statements.sync.tell_later.remove(&peer);
+            self.tell_sums(call, peer);
+        } else if self.connected.contains(&peer) {
+            self.statements.sync.tell_later.insert(peer);
+        }
+    }
+
+    /// Says what had to wait because the peer had as much within a second already.
+    pub(super) fn tell_now(&mut self, call: &mut Call<'_>) {
+        for peer in std::mem::take(&mut self.statements.sync.tell_later) {
+            self.tell_sums_soon(call, peer);
+        }
+        for (peer, theirs) in std::mem::take(&mut self.statements.sync.unanswered) {
+            if self.answers.may(peer, call.now, Answer::Names) {
+                self.answer_sums(call, peer, &theirs);
+            } else {
+                self.statements.sync.unanswered.insert(peer, theirs);
+            }
         }
     }
 
@@ -155,6 +226,23 @@ impl Engine {
         }
     }
 
+    /// Names what is here where a peer's sums are others.
+    fn answer_sums(&mut self, call: &mut Call<'_>, from: NodeId, theirs: &Sums) {
+        let ids = self.inventory(call.now);
+        let mine = sums(ids.iter().copied());
+        let told = self.statements.sync.told.get(&from).copied();
+        if *mine != *theirs && told.is_none_or(|at| call.now.abs_diff(at) >= TELL_AGAIN_US) {
+            // Its sums brought it nothing yet: what it lacks follows from these.
+            self.tell_sums(call, from);
+        }
+        for message in differing(&mine, theirs, &ids) {
+            call.out.push(Output::Send {
+                to: from,
+                bytes: Message::Inventory(Box::new(message)).to_bytes(),
+            });
+        }
+    }
+
     pub(super) fn peer_inventory(
         &mut self,
         call: &mut Call<'_>,
@@ -166,21 +254,10 @@ impl Engine {
         }
         match inventory {
             Inventory::Sums(theirs) => {
-                if !self.may_answer(call, from, Answer::Names) {
-                    return;
-                }
-                let ids = self.inventory(call.now);
-                let mine = sums(ids.iter().copied());
-                let told = self.statements.sync.told.get(&from).copied();
-                if mine != theirs && told.is_none_or(|at| call.now.abs_diff(at) >= TELL_AGAIN_US) {
-                    // Its sums brought it nothing yet: what it lacks follows from these.
-                    self.tell_sums(call, from);
-                }
-                for message in differing(&mine, &theirs, &ids) {
-                    call.out.push(Output::Send {
-                        to: from,
-                        bytes: Message::Inventory(Box::new(message)).to_bytes(),
-                    });
+                if self.may_answer(call, from, Answer::Names) {
+                    self.answer_sums(call, from, &theirs);
+                } else {
+                    self.statements.sync.unanswered.insert(from, theirs);
                 }
             }
             Inventory::Ids { buckets, ids } => {

@@ -392,6 +392,8 @@ reasons!(
     /// An epoch of the number that this node's ticket names, and not the one it names; or later ones that do
     /// not go through it.
     NotOfTicket = "not_of_ticket",
+    /// A message of an epoch that is not known yet took the place of an older one of that peer, or found none.
+    AsideFull = "aside_full",
     /// One peer asked for the same more often than it is answered in a second.
     TooOften = "too_often",
     /// This node may have voted on it before its clock was set back, and says nothing a second time.

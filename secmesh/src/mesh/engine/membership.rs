@@ -127,6 +127,13 @@ impl Engine {
         self.registry.roster(&epoch.record).map(Cow::Owned)
     }
 
+    /// Whether there is a record of the epoch with this hash; its roster need not be made for that.
+    pub(super) fn knows_epoch(&self, epoch_hash: &crate::mesh::ids::Hash) -> bool {
+        let mut recent = std::iter::once(&self.roster).chain(&self.known);
+        recent.any(|roster| roster.epoch_hash() == *epoch_hash)
+            || self.chain.find(epoch_hash).is_some()
+    }
+
     pub(super) fn open_grant(
         &mut self,
         call: &mut Call<'_>,

@@ -61,6 +61,7 @@ pub use self::digest::Digest;
 use self::filling::Filling;
 use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
+use self::inventory::Counted;
 pub use self::io::{
     Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary,
 };
@@ -111,7 +112,8 @@ pub const RELEASE_WAIT_US: u64 = 2 * 1_000_000;
 pub const MAX_NETWORKS: usize = 64;
 /// Most own votes remembered so as not to contradict them.
 pub const MAX_OWN_VOTES: usize = 65_536;
-/// Most messages of a not yet known epoch that are put aside.
+/// Most messages of a not yet known epoch that are put aside; a peer has its share of them by the number of nodes,
+/// and two at least.
 pub const MAX_PENDING: usize = 256;
 
 /// What an engine starts with.
@@ -191,6 +193,8 @@ pub struct Engine {
     liveness: BTreeMap<NodeId, Liveness>,
     answers: Answers,
     work: Work,
+    /// What the counting of decisions came to.
+    counted: Counted,
     /// What is still to be sent to a peer that came up.
     backlog: BTreeMap<NodeId, VecDeque<Vec<u8>>>,
     sequence: u64,
@@ -286,6 +290,7 @@ impl Engine {
             liveness: BTreeMap::new(),
             answers: Answers::default(),
             work: Work::default(),
+            counted: Counted::default(),
             backlog: BTreeMap::new(),
             sequence: 0,
             own_votes: BTreeMap::new(),
@@ -380,10 +385,10 @@ impl Engine {
             }
             Input::PeerDown(peer) => {
                 self.connected.remove(&peer);
-                self.answers.forget(&peer);
+                self.answers.forget_before(call.now);
                 self.backlog.remove(&peer);
                 self.links.remove(&peer);
-                self.statements.peer_down(&peer);
+                self.statements.peer_down(&peer, call.now);
             }
             Input::ClockSet => self.clock_set(call),
             Input::Tick => self.tick(call),
@@ -430,9 +435,14 @@ impl Engine {
     }
 
     fn refuse(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
+        self.count_refusal(call, from, reason);
+        self.note_refusal(call, from, reason);
+    }
+
+    /// As [`Engine::refuse`], of what is no fault of who sent it.
+    fn count_refusal(&mut self, call: &mut Call<'_>, from: NodeId, reason: RefusalReason) {
         *self.refusals.entry(reason).or_default() += 1;
         call.out.push(Output::Refused { from, reason });
-        self.note_refusal(call, from, reason);
     }
 
     fn message(&mut self, call: &mut Call<'_>, from: NodeId, bytes: &[u8]) {
@@ -486,13 +496,23 @@ impl Engine {
     }
 
     /// Puts a message of an unknown epoch aside until something of the membership changes.
+    ///
+    /// Nothing of it can be checked yet, so each peer has places of its own; one more takes that of its oldest.
     fn put_aside(&mut self, call: &mut Call<'_>, from: NodeId, message: &Message) {
-        if self.pending.len() >= MAX_PENDING {
-            self.pending.pop_front();
+        let share = (MAX_PENDING / self.roster.len().max(1)).max(2);
+        let own = |(_, sender, _): &(u64, NodeId, Vec<u8>)| *sender == from;
+        let waiting = self.pending.iter().filter(|p| own(p)).count();
+        if waiting >= share || self.pending.len() >= MAX_PENDING {
+            let oldest = self.pending.iter().position(own);
+            let freed = oldest.and_then(|at| self.pending.remove(at)).is_some();
+            self.refuse(call, from, RefusalReason::AsideFull);
+            if !freed {
+                return;
+            }
         }
         let until = call.now.saturating_add(2 * BUCKET_US);
         self.pending.push_back((until, from, message.to_bytes()));
-        self.refuse(call, from, RefusalReason::WrongEpoch);
+        self.count_refusal(call, from, RefusalReason::WrongEpoch);
     }
 
     fn valid_us(&self) -> u64 {

@@ -28,6 +28,9 @@ const PROOFS_US: u64 = 60 * 1_000_000;
 const GARBAGE_PER_MINUTE: u32 = 32;
 /// Votes of one peer in one minute that were there already; an honest node repeats some when it connects.
 const REPLAYS_PER_MINUTE: u32 = 4_096;
+/// Messages of one peer in one minute that are more than it may send or than there is room for. An honest node
+/// votes once on each of 4,096 incidents at most; a late one may refuse all of them, and once more when it connects.
+const EXCESS_PER_MINUTE: u32 = 16_384;
 
 const PROOF_TAG: &str = "secmesh/quarantine-proof/1";
 const ABUSE_TAG: &str = "secmesh/quarantine-abuse/1";
@@ -48,6 +51,7 @@ struct Tally {
     bucket: u64,
     garbage: u32,
     replays: u32,
+    excess: u32,
 }
 
 /// All that this node has against others.
@@ -263,12 +267,17 @@ impl Engine {
         from: NodeId,
         reason: RefusalReason,
     ) {
-        let garbage = match reason {
+        let count: fn(&mut Tally) -> (&mut u32, u32) = match reason {
             RefusalReason::Malformed
             | RefusalReason::Oversized
             | RefusalReason::BadSignature
-            | RefusalReason::NotOwnVote => true,
-            RefusalReason::Replayed => false,
+            | RefusalReason::NotOwnVote => |tally| (&mut tally.garbage, GARBAGE_PER_MINUTE),
+            RefusalReason::Replayed => |tally| (&mut tally.replays, REPLAYS_PER_MINUTE),
+            RefusalReason::TooManyIncidents
+            | RefusalReason::TooOften
+            | RefusalReason::WrongEpoch
+            | RefusalReason::AsideFull
+            | RefusalReason::BadAdmission => |tally| (&mut tally.excess, EXCESS_PER_MINUTE),
             _ => return,
         };
         let known = self.conduct.tallies.contains_key(&from);
@@ -286,11 +295,7 @@ impl Engine {
                 ..Tally::default()
             };
         }
-        let (count, most) = if garbage {
-            (&mut tally.garbage, GARBAGE_PER_MINUTE)
-        } else {
-            (&mut tally.replays, REPLAYS_PER_MINUTE)
-        };
+        let (count, most) = count(tally);
         *count = count.saturating_add(1);
         if *count != most {
             return;

@@ -95,9 +95,9 @@ impl Statements {
         self.sync.forget(peer);
     }
 
-    pub(super) fn peer_down(&mut self, peer: &NodeId) {
+    pub(super) fn peer_down(&mut self, peer: &NodeId, now: u64) {
         self.up_since.remove(peer);
-        self.sync.forget(peer);
+        self.sync.disconnected(peer, now);
     }
 }
 

@@ -1,16 +1,18 @@
 //! How the statements of all nodes reach all nodes: they are told once as they are made; then nodes compare
 //! hashes, and ask for what they lack.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::answers::Answer;
+use super::inventory::TELL_AGAIN_US;
 use super::io::{Output, RefusalReason};
 use super::statements::tell;
 use super::{Call, Engine};
 use crate::mesh::evidence::message::{MAX_RANGES, Range, pack};
 use crate::mesh::evidence::{EvidenceMessage, Frontier, Inserted, Misconduct, Statement};
 use crate::mesh::ids::NodeId;
+use crate::mesh::inventory::Sums;
 use crate::mesh::roster::MAX_NODES;
 use crate::mesh::simulation::{Bug, planted};
 
@@ -89,6 +91,10 @@ pub(super) struct Sync {
     inventory_peer: Option<NodeId>,
     /// When a peer was told last what is here.
     pub(super) told: BTreeMap<NodeId, u64>,
+    /// Who is told what is here as soon as it may be again.
+    pub(super) tell_later: BTreeSet<NodeId>,
+    /// Sums of peers that had an answer in this second already; they get the next when it is over.
+    pub(super) unanswered: BTreeMap<NodeId, Box<Sums>>,
     /// When everybody is told once more, after the clock was set.
     pub(super) told_again_us: Option<u64>,
     pub(super) counters: SyncCounters,
@@ -117,10 +123,29 @@ impl Sync {
         }
     }
 
+    /// A peer is out of the mesh.
     pub(super) fn forget(&mut self, peer: &NodeId) {
         self.wants.remove(peer);
         self.sent.remove(peer);
         self.told.remove(peer);
+        self.tell_later.remove(peer);
+        self.unanswered.remove(peer);
+    }
+
+    /// A peer may have again what it had in this second.
+    pub(super) fn begin_anew(&mut self, peer: &NodeId) {
+        self.sent.remove(peer);
+        self.told.remove(peer);
+    }
+
+    /// A peer has gone. What it was given in this second is not forgotten: it may be back at once.
+    pub(super) fn disconnected(&mut self, peer: &NodeId, now: u64) {
+        self.wants.remove(peer);
+        self.tell_later.remove(peer);
+        self.unanswered.remove(peer);
+        let this = now / 1_000_000;
+        self.sent.retain(|_, (second, _)| *second == this);
+        self.told.retain(|_, at| now.abs_diff(*at) < TELL_AGAIN_US);
     }
 }
 
@@ -448,6 +473,7 @@ impl Engine {
             self.statements.sync.told_again_us = None;
             self.tell_everybody(call);
         }
+        self.tell_now(call);
         let (next, pause) = (
             self.statements.sync.next_us,
             self.statements.sync.pause_us(now),

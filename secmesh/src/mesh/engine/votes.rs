@@ -285,7 +285,8 @@ impl Engine {
         }
     }
 
-    /// Why a peer's vote is not taken, in the order of what the checks cost. `None`: take it.
+    /// Why a peer's vote is not even looked at closely, in the order of what the checks cost. The signature is not
+    /// checked yet: that costs more than all of them.
     fn refusal_of(&self, now: u64, from: NodeId, ballot: &Ballot) -> Option<RefusalReason> {
         let vote = &ballot.signed.vote;
         let params = &self.config.genesis.params;
@@ -301,13 +302,10 @@ impl Engine {
         if vote.check_times(params).is_err() {
             return Some(RefusalReason::Malformed);
         }
-        let Some(member) = self
-            .roster
-            .get(&vote.voter)
-            .filter(|m| m.record.incarnation == vote.incarnation)
-        else {
+        let member = self.roster.get(&vote.voter);
+        if member.is_none_or(|m| m.record.incarnation != vote.incarnation) {
             return Some(RefusalReason::UnknownVoter);
-        };
+        }
         if self.zeroed.contains(&vote.voter) {
             return Some(RefusalReason::EquivocatingVoter);
         }
@@ -321,11 +319,29 @@ impl Engine {
         {
             return Some(RefusalReason::Expired);
         }
-        ballot
-            .signed
-            .verify(&member.record.vote_key)
-            .is_err()
-            .then_some(RefusalReason::BadSignature)
+        None
+    }
+
+    /// Why there is no place for a vote, whoever signed it; only the voter itself brings it, so that nobody else
+    /// uses up what is its own. Asked before its signature is checked: a voter may send as many as it likes.
+    fn no_place_for(&self, vote: &Vote) -> Option<RefusalReason> {
+        let window = self.windows.get(&vote.voter);
+        if window.is_none() && self.windows.len() >= crate::mesh::roster::MAX_NODES {
+            return Some(RefusalReason::Full);
+        }
+        if window.is_some_and(|window| window.refuses(vote.sequence))
+            && !planted(Bug::ReplayWindowOff)
+        {
+            return Some(RefusalReason::Replayed);
+        }
+        let known = self.incidents.get(&(vote.incident, vote.round)).is_some();
+        (!known && !self.incidents.has_room(&vote.voter, self.roster.len()))
+            .then_some(RefusalReason::TooManyIncidents)
+    }
+
+    fn is_signed(&self, signed: &SignedVote) -> bool {
+        let member = self.roster.get(&signed.vote.voter);
+        member.is_some_and(|member| signed.verify(&member.record.vote_key).is_ok())
     }
 
     pub(super) fn peer_vote(&mut self, call: &mut Call<'_>, from: NodeId, ballot: &Ballot) {
@@ -334,9 +350,14 @@ impl Engine {
             return self.refuse(call, from, RefusalReason::WrongMesh);
         }
         if vote.epoch_hash != self.roster.epoch_hash() && !planted(Bug::EpochUnbound) {
-            return match self.roster_of(&vote.epoch_hash) {
-                Some(_) => self.refuse(call, from, RefusalReason::WrongEpoch),
-                None => self.put_aside(call, from, &Message::Vote(Box::new(*ballot))),
+            // An epoch that is not here and not later will never be.
+            let later = vote.epoch > self.roster.epoch();
+            return if vote.voter != from {
+                self.refuse(call, from, RefusalReason::NotOwnVote)
+            } else if self.knows_epoch(&vote.epoch_hash) || !later {
+                self.refuse(call, from, RefusalReason::WrongEpoch)
+            } else {
+                self.put_aside(call, from, &Message::Vote(Box::new(*ballot)))
             };
         }
         if vote.epoch != self.roster.epoch() {
@@ -351,17 +372,23 @@ impl Engine {
             .get(&key)
             .and_then(|incident| incident.votes.get(&vote.voter))
             .copied();
+        if held.as_ref() == Some(&ballot.signed) {
+            return self.refuse(call, from, RefusalReason::Replayed);
+        }
+        if held.is_none()
+            && let Some(reason) = self.no_place_for(vote)
+        {
+            return self.refuse(call, from, reason);
+        }
+        if !self.is_signed(&ballot.signed) {
+            return self.refuse(call, from, RefusalReason::BadSignature);
+        }
         if let Some(held) = held {
             // Before the replay window: a liar may use one sequence number twice.
             return match EquivocationProof::new(held, ballot.signed) {
                 Some(proof) => self.accuse(call, &proof),
                 None => self.refuse(call, from, RefusalReason::Replayed),
             };
-        }
-        if self.windows.len() >= crate::mesh::roster::MAX_NODES
-            && !self.windows.contains_key(&vote.voter)
-        {
-            return self.refuse(call, from, RefusalReason::Full);
         }
         if !self
             .windows

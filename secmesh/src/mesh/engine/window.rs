@@ -17,6 +17,17 @@ impl ReplayWindow {
         self.seen.get_mut(word).map(|cell| (cell, 1 << (slot % 64)))
     }
 
+    /// Whether [`ReplayWindow::accept`] would refuse this number.
+    pub fn refuses(&self, sequence: u64) -> bool {
+        if sequence == 0 || sequence.saturating_add(WIDTH) <= self.top {
+            return true;
+        }
+        let slot = sequence % WIDTH;
+        let word = usize::try_from(slot / 64).ok();
+        let cell = word.and_then(|word| self.seen.get(word));
+        sequence <= self.top && cell.is_none_or(|cell| cell & (1 << (slot % 64)) != 0)
+    }
+
     /// Marks a sequence number (from 1); false when it was seen before or is too old to know.
     pub fn accept(&mut self, sequence: u64) -> bool {
         if sequence == 0 || sequence.saturating_add(WIDTH) <= self.top {
@@ -60,6 +71,7 @@ mod tests {
             let mut top = 0;
             for n in numbers {
                 let fresh = n + WIDTH > top && !seen.contains(&n);
+                prop_assert_eq!(window.refuses(n), !fresh, "{} at top {}", n, top);
                 prop_assert_eq!(window.accept(n), fresh, "{} at top {}", n, top);
                 if fresh {
                     seen.insert(n);

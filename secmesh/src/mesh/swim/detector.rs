@@ -86,6 +86,8 @@ pub struct Swim {
     pub(super) refutations: u16,
     /// When it did last.
     pub(super) refuted_us: Option<u64>,
+    /// When it believed others last that it had refuted more than it has.
+    pub(super) caught_up_us: Option<u64>,
     pub(super) counters: SwimCounters,
 }
 
@@ -134,6 +136,7 @@ impl Swim {
             asked_for: (0, 0),
             refutations: 0,
             refuted_us: None,
+            caught_up_us: None,
             counters: SwimCounters::default(),
         }
     }

@@ -3,7 +3,7 @@
 use foca::State;
 
 use super::message::{Life, Standing, Update, What};
-use super::{HEARD_US, MAX_AHEAD, Output, REFUTE_US, Swim};
+use super::{CATCH_UP_US, HEARD_US, MAX_AHEAD, Output, REFUTE_US, Swim};
 
 fn recently(at: Option<u64>, now_us: u64, within: u64) -> bool {
     at.is_some_and(|at| now_us.saturating_sub(at) < within)
@@ -61,9 +61,17 @@ impl Swim {
         }
         let ahead = update.refutations > self.refutations.saturating_add(MAX_AHEAD)
             || update.refutations >= u16::MAX - 1;
-        if ahead || recently(self.refuted_us, now_us, REFUTE_US) {
+        // More than was said in this life: what is left of an earlier one. Seldom, or a liar uses up the numbers.
+        let more = update.refutations > self.refutations;
+        if ahead
+            || recently(self.refuted_us, now_us, REFUTE_US)
+            || (more && recently(self.caught_up_us, now_us, CATCH_UP_US))
+        {
             self.counters.news_ignored += 1;
             return None;
+        }
+        if more {
+            self.caught_up_us = Some(now_us);
         }
         self.refuted_us = Some(now_us);
         Some(Update {

@@ -45,6 +45,8 @@ pub const HEARD_US: u64 = 2_000_000;
 pub const REFUTE_US: u64 = 1_000_000;
 /// By how much a peer's number of refutations may be ahead of what is known here.
 pub const MAX_AHEAD: u16 = 4;
+/// How often a node believes that it has refuted more than it has in this life, microseconds.
+pub const CATCH_UP_US: u64 = 60 * 1_000_000;
 /// Messages of one peer that are looked at in a second; an honest one sends some ten.
 pub const MESSAGES_PER_S: u32 = 32;
 

@@ -302,6 +302,22 @@ fn says(n: u8, refutations: u16, standing: Standing) -> Update {
 }
 
 #[test]
+fn a_liar_uses_up_few_refutations_of_another() {
+    let mut net = Net::new(4, 3);
+    net.run(3);
+    let seconds = 300;
+    for _ in 0..seconds {
+        let said = net.nodes[&1].refutations;
+        let ahead = says(1, said + MAX_AHEAD, Standing::Suspect);
+        lie(&mut net, 1, What::Gossip, vec![ahead]);
+        net.run(1);
+    }
+    // What it says first is believed, for it may be left of an earlier life.
+    let said = net.nodes[&1].refutations;
+    assert!((5..=seconds / 60 * 5 + 5).contains(&said), "{said}");
+}
+
+#[test]
 fn a_liar_makes_nobody_down_who_answers() {
     let mut net = Net::new(4, 3);
     net.run(3);

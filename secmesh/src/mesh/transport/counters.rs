@@ -30,6 +30,10 @@ counters! {
     duplicate_connections,
     /// Messages received.
     messages_received,
+    /// Messages dropped because too many of that peer waited already; only where all come through one broker.
+    incoming_dropped,
+    /// Times that a peer had used up its share of the agent's time and was heard later.
+    incoming_held_back,
     /// Messages handed to the kernel.
     messages_sent,
     /// Signs of life asked for on connections on which nothing was said for seconds.
@@ -74,6 +78,8 @@ counters! {
     refused_bad_frame,
     /// Refused: too many requests to join at once.
     refused_join_busy,
+    /// Refused: a member that has connected anew more than once a second, over long.
+    refused_reconnecting,
     /// Refused: a member that connects directly, where `[mesh] carrier` is another one.
     refused_other_carrier,
     /// Connections to a NATS server that came up.

@@ -18,6 +18,30 @@ const HANDSHAKES_KNOWN: usize = 16;
 /// Most handshakes at once from one source.
 const HANDSHAKES_PER_SOURCE: usize = 8;
 
+/// New connections of one peer at once: each makes this node say again what matters.
+const RECONNECTS: u64 = 16;
+/// How long it takes until it may have another, in nanoseconds.
+const RECONNECT_NS: u64 = 1_000_000_000;
+
+/// How often a peer came up lately. Of one that cannot wait so long, nothing is lost that it would not lose again.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Reconnects {
+    /// When all of them are paid for (GCRA), on the monotonic clock.
+    paid_ns: u64,
+}
+
+impl Reconnects {
+    /// Counts one more, if there may be one now.
+    pub(super) fn admit(&mut self, now_ns: u64) -> bool {
+        let paid_ns = self.paid_ns.max(now_ns).saturating_add(RECONNECT_NS);
+        let may = paid_ns.saturating_sub(now_ns) <= RECONNECTS * RECONNECT_NS;
+        if may {
+            self.paid_ns = paid_ns;
+        }
+        may
+    }
+}
+
 /// Why a handshake may not begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Busy {
@@ -25,18 +49,25 @@ pub(super) enum Busy {
     Source,
 }
 
+/// Where handshakes come from, as they are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Source {
+    address: IpAddr,
+    known: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct HandshakeLimiter {
     strangers: Arc<Semaphore>,
     known: Arc<Semaphore>,
-    sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    sources: Arc<Mutex<HashMap<Source, usize>>>,
 }
 
 /// The right to one handshake, given back on drop.
 #[derive(Debug)]
 pub(super) struct HandshakePermit {
-    source: IpAddr,
-    sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    source: Source,
+    sources: Arc<Mutex<HashMap<Source, usize>>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -50,7 +81,16 @@ impl HandshakeLimiter {
     }
 
     pub(super) fn begin(&self, source: IpAddr, known: bool) -> Result<HandshakePermit, Busy> {
-        let source = source_of(source);
+        // The whole mesh may be in one /64 with a stranger: of a peer only its own address counts, apart from the
+        // others there.
+        let source = Source {
+            address: if known {
+                source.to_canonical()
+            } else {
+                source_of(source)
+            },
+            known,
+        };
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         if sources
             .get(&source)
@@ -203,7 +243,7 @@ mod tests {
         let mut held: Vec<_> = (0..8)
             .map(|_| limiter.begin(at(1), false).unwrap())
             .collect();
-        assert_eq!(limiter.begin(at(1), true).unwrap_err(), Busy::Source);
+        assert_eq!(limiter.begin(at(1), false).unwrap_err(), Busy::Source);
         held.pop();
         held.push(limiter.begin(at(1), false).unwrap());
         held.extend((0..56).map(|n| limiter.begin(at(10 + n), false).unwrap()));
@@ -216,6 +256,33 @@ mod tests {
         drop(held);
         assert!(limiter.sources.lock().unwrap().is_empty());
         assert!(limiter.begin(at(2), false).is_ok());
+    }
+
+    #[test]
+    fn a_stranger_in_the_peers_network_takes_no_place_of_theirs() {
+        let limiter = HandshakeLimiter::new();
+        let at = |n: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n]);
+        let mut held: Vec<_> = (0..8)
+            .map(|n| limiter.begin(at(n), false).unwrap())
+            .collect();
+        assert_eq!(limiter.begin(at(9), false).unwrap_err(), Busy::Source);
+        for n in 20..22 {
+            held.extend((0..8).map(|_| limiter.begin(at(n), true).unwrap()));
+            assert_eq!(limiter.begin(at(n), true).unwrap_err(), Busy::Source);
+        }
+        drop(held);
+        assert!(limiter.sources.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_peer_may_come_back_some_times_at_once_and_then_once_a_second() {
+        let mut of = Reconnects::default();
+        let second = RECONNECT_NS;
+        let admitted = (0..40).filter(|_| of.admit(5 * second)).count();
+        assert_eq!(admitted, 16);
+        let later = 5 * second + 3 * second;
+        assert_eq!((0..40).filter(|_| of.admit(later)).count(), 3);
+        assert!(of.admit(100 * second));
     }
 
     #[test]

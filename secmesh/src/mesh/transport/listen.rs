@@ -122,7 +122,6 @@ async fn serve(inner: Arc<Inner>, stream: TcpStream, source: SocketAddr, permit:
         () = inner.stop.cancelled() => return,
         welcome = timeout(HANDSHAKE, welcome(&inner, stream, source)) => welcome,
     };
-    drop(permit);
     match welcome {
         Err(_) => inner.refuse(
             source,
@@ -135,6 +134,7 @@ async fn serve(inner: Arc<Inner>, stream: TcpStream, source: SocketAddr, permit:
             ticket,
             request,
         })) => {
+            drop(permit);
             join::answer(&inner, link, source, ticket, request).await;
         }
         Ok(Some(Welcome::Member { link, node, spki })) => {
@@ -142,6 +142,8 @@ async fn serve(inner: Arc<Inner>, stream: TcpStream, source: SocketAddr, permit:
             let Some(place) = registry::enter(&inner, node, source, false).await else {
                 return;
             };
+            // Not earlier: what waits for its place is limited as handshakes are.
+            drop(permit);
             let said = timeout(HANDSHAKE, link.writer.write(Frame::hello(&inner.mesh))).await;
             if !matches!(said, Ok(Ok(()))) {
                 return registry::leave(&inner, place).await;

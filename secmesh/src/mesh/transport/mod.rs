@@ -15,6 +15,7 @@ mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod grpc;
+mod inbox;
 mod join;
 mod limit;
 mod listen;
@@ -28,6 +29,7 @@ mod tls;
 
 pub use counters::Counters;
 pub use frame::MAX_BODY as MAX_MESSAGE;
+pub use inbox::TransportEvents;
 pub use join::{JoinError, join};
 pub use limit::RateLimitedLog;
 #[cfg(feature = "nats")]
@@ -45,7 +47,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,8 +56,6 @@ use super::ids::{MeshId, NodeId, TicketId};
 use crate::clock::Clock;
 use counters::count;
 
-/// Events that wait for the receiver; beyond that, connections are read no further.
-const EVENTS: usize = 1024;
 /// Requests to join that are worked on at once.
 const JOINS: usize = 8;
 const LOG_PERIOD: Duration = Duration::from_mins(1);
@@ -204,7 +204,7 @@ struct Inner {
     tls: TlsIdentity,
     allowed: Arc<AllowedPeers>,
     server: tokio_rustls::TlsAcceptor,
-    counters: Counters,
+    counters: Arc<Counters>,
     clock: Arc<dyn Clock>,
     log: RateLimitedLog<(IpAddr, &'static str)>,
     handshakes: limit::HandshakeLimiter,
@@ -217,7 +217,7 @@ struct Inner {
     trouble: Mutex<Option<String>>,
     /// Woken on each message that waits, for a carrier that looks after all queues.
     pushed: Notify,
-    events: mpsc::Sender<TransportEvent>,
+    events: inbox::Feed,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -278,7 +278,7 @@ impl Transport {
     /// [`TransportError`]: the address is taken or not this machine's, or TLS cannot be set up.
     pub fn start(
         config: TransportConfig,
-    ) -> Result<(TransportHandle, mpsc::Receiver<TransportEvent>), TransportError> {
+    ) -> Result<(TransportHandle, TransportEvents), TransportError> {
         let listener = listen::bind(config.listen).map_err(|source| TransportError::Listen {
             address: config.listen,
             source,
@@ -299,14 +299,21 @@ impl Transport {
         if config.carrier != Carrier::Grpc {
             return Err(TransportError::NoNats);
         }
-        let (events, receiver) = mpsc::channel(EVENTS);
+        let counters = Arc::new(Counters::default());
+        let room = match config.carrier {
+            Carrier::Grpc => inbox::ROOM,
+            // One task takes what all peers send: it cannot wait for one of them.
+            Carrier::Nats(_) => inbox::ROOM_SHARED,
+        };
+        let (events, receiver) =
+            inbox::inbox(Arc::clone(&counters), Arc::clone(&config.clock), room);
         let inner = Arc::new(Inner {
             node: config.node,
             mesh: config.mesh,
             tls: config.tls,
             allowed: config.allowed,
             server,
-            counters: Counters::default(),
+            counters,
             log: RateLimitedLog::new(Arc::clone(&config.clock), LOG_PERIOD, LOG_KEYS),
             clock: config.clock,
             handshakes: limit::HandshakeLimiter::new(),

@@ -54,12 +54,23 @@ impl OutQueue {
         dropped
     }
 
+    /// Puts back what was taken out last, as old as it was, and could not be sent.
+    pub(super) fn put_back(&self, at_ns: u64, message: Bytes) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.bytes += message.len();
+        waiting.messages.push_front((at_ns, message));
+    }
+
     pub(super) fn pop(&self) -> Option<Bytes> {
+        self.pop_dated().map(|(_, message)| message)
+    }
+
+    /// The oldest message, and since when it waits.
+    pub(super) fn pop_dated(&self) -> Option<(u64, Bytes)> {
         self.waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .pop()
-            .map(|(_, message)| message)
     }
 
     /// Drops what waited too long, and returns how much that was.
@@ -101,7 +112,9 @@ mod tests {
     fn what_waited_too_long_is_dropped() {
         let queue = OutQueue::default();
         queue.push(0, Bytes::from_static(b"old"));
+        let (at, message) = queue.pop_dated().unwrap();
         queue.push(MAX_AGE_NS, Bytes::from_static(b"new"));
+        queue.put_back(at, message);
         assert_eq!(queue.expire(MAX_AGE_NS + 1), 1);
         assert_eq!(queue.pop().unwrap(), "new");
     }

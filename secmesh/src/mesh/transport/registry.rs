@@ -1,15 +1,18 @@
-//! One connection per peer, and which of two stays.
+//! One connection per peer, which of two stays, and how often there may be a new one.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Inner;
 use super::TransportEvent;
 use super::counters::count;
+use super::limit::Reconnects;
+use super::listen::HANDSHAKE;
 use super::queue::OutQueue;
 use crate::mesh::ids::NodeId;
 
@@ -28,6 +31,9 @@ pub(super) struct Slot {
     /// Says whether a connection is up, to whoever waits to dial.
     pub(super) connected: watch::Sender<bool>,
     live: Mutex<Option<Live>>,
+    /// The one that waits for its turn; a newer one takes its place.
+    waiting: Mutex<Option<Live>>,
+    entered: Mutex<Reconnects>,
     /// Held while a change is made and told, so that events come in the order of the changes.
     turn: tokio::sync::Mutex<()>,
 }
@@ -46,6 +52,8 @@ impl Registry {
                 queue: OutQueue::default(),
                 connected: watch::Sender::new(false),
                 live: Mutex::default(),
+                waiting: Mutex::default(),
+                entered: Mutex::default(),
                 turn: tokio::sync::Mutex::default(),
             })
         });
@@ -75,8 +83,51 @@ pub(super) struct Place {
     node: NodeId,
 }
 
-/// Makes a connection the one to `node`, or says that another is better. Two connections dialled from
-/// the same side mean that the other end has forgotten the older one.
+/// A connection that waits until it may be the one. There is one at a time for each node: a member that opens many
+/// would fill this process with them.
+struct Waiting<'a> {
+    slot: &'a Slot,
+    replaced: CancellationToken,
+}
+
+impl<'a> Waiting<'a> {
+    /// None if one that waits already is better.
+    fn begin(slot: &'a Slot, by_lower: bool) -> Option<Self> {
+        let replaced = CancellationToken::new();
+        let mut waiting = slot.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.as_ref().is_some_and(|w| w.by_lower && !by_lower) {
+            return None;
+        }
+        let stop = replaced.clone();
+        if let Some(older) = waiting.replace(Live { by_lower, stop }) {
+            older.stop.cancel();
+        }
+        drop(waiting);
+        Some(Self { slot, replaced })
+    }
+
+    /// The turn, within the time of a handshake.
+    async fn turn(slot: &'a Slot, by_lower: bool) -> Option<tokio::sync::MutexGuard<'a, ()>> {
+        let waiting = Self::begin(slot, by_lower)?;
+        tokio::select! {
+            () = waiting.replaced.cancelled() => None,
+            turn = timeout(HANDSHAKE, slot.turn.lock()) => turn.ok(),
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let waiting = &self.slot.waiting;
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.replaced.is_cancelled() {
+            waiting.take();
+        }
+    }
+}
+
+/// Makes a connection the one to `node`, or says that another is better, or that there were too many lately. Two
+/// connections dialled from the same side mean that the other end has forgotten the older one.
 pub(super) async fn enter(
     inner: &Inner,
     node: NodeId,
@@ -85,7 +136,10 @@ pub(super) async fn enter(
 ) -> Option<Place> {
     let by_lower = dialled_here == (inner.node < node);
     let slot = inner.registry.slot(node);
-    let turn = slot.turn.lock().await;
+    let Some(turn) = Waiting::turn(&slot, by_lower).await else {
+        count(&inner.counters.duplicate_connections);
+        return None;
+    };
     let stop = inner.stop.child_token();
     let old = {
         let mut live = slot.live.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,6 +148,15 @@ pub(super) async fn enter(
             count(&inner.counters.duplicate_connections);
             return None;
         }
+        let now_ns = inner.clock.mono_ns();
+        let mut entered = slot.entered.lock().unwrap_or_else(PoisonError::into_inner);
+        if !entered.admit(now_ns) {
+            drop((live, entered));
+            let counter = &inner.counters.refused_reconnecting;
+            inner.refuse(address, counter, "a member that connects again too often");
+            return None;
+        }
+        drop(entered);
         live.replace(Live {
             by_lower,
             stop: stop.clone(),
@@ -139,8 +202,7 @@ pub(super) async fn leave(inner: &Inner, place: Place) {
 /// Hands an event on, waiting for the receiver, but not when all is stopping.
 pub(super) async fn tell(inner: &Inner, event: TransportEvent) {
     tokio::select! {
-        // A receiver that is gone wants no events.
-        _ = inner.events.send(event) => {}
+        () = inner.events.send(event) => {}
         () = inner.stop.cancelled() => {}
     }
 }

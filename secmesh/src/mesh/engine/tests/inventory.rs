@@ -209,3 +209,73 @@ fn where_nothing_happens_nodes_compare_less_often_and_what_was_lost_is_found_all
     let lively = comparisons(&net);
     assert!(lively >= 4 * 18, "{lively}");
 }
+
+/// What node 1 has sent node 4 of some kind since the last call.
+fn sent(net: &mut Net, is: impl Fn(&Inventory) -> bool) -> usize {
+    net.queue.clear();
+    let outputs = net.outputs.remove(&1).unwrap_or_default();
+    let sent = outputs.iter().filter_map(|output| match output {
+        Output::Send { to, bytes } if *to == node_id(4) => Message::from_bytes(bytes).ok(),
+        _ => None,
+    });
+    sent.filter(|message| matches!(message, Message::Inventory(inventory) if is(inventory)))
+        .count()
+}
+
+#[test]
+fn who_connects_again_and_again_is_told_no_more_than_who_stays() {
+    let mut net = Net::four();
+    for i in 0..20 {
+        decide(&mut net, i);
+    }
+    net.now += S;
+    let (sums, names) = (
+        |i: &Inventory| matches!(i, Inventory::Sums(_)),
+        |i: &Inventory| matches!(i, Inventory::Ids { .. }),
+    );
+    net.input(1, Input::PeerDown(node_id(4)));
+    net.input(1, Input::PeerUp(node_id(4)));
+    sent(&mut net, sums);
+    let counted = net.engines[&1].counted.times;
+    assert!(counted >= 20);
+    let zero = Inventory::Sums(Box::new([0; BUCKETS]));
+    let zero = Message::Inventory(Box::new(zero));
+    net.now += S;
+    for _ in 0..30 {
+        net.input(1, Input::PeerDown(node_id(4)));
+        net.input(1, Input::PeerUp(node_id(4)));
+        net.queue.clear();
+    }
+    assert!((1..=2).contains(&sent(&mut net, sums)));
+    for _ in 0..30 {
+        net.input(1, Input::PeerDown(node_id(4)));
+        net.input(1, Input::PeerUp(node_id(4)));
+        net.inject(4, 1, &zero);
+        net.queue.clear();
+    }
+    assert!((1..=2).contains(&sent(&mut net, names)));
+    // It is not forgotten: the rest comes when the second is over.
+    net.tick(S);
+    let outputs = net.outputs.clone();
+    assert_eq!(sent(&mut net, names), 1);
+    net.outputs = outputs;
+    assert!(sent(&mut net, sums) >= 1);
+    assert_eq!(
+        net.engines[&1].counted.times, counted,
+        "what was counted once is not counted again"
+    );
+}
+
+#[test]
+fn what_was_counted_is_counted_again_when_somebody_is_proved_to_lie() {
+    let mut net = Net::four();
+    decide(&mut net, 1);
+    net.tick(S);
+    let id = *net.engines[&1].decisions().next().map(|d| &d.id).unwrap();
+    let engine = net.engines.get_mut(&1).unwrap();
+    let told = |engine: &mut Engine| !engine.inventory(T0 + S).is_empty();
+    assert!(told(engine) && engine.counted.enough.contains(&id));
+    // Two of those who confirmed it: without them it is nothing.
+    engine.zeroed.extend([node_id(1), node_id(2)]);
+    assert!(told(engine) && !engine.counted.enough.contains(&id));
+}

@@ -141,7 +141,12 @@ impl Bus {
     ) {
         let mut pause = PAUSE.0;
         while !arrived.is_closed() {
-            if let Err(error) = self.receive_once(&config, &arrived, &mut pause).await {
+            let received = tokio::select! {
+                // A server that answers nothing does not hold up a stop.
+                () = arrived.closed() => return,
+                received = self.receive_once(&config, &arrived, &mut pause) => received,
+            };
+            if let Err(error) = received {
                 count(&inner.counters.nats_receiving_failed);
                 if let Some(held_back) = inner.log.allow((NOWHERE, "receive")) {
                     tracing::warn!(%error, held_back, "cannot receive from NATS; is JetStream enabled there, and may this user make streams and consumers?");

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::bus::Bus;
 use self::pairing::{Draft, Outcome, Pairing, Refusal};
@@ -29,6 +29,8 @@ use crate::mesh::identity::ed25519_spki_sha256;
 use crate::mesh::ids::NodeId;
 
 const TICK: Duration = Duration::from_millis(250);
+/// For all farewells together: a server that takes nothing does not hold up a stop.
+const LEAVE: Duration = Duration::from_secs(1);
 /// Messages to one peer before the others have their turn.
 const BURST: usize = 64;
 
@@ -103,7 +105,8 @@ impl Carrier {
             }
         }
         drop(arrived);
-        self.leave().await;
+        // Who is not told notices the silence.
+        let _ = timeout(LEAVE, self.leave()).await;
     }
 
     /// A nonce for the pairing's next session. Without randomness there is none, and no session begins.
@@ -187,7 +190,7 @@ impl Carrier {
     async fn tick(&mut self) {
         // What was not sent to peers that cannot be reached is not sent later than it is worth.
         let now = self.inner.clock.mono_ns();
-        let connected = self.bus.is_connected();
+        let mut connected = self.bus.is_connected();
         let nodes: Vec<NodeId> = self.pairings.keys().copied().collect();
         for node in nodes {
             let Some(fresh) = self.fresh() else { return };
@@ -196,9 +199,12 @@ impl Carrier {
                 None => continue,
             };
             self.expire(node, now);
-            self.apply(node, outcomes).await;
+            // A server that takes nothing is asked once a round and not once a peer.
+            connected &= self.apply(node, outcomes).await;
         }
-        self.send_waiting().await;
+        if connected {
+            self.send_waiting().await;
+        }
     }
 
     fn expire(&self, node: NodeId, now_ns: u64) {
@@ -226,17 +232,34 @@ impl Carrier {
                     self.inner.pushed.notify_one();
                     break;
                 }
-                let Some(body) = slot.queue.pop() else { break };
-                if let Some(draft) = pairing.message(now) {
-                    count(&self.inner.counters.messages_sent);
-                    self.post(node, draft, body).await;
+                let Some((since, body)) = slot.queue.pop_dated() else {
+                    break;
+                };
+                let Some(draft) = pairing.message(now) else {
+                    break;
+                };
+                if !self.post(node, draft, body.clone()).await {
+                    // The server takes nothing now, or all is stopping; it is tried again with the next tick.
+                    if let Some(pairing) = self.pairings.get_mut(&node) {
+                        pairing.take_back();
+                    }
+                    return slot.queue.put_back(since, body);
                 }
+                count(&self.inner.counters.messages_sent);
             }
         }
     }
 
-    /// Signs and publishes.
-    async fn post(&self, to: NodeId, draft: Draft, body: Bytes) {
+    /// Signs and publishes, unless all stops meanwhile. False if the server did not take it.
+    async fn post(&self, to: NodeId, draft: Draft, body: Bytes) -> bool {
+        tokio::select! {
+            biased;
+            () = self.inner.stop.cancelled() => false,
+            taken = self.publish(to, draft, body) => taken,
+        }
+    }
+
+    async fn publish(&self, to: NodeId, draft: Draft, body: Bytes) -> bool {
         let signer = self.inner.tls.signer();
         let envelope = Envelope {
             mesh: self.inner.mesh,
@@ -248,16 +271,17 @@ impl Carrier {
             kind: draft.kind,
             body,
         };
-        if !self
-            .bus
-            .publish(&to, envelope.sign(signer).to_bytes())
-            .await
-        {
+        let bytes = envelope.sign(signer).to_bytes();
+        let taken = self.bus.publish(&to, bytes).await;
+        if !taken {
             count(&self.inner.counters.nats_publish_failed);
         }
+        taken
     }
 
-    async fn apply(&mut self, node: NodeId, outcomes: Vec<Outcome>) {
+    /// Does what a pairing wants. False if the server did not take what was to be sent.
+    async fn apply(&mut self, node: NodeId, outcomes: Vec<Outcome>) -> bool {
+        let mut taken = true;
         for outcome in outcomes {
             match outcome {
                 Outcome::Up => self.up(node).await,
@@ -265,11 +289,13 @@ impl Carrier {
                 Outcome::Message(bytes) => {
                     count(&self.inner.counters.messages_received);
                     let event = TransportEvent::Message { from: node, bytes };
-                    registry::tell(&self.inner, event).await;
+                    // Not waited for: the others' messages stand behind it.
+                    self.inner.events.offer(event);
                 }
-                Outcome::Send(draft) => self.post(node, draft, Bytes::new()).await,
+                Outcome::Send(draft) => taken &= self.post(node, draft, Bytes::new()).await,
             }
         }
+        taken
     }
 
     async fn up(&self, node: NodeId) {
@@ -299,7 +325,9 @@ impl Carrier {
             .filter_map(|(node, pairing)| Some((*node, pairing.farewell(now)?)))
             .collect();
         for (node, draft) in drafts {
-            self.post(node, draft, Bytes::new()).await;
+            if !self.publish(node, draft, Bytes::new()).await {
+                return;
+            }
         }
         self.bus.flush().await;
     }

@@ -103,6 +103,20 @@ fn client_tls(config: &NatsConfig, ca_file: &Path) -> Result<ClientConfig, NatsE
     Ok(builder.with_client_auth_cert(chain, key)?)
 }
 
+/// Whether a secret would go to a server in the clear, or could be made to, and not only within this host.
+fn is_exposed(config: &NatsConfig) -> bool {
+    let secret = config.password_file.is_some() || config.token_file.is_some();
+    let here = |server: &String| {
+        let address = server.parse::<async_nats::ServerAddr>();
+        address.is_ok_and(|address| {
+            let host = address.host();
+            let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+            host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+        })
+    };
+    secret && config.ca_file.is_none() && !config.servers.iter().all(here)
+}
+
 /// The options of the client, without its callbacks. Reads the files.
 pub(super) fn connect_options(config: &NatsConfig) -> Result<ConnectOptions, NatsError> {
     let mut options = ConnectOptions::new()
@@ -121,6 +135,11 @@ pub(super) fn connect_options(config: &NatsConfig) -> Result<ConnectOptions, Nat
             let jitter = crate::entropy::below(longest / 2 + 1).unwrap_or(0);
             Duration::from_millis(longest / 2 + jitter)
         });
+    if is_exposed(config) {
+        tracing::warn!(
+            "[mesh.nats] without ca_file the password or token goes to the server unencrypted, for everybody on the way to read; set ca_file and use TLS"
+        );
+    }
     if let (Some(user), Some(file)) = (&config.user, &config.password_file) {
         options = options.user_and_password(user.clone(), secret("password_file", file)?);
     }
@@ -139,4 +158,36 @@ pub(super) fn connect_options(config: &NatsConfig) -> Result<ConnectOptions, Nat
         options = options.tls_client_config(tls);
     }
     Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_without_tls_is_exposed_unless_it_stays_here() {
+        let config = |servers: &[&str], token: bool, ca: bool| NatsConfig {
+            servers: servers.iter().map(|&s| s.to_owned()).collect(),
+            user: None,
+            password_file: None,
+            token_file: token.then(|| PathBuf::from("t")),
+            ca_file: ca.then(|| PathBuf::from("c")),
+            cert_file: None,
+            key_file: None,
+            replicas: 1,
+            max_age: Duration::from_mins(1),
+            max_bytes: 1,
+        };
+        let far = ["nats://192.0.2.1:4222"];
+        let here = [
+            "nats://127.0.0.1:4222",
+            "nats://[::1]:4222",
+            "nats://localhost:4222",
+        ];
+        assert!(is_exposed(&config(&far, true, false)));
+        assert!(is_exposed(&config(&[here[0], far[0]], true, false)));
+        assert!(!is_exposed(&config(&here, true, false)));
+        assert!(!is_exposed(&config(&far, true, true)));
+        assert!(!is_exposed(&config(&far, false, false)));
+    }
 }

@@ -16,6 +16,7 @@
 use bytes::Bytes;
 
 use crate::mesh::envelope::{Envelope, EnvelopeKind, NO_NONCE, Nonce};
+use crate::mesh::transport::limit::Reconnects;
 
 /// How often a sign of life is sent.
 pub(super) const BEAT_NS: u64 = 2_000_000_000;
@@ -39,7 +40,7 @@ pub(super) enum Refusal {
     Replayed,
     /// It came before others that were to come first, or those were lost; the session ends.
     Missing,
-    /// A hello too soon after another.
+    /// A hello too soon after another, or a new session after too many.
     Hurried,
 }
 
@@ -100,6 +101,7 @@ pub(super) struct Pairing {
     hello_ns: u64,
     pause_ns: u64,
     answered_ns: Option<u64>,
+    begun: Reconnects,
 }
 
 impl Pairing {
@@ -111,6 +113,7 @@ impl Pairing {
             hello_ns: now_ns,
             pause_ns: HELLO_NS.0,
             answered_ns: None,
+            begun: Reconnects::default(),
         }
     }
 
@@ -146,6 +149,9 @@ impl Pairing {
         }
         if envelope.sequence > 1 {
             return (Vec::new(), Some(Refusal::Missing));
+        }
+        if !self.begun.admit(now_ns) {
+            return (Vec::new(), Some(Refusal::Hurried));
         }
         let mut session = Session {
             own: self.own,
@@ -244,6 +250,13 @@ impl Pairing {
     pub(super) fn message(&mut self, now_ns: u64) -> Option<Draft> {
         let session = self.session.as_mut()?;
         Some(session.draft(EnvelopeKind::Message, now_ns))
+    }
+
+    /// The message drawn last did not leave: its number is free again. To be called before anything else is drawn.
+    pub(super) fn take_back(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.sent = session.sent.saturating_sub(1);
+        }
     }
 
     /// A last word, if there is a session; nothing may be sent after it.
@@ -385,6 +398,44 @@ mod tests {
         assert_eq!(b.take(&one, S), (Vec::new(), Some(Refusal::Replayed)));
         assert_eq!(b.take(&two, S), message(&two));
         assert_eq!(b.take(&one, S), (Vec::new(), Some(Refusal::Replayed)));
+    }
+
+    #[test]
+    fn what_did_not_leave_is_said_again_in_its_place() {
+        let ([mut a, mut b], _) = pair();
+        a.say(b"lost", S);
+        a.pairing.take_back();
+        let one = a.say(b"1", S);
+        let (outcomes, refusal) = b.take(&one, S);
+        assert_eq!(refusal, None);
+        assert_eq!(outcomes, [Outcome::Message(one.body)]);
+    }
+
+    #[test]
+    fn who_begins_again_and_again_has_to_wait() {
+        let (mut ends, _) = pair();
+        let mut refused = 0;
+        for _ in 0..40 {
+            // A begins anew each time, as fast as it is answered.
+            ends[0] = End::new(0xa0);
+            ends[0].drawn = 1_000 + refused;
+            ends[0].pairing.own = [0x77; 16];
+            ends[0].pairing.own[1..5].copy_from_slice(&refused.to_be_bytes());
+            let answer = Draft {
+                nonce: ends[0].pairing.own,
+                echo: ends[1].pairing.own,
+                sequence: 1,
+                kind: EnvelopeKind::Heartbeat,
+            };
+            let (_, refusal) = ends[1].take(&envelope(&answer), S);
+            refused += u32::from(refusal == Some(Refusal::Hurried));
+        }
+        assert!((24..=25).contains(&refused), "{refused}");
+        let mut ends = [End::new(0xa9), ends.into_iter().nth(1).expect("two")];
+        for now in 1..20 {
+            settle(&mut ends, now * 4 * S);
+        }
+        assert!(ends.iter().all(|end| end.pairing.is_up()));
     }
 
     #[test]

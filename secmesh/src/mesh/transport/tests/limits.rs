@@ -3,6 +3,8 @@
 use super::*;
 use crate::mesh::transport::frame::Kind;
 
+/// Small messages of one peer that wait until it is read no further.
+const HELD: usize = 32;
 /// Frames of 64 KiB that another end can be rid of while this one takes nothing: what fits the window of HTTP/2, and
 /// on the sending side its buffer, the frames before it, and two in between.
 const UNREAD: usize = 4 + 2 + 16 + 4;
@@ -14,12 +16,12 @@ async fn what_nobody_reads_is_not_taken() {
     welcomed(&mut link).await.unwrap();
     up(&mut events, 2).await;
     // From here on nobody asks for events. They are few and small.
-    for _ in 0..EVENTS + 64 {
+    for _ in 0..HELD + 64 {
         let small = Frame::new(Kind::Message, Bytes::from_static(b"x"));
         link.writer.write(small).await.unwrap();
     }
     let waiting = |a: &TransportHandle| counter(a, "messages_received");
-    counted(&a, "messages_received", EVENTS as u64).await;
+    counted(&a, "messages_received", HELD as u64).await;
     let mut written = 0;
     while written <= 4 * UNREAD {
         let large = Frame::new(Kind::Message, vec![7; MAX_MESSAGE]);
@@ -33,9 +35,9 @@ async fn what_nobody_reads_is_not_taken() {
         (1..=UNREAD).contains(&written),
         "{written} frames of 64 KiB were taken that nobody reads"
     );
-    assert!(waiting(&a) <= EVENTS as u64 + 2);
+    assert!(waiting(&a) <= HELD as u64 + 2);
     // Nothing is lost for it.
-    for _ in 0..EVENTS + 64 {
+    for _ in 0..HELD + 64 {
         assert_eq!(message(&mut events, 2).await, "x");
     }
     for _ in 0..written {
@@ -56,8 +58,8 @@ async fn a_member_that_answers_in_the_place_of_another_is_nobody() {
         address: c.local_addr(),
     }]);
     counted(&a, "dial_failed", 2).await;
-    assert!(from_a.try_recv().is_err(), "somebody came up");
-    assert!(from_c.try_recv().is_err(), "somebody came up");
+    assert!(from_a.try_recv().is_none(), "somebody came up");
+    assert!(from_c.try_recv().is_none(), "somebody came up");
     assert_eq!((counter(&a, "connections_up"), a.connected().len()), (0, 0));
     a.shutdown().await;
     c.shutdown().await;
