@@ -181,10 +181,16 @@ fn where_to_look(lab: &LabState) -> String {
     }
     let _infallible = write!(
         text,
-        "\nThe attacker is in the namespace {}, the client in {}.\n\
-         In another terminal: cargo xtask lab attack syn-flood\nCtrl-C removes all of it.\n",
+        "\nThe attacker is in the namespace {}, the client in {}, a spare server in {}.\n\
+         In another terminal: cargo xtask lab attack {}\nCtrl-C removes all of it.\n",
         lab.namespace(net::ATTACKER_PORT),
-        lab.namespace("client")
+        lab.namespace("client"),
+        lab.namespace(net::SPARE),
+        if lab.nodes.len() < takeover::MIN_NODES {
+            "syn-flood"
+        } else {
+            "syn-flood, or node-takeover"
+        }
     );
     text
 }
