@@ -272,6 +272,12 @@ impl Agent {
         )
         .sample(&[], ledger.dropped)
         .family(
+            "secmesh_ledger_syncs_total",
+            Kind::Counter,
+            "Times that the ledger waited for the disk.",
+        )
+        .sample(&[], ledger.syncs)
+        .family(
             "secmesh_controller_total",
             Kind::Counter,
             "The agent's other counters by name, as `secmesh status --all` shows them.",
