@@ -250,7 +250,7 @@ impl Agent {
         if let Some(held_back) = self.refusal_log.allow((*from, reason.name())) {
             match self.engine.awaited() {
                 Some(mark) if reason == RefusalReason::NotOfTicket => {
-                    self.other_history(from, mark)
+                    self.other_history(from, mark);
                 }
                 _ => {
                     warn!(peer = %self.name_of(from), %reason, held_back, "refused a message");

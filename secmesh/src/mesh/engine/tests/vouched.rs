@@ -247,3 +247,16 @@ fn epochs_are_kept_for_so_many_tickets_and_the_latest() {
     assert_eq!(pinned.len(), super::super::vouched::MAX_PINNED);
     assert!(pinned.into_iter().eq(45..=300));
 }
+
+#[test]
+fn who_was_told_of_few_members_hears_of_the_others_and_begins_then() {
+    let mut net = grown();
+    let mark = mark_of(&net.engines[&2]);
+    let newcomer = joiner(5, Some(mark));
+    net.add(5, vec![admitted(1, "a"), newcomer.clone()]);
+    net.input(1, Input::Admit(Box::new(newcomer)));
+    net.connect_all();
+    wait(&mut net, 10);
+    assert_eq!(hashes(&net).len(), 1);
+    assert!(net.engines[&5].roster().get(&node_id(5)).is_some());
+}

@@ -216,20 +216,16 @@ fn trouble(event: &Event) -> Option<(&'static str, &'static str)> {
     match text.as_str() {
         // As `ConnectErrorKind` writes it.
         "authorization violation" => Some(REFUSED),
-        "TLS error" => Some((
-            "nats-tls",
-            "TLS with the server failed; [mesh.nats] ca_file has to name the certificate that the server's follows \
-             from, the server's has to name the host in servers, and a server that asks for a certificate needs \
-             cert_file and key_file; trying again",
-        )),
         "DNS error" => Some((
             "nats-dns",
             "no address for a server's name; correct [mesh.nats] servers or the resolver; trying again",
         )),
-        "timed out" | "IO error" => Some((
+        // A handshake that fails is an "IO error" too; more is not told.
+        "timed out" | "IO error" | "TLS error" => Some((
             "nats-away",
-            "no server of [mesh.nats] servers answers; is it running, does a firewall let this node through, and does \
-             it want TLS where none is set; trying again",
+            "no server of [mesh.nats] servers answers, or TLS with it fails; is it running, does a firewall let this \
+             node through, does its certificate follow from ca_file and name the host in servers, does it want TLS or \
+             a certificate (cert_file) where none is set; trying again",
         )),
         _ => None,
     }
