@@ -56,6 +56,9 @@ struct Cli {
     /// So many nodes, in place of what each seed says.
     #[arg(long, value_parser = clap::value_parser!(u16).range(2..=200))]
     nodes: Option<u16>,
+    /// Nobody is cut off, and liars answer no test questions.
+    #[arg(long)]
+    plain: bool,
     /// Print each step of the one seed.
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -126,8 +129,13 @@ impl Summary {
     }
 }
 
-fn failure(outcome: &Outcome, (at, violation): &(f64, Violation), nodes: Option<u16>) -> String {
-    let nodes = nodes.map_or_else(String::new, |n| format!(" --nodes {n}"));
+fn failure(outcome: &Outcome, (at, violation): &(f64, Violation), cli: &Cli) -> String {
+    let mut nodes = cli
+        .nodes
+        .map_or_else(String::new, |n| format!(" --nodes {n}"));
+    if cli.plain {
+        nodes.push_str(" --plain");
+    }
     format!(
         "seed {}: {} at {at:.3} s ({} nodes, {} lie): {}\nAgain: cargo xtask sim --seed {}{nodes} --trace",
         outcome.seed, violation.check, outcome.nodes, outcome.liars, violation.detail, outcome.seed
@@ -144,6 +152,7 @@ fn main() -> ExitCode {
     debug_assert!(!marked.is_empty());
     let wish = Wish {
         nodes: cli.nodes.map(usize::from),
+        plain: cli.plain,
     };
     let good = match (&cli.planted, cli.seed) {
         (Some(Planted(bugs)), seed) => planted(&cli, bugs, seed, wish),
@@ -200,7 +209,7 @@ fn one(cli: &Cli, seed: u64, wish: Wish) -> bool {
     if cli.json {
         print_json(&outcome);
     } else if let Some(violation) = &outcome.violation {
-        println!("{}", failure(&outcome, violation, cli.nodes));
+        println!("{}", failure(&outcome, violation, cli));
     } else {
         println!(
             "seed {seed}: every rule held, {} nodes of which {} lied, {:.0} s, trace {}",
@@ -217,7 +226,7 @@ fn many(cli: &Cli, wish: Wish) -> bool {
         if let Some(violation) = &outcome.violation
             && !cli.json
         {
-            println!("{}", failure(&outcome, violation, cli.nodes));
+            println!("{}", failure(&outcome, violation, cli));
         }
         let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
         summary.take(outcome);

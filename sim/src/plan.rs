@@ -1,14 +1,18 @@
 //! What a seed asks for: nodes, liars, faults, attacks, and when.
 
-use std::collections::BTreeSet;
+mod conduct;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use secmesh::addr::Prefix;
-use secmesh::mesh::evidence::Ruling;
+use secmesh::mesh::engine::Automatic;
+use secmesh::mesh::evidence::{Ruling, Say};
 use secmesh::mesh::genesis::Params;
 use secmesh::mesh::ids::DecisionId;
 use secmesh::mesh::vote::AttackClass;
 
 use crate::cast::{self, S};
+use crate::liar::Trick;
 use crate::rng::Rng;
 
 /// Which links a partition cuts.
@@ -65,6 +69,39 @@ pub enum Happening {
     Verdict(usize, Prefix, Ruling),
     /// A node signs its ledger.
     Checkpoint(usize),
+    /// A node sees another one attack.
+    NodeAttacks(usize, usize),
+    /// The operator of a node wants another one cut off, or taken back, by vote.
+    AskAbout {
+        /// Whose operator.
+        at: usize,
+        /// Whom.
+        node: usize,
+        /// Taken back.
+        readmit: bool,
+    },
+    /// The operator orders, with the operator key, that a node is cut off, or taken back.
+    Order {
+        /// Where it is handed in.
+        at: usize,
+        /// Whom.
+        node: usize,
+        /// Taken back.
+        readmit: bool,
+    },
+    /// What the network loses from now on, of a thousand.
+    Loses(u64),
+    /// What is sent from one node to another vanishes from now on, or does not any more; no session ends by it.
+    Swallow(usize, usize, bool),
+}
+
+/// What a liar answers to test questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// The contrary of what the honest nodes hold.
+    Wrong,
+    /// Always the same: it agrees with everything, or with nothing.
+    Always(Say),
 }
 
 /// How the network treats messages.
@@ -109,6 +146,14 @@ pub struct Plan {
     pub to_the_end: bool,
     /// Whether nodes sign their ledgers and have them witnessed.
     pub witnesses: bool,
+    /// For what nodes cut each other off without being told.
+    pub quarantine: Automatic,
+    /// What liars answer to test questions; the others answer nothing.
+    pub answers: BTreeMap<usize, Answers>,
+    /// Liars that call honest nodes hostile.
+    pub accusers: BTreeSet<usize>,
+    /// What liars do, where that is not drawn.
+    pub tricks: BTreeMap<usize, Vec<Trick>>,
 }
 
 /// What can be asked of a run beside its seed.
@@ -116,6 +161,8 @@ pub struct Plan {
 pub struct Wish {
     /// So many nodes, in place of what the seed says.
     pub nodes: Option<usize>,
+    /// Nobody is cut off, and liars answer nothing.
+    pub plain: bool,
 }
 
 impl Plan {
@@ -196,12 +243,19 @@ impl Plan {
             heal_us: safety_s * S,
             to_the_end: block_ttl_s <= 120 && rng.percent(50),
             witnesses: rng.fork(3).percent(30),
+            quarantine: Automatic::Off,
+            answers: BTreeMap::new(),
+            accusers: BTreeSet::new(),
+            tricks: BTreeMap::new(),
         };
         let more = &mut rng.fork(4);
         plan.params.epoch_s = *more.pick(&[15, 25, 40, 60, 3_600]).unwrap_or(&60);
         plan.params.probation_epochs = *more.pick(&[0, 1, 3]).unwrap_or(&1);
         plan.write_script(&mut rng.fork(1));
         plan.write_more(more);
+        if !wish.plain {
+            plan.write_conduct(&mut rng.fork(5));
+        }
         plan
     }
 

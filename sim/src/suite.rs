@@ -93,6 +93,15 @@ pub const fn noticed_by(bug: Bug) -> &'static [&'static str] {
         Bug::ProposerStuck | Bug::ResendStuck => &["epoch-liveness", "convergence"],
         Bug::RestoredAnew => &["restore", "convergence"],
         Bug::NewcomerWaits | Bug::ForkStalls => &["convergence"],
+        Bug::AccusersLight => &["witnesses", "framed-node"],
+        Bug::QuarantineTLo => &["warrant"],
+        Bug::BreakerOff => &["breaker"],
+        Bug::BudgetOff => &["budget"],
+        Bug::CutOffHeard => &["cut-off"],
+        Bug::QuarantineForgotten => &["restore"],
+        Bug::ProofWithoutConsequence => &["cut-off-liveness"],
+        Bug::ReadmitIgnored => &["readmit"],
+        Bug::WrongIsRight => &["answers"],
     }
 }
 

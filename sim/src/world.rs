@@ -1,6 +1,7 @@
 //! The world: virtual time, links, nodes, liars. One event at a time, and after each the invariants.
 
 mod belief;
+mod conduct;
 mod epochs;
 mod evidence;
 mod happen;
@@ -15,12 +16,13 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 
-use secmesh::mesh::engine::{Input, Output};
+use secmesh::mesh::engine::{Automatic, Input, Output};
 use secmesh::mesh::epoch::EpochSeal;
 use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::NodeId;
 use secmesh::mesh::vote::BUCKET_US;
 
+pub use self::conduct::budget;
 pub use self::ledgers::Notary;
 pub use self::ledgers::author;
 use crate::cast::{self, S};
@@ -133,6 +135,14 @@ pub struct Counts {
     pub cosigned: u64,
     /// Seals that engines took.
     pub seals: u64,
+    /// Times that a node cut another off.
+    pub cut_off: u64,
+    /// Times that a node took one back.
+    pub taken_back: u64,
+    /// Test questions that liars answered.
+    pub answers: u64,
+    /// Epochs, by node, in which a liar's wrong answers have cost it weight.
+    pub fallen: u64,
 }
 
 /// A run under way.
@@ -221,6 +231,7 @@ impl World {
         let mut nodes = Vec::new();
         for (i, id) in ids.iter().enumerate() {
             let mut node = Node::new(*id, cast::signer(i), plan.skew_us[i], plan.allow[i].clone());
+            node.view.automatic = plan.quarantine;
             if i < plan.nodes {
                 node.joined = true;
                 // Those of a run of copies need none.
@@ -234,7 +245,7 @@ impl World {
             .liars
             .iter()
             .map(|i| {
-                let liar = Liar::new(*i, plan.zones[*i], plan.group(*i), &mut rng.fork(*i as u64));
+                let liar = Liar::new(&plan, *i, &mut rng.fork(*i as u64));
                 (*i, liar)
             })
             .collect();
@@ -372,12 +383,22 @@ impl World {
         let mut out = Vec::new();
         let now = self.now;
         let node = &mut self.nodes[i];
+        // Where nobody is cut off this would only cost time.
+        if self.plan.quarantine != Automatic::Off {
+            node.note_reach();
+        }
+        let from = match &input {
+            Input::Message { from, .. } => Some(*from),
+            _ => None,
+        };
         let Some(mut engine) = node.engine.take() else {
             return Ok(());
         };
         node.view.now_us = now;
         engine.handle(node.wall(now), input, &node.view, &mut out);
         node.engine = Some(engine);
+        self.from_cut_off(i, from, &out)?;
+        let node = &mut self.nodes[i];
         let persists = out.iter().any(|o| {
             matches!(
                 o,

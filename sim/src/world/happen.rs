@@ -98,6 +98,11 @@ impl World {
             Happening::Outcome(i, decision) => self.outcome(i, decision)?,
             Happening::Verdict(i, subject, ruling) => self.verdict(i, subject, ruling)?,
             Happening::Checkpoint(i) => self.checkpoint(i)?,
+            Happening::NodeAttacks(i, node) => self.node_attacks(i, node)?,
+            Happening::AskAbout { at, node, readmit } => self.ask_about(at, node, readmit)?,
+            Happening::Order { at, node, readmit } => return self.order(at, node, readmit),
+            Happening::Loses(of_a_thousand) => self.network.loss = of_a_thousand,
+            Happening::Swallow(from, to, on) => self.links[from][to].cut = on,
             Happening::Lie(i) => self.lie(i),
         }
         Ok(())
@@ -206,6 +211,10 @@ impl World {
                 .filter(|to| self.links[i][*to].up)
                 .collect(),
             attackers: self.oracle.witnesses.keys().copied().collect(),
+            cut_off: engine
+                .into_iter()
+                .flat_map(|e| e.quarantined().copied())
+                .collect(),
         };
         let Some(liar) = self.liars.get_mut(&i) else {
             return;

@@ -143,11 +143,7 @@ impl World {
                 }
             }
             Output::Quarantine(decision) | Output::Readmit(decision) => {
-                let what = decision.action.kind;
-                return broken(
-                    "warrant",
-                    format!("node {i} takes {what}, which nobody wanted"),
-                );
+                return self.about_node(i, &decision);
             }
             Output::ForkedEpoch(epoch) => {
                 let number = epoch.record.number;

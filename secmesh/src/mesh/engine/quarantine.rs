@@ -13,6 +13,7 @@ use crate::mesh::decision::{Decision, Warrant};
 use crate::mesh::evidence::ProofKind;
 use crate::mesh::ids::{DecisionId, Hash, NodeId};
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::subject::Subject;
 use crate::mesh::vote::{Action, ActionKind, AttackClass, Ballot, Verdict, bucket_of};
 use crate::mesh::wire::Encoder;
@@ -146,7 +147,9 @@ impl Engine {
         let void: Vec<DecisionId> = self
             .decisions_about(node)
             .filter(|d| match d.action.kind {
-                ActionKind::Quarantine => d.bucket <= decision.bucket,
+                ActionKind::Quarantine => {
+                    d.bucket <= decision.bucket && !planted(Bug::ReadmitIgnored)
+                }
                 _ => d.bucket < decision.bucket,
             })
             .map(|d| d.id)
@@ -213,14 +216,14 @@ impl Engine {
         if class == AttackClass::Manual {
             return None;
         }
-        if self.is_budget_spent(call.now, ActionKind::Quarantine) {
+        if self.is_budget_spent(call.now, ActionKind::Quarantine) && !planted(Bug::BudgetOff) {
             return Some(RefusalReason::OverBudget);
         }
         // Those in reach who would be left: neither liars, nor cut off, nor the one in question.
         let silent = self.silent();
         let left = self.connected.iter().chain([&self.config.node]);
         let left = left.filter(|peer| *peer != node && !silent.contains(*peer));
-        if self.weight_of(left) < self.roster.t_hi() {
+        if self.weight_of(left) < self.roster.t_hi() && !planted(Bug::BreakerOff) {
             return Some(RefusalReason::CircuitBreaker);
         }
         None
@@ -260,6 +263,9 @@ impl Engine {
 
     /// A node was proved to have lied; the caller has checked the proof.
     pub(super) fn proved(&mut self, node: NodeId, proof: &[u8]) {
+        if planted(Bug::ProofWithoutConsequence) {
+            return;
+        }
         let evidence = Evidence {
             root: tag_hash(PROOF_TAG, &[&sha256(proof)]),
             detector: tag_hash(PROOF_TAG, &[]),
