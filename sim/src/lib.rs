@@ -19,6 +19,7 @@ pub mod oracle;
 pub mod plan;
 pub mod rng;
 pub mod run;
+pub mod scenario;
 pub mod standing;
 pub mod suite;
 pub mod trace;

@@ -11,6 +11,7 @@ use secmesh_sim::growth;
 use secmesh_sim::oracle::Violation;
 use secmesh_sim::plan::Wish;
 use secmesh_sim::run::{Outcome, run};
+use secmesh_sim::scenario::SCENARIOS;
 use secmesh_sim::suite::{Caught, hunt, seeds};
 
 /// Runs the decision core under a simulated network, clock, disk and liars.
@@ -50,6 +51,9 @@ struct Cli {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     first: u64,
+    /// Only this directed run; `all` for all of them.
+    #[arg(long, conflicts_with_all = ["seeds", "first", "seed"])]
+    scenario: Option<String>,
     /// Only this seed.
     #[arg(long, conflicts_with_all = ["seeds", "first"])]
     seed: Option<u64>,
@@ -60,7 +64,7 @@ struct Cli {
     #[arg(long)]
     plain: bool,
     /// Print each step of the one seed.
-    #[arg(long, requires = "seed")]
+    #[arg(long)]
     trace: bool,
     /// Plant this bug, or each of them (`all`), and look for a seed that shows it.
     #[arg(long, value_parser = bug)]
@@ -95,6 +99,10 @@ struct Summary {
     decided: u64,
     lies: u64,
     crashes: u64,
+    cut_off: u64,
+    taken_back: u64,
+    answers: u64,
+    fallen: u64,
     seconds: f64,
 }
 
@@ -107,6 +115,10 @@ impl Summary {
         self.decided += outcome.counts.decided;
         self.lies += outcome.counts.lies;
         self.crashes += outcome.counts.crashes;
+        self.cut_off += outcome.counts.cut_off;
+        self.taken_back += outcome.counts.taken_back;
+        self.answers += outcome.counts.answers;
+        self.fallen += outcome.counts.fallen;
         if outcome.violation.is_some() {
             self.failed.push(outcome);
         }
@@ -115,7 +127,8 @@ impl Summary {
     fn text(&self) -> String {
         format!(
             "{} seeds, {} failed: {:.1} hours of virtual time in {:.1} s, {} steps, {} messages, {} decisions in \
-             effect, {} lies, {} crashes",
+             effect, {} lies, {} crashes, {} times cut off, {} taken back, {} answers of liars, {} times less \
+             weight for them",
             self.seeds,
             self.failed.len(),
             self.virtual_s / 3_600.0,
@@ -124,7 +137,11 @@ impl Summary {
             self.messages,
             self.decided,
             self.lies,
-            self.crashes
+            self.crashes,
+            self.cut_off,
+            self.taken_back,
+            self.answers,
+            self.fallen
         )
     }
 }
@@ -154,6 +171,9 @@ fn main() -> ExitCode {
         nodes: cli.nodes.map(usize::from),
         plain: cli.plain,
     };
+    if let Some(name) = &cli.scenario {
+        return directed(&cli, name);
+    }
     let good = match (&cli.planted, cli.seed) {
         (Some(Planted(bugs)), seed) => planted(&cli, bugs, seed, wish),
         (None, Some(seed)) => one(&cli, seed, wish),
@@ -201,6 +221,36 @@ fn grow(args: &Growth) -> ExitCode {
 fn print_json(value: &impl serde::Serialize) {
     if let Ok(text) = serde_json::to_string_pretty(value) {
         println!("{text}");
+    }
+}
+
+fn directed(cli: &Cli, name: &str) -> ExitCode {
+    if let Some(Planted(bugs)) = &cli.planted {
+        simulation::plant(bugs.first().copied());
+    }
+    let mut runs = SCENARIOS
+        .iter()
+        .filter(|scenario| name == "all" || scenario.name == name)
+        .peekable();
+    if runs.peek().is_none() {
+        let names: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        eprintln!("there are: all, {}", names.join(", "));
+        return ExitCode::from(2);
+    }
+    let mut good = true;
+    for scenario in runs {
+        match scenario.run(cli.trace) {
+            Ok(()) => println!("{}: every rule held", scenario.name),
+            Err(violation) => {
+                good = false;
+                println!("{}: {}: {}", scenario.name, violation.check, violation.detail);
+            }
+        }
+    }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 
@@ -262,6 +312,11 @@ fn planted(cli: &Cli, bugs: &[Bug], seed: Option<u64>, wish: Wish) -> bool {
         if !cli.json {
             match (caught.seed, caught.check) {
                 (Some(seed), Some(check)) => println!("{:<24} {check:<22} seed {seed}", caught.bug),
+                (None, Some(check)) => println!(
+                    "{:<24} {check:<22} directed run {}",
+                    caught.bug,
+                    caught.scenario.unwrap_or_default()
+                ),
                 _ => println!("{:<24} NOT CAUGHT", caught.bug),
             }
         }
@@ -270,5 +325,5 @@ fn planted(cli: &Cli, bugs: &[Bug], seed: Option<u64>, wish: Wish) -> bool {
     if cli.json {
         print_json(&all);
     }
-    all.iter().all(|caught| caught.seed.is_some())
+    all.iter().all(|caught| caught.check.is_some())
 }

@@ -89,10 +89,20 @@ pub enum Happening {
         /// Taken back.
         readmit: bool,
     },
-    /// What the network loses from now on, of a thousand.
-    Loses(u64),
-    /// What is sent from one node to another vanishes from now on, or does not any more; no session ends by it.
-    Swallow(usize, usize, bool),
+    /// What of the messages from one node to another vanishes from now on; no session ends by it.
+    Swallow(usize, usize, Swallowed),
+}
+
+/// Messages that vanish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Swallowed {
+    /// None.
+    #[default]
+    Nothing,
+    /// Prevotes on epochs.
+    Prevotes,
+    /// All.
+    All,
 }
 
 /// What a liar answers to test questions.

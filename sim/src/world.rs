@@ -29,7 +29,7 @@ use crate::cast::{self, S};
 use crate::liar::Liar;
 use crate::node::Node;
 use crate::oracle::{Oracle, Violation};
-use crate::plan::{Happening, Network, Plan};
+use crate::plan::{Happening, Network, Plan, Swallowed};
 use crate::rng::Rng;
 use crate::trace::Trace;
 
@@ -94,6 +94,8 @@ struct Link {
     session: u32,
     /// What is sent this way vanishes.
     cut: bool,
+    /// What of it vanishes without the link being cut.
+    swallowed: Swallowed,
     /// When the last message arrives, for links that keep the order.
     last_us: u64,
 }

@@ -101,8 +101,7 @@ impl World {
             Happening::NodeAttacks(i, node) => self.node_attacks(i, node)?,
             Happening::AskAbout { at, node, readmit } => self.ask_about(at, node, readmit)?,
             Happening::Order { at, node, readmit } => return self.order(at, node, readmit),
-            Happening::Loses(of_a_thousand) => self.network.loss = of_a_thousand,
-            Happening::Swallow(from, to, on) => self.links[from][to].cut = on,
+            Happening::Swallow(from, to, what) => self.links[from][to].swallowed = what,
             Happening::Lie(i) => self.lie(i),
         }
         Ok(())

@@ -4,18 +4,29 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use secmesh::mesh::engine::{Input, VoteSummary};
+use secmesh::mesh::epoch::Step;
 use secmesh::mesh::evidence::{Body, EvidenceMessage, Statement};
 use secmesh::mesh::ids::NodeId;
 use secmesh::mesh::message::Message;
 
 use super::{Event, World};
 use crate::cast::S;
+use crate::plan::Swallowed;
 use crate::oracle::{Violation, broken, signed_by};
 
 /// Where a message says of which kind it is: behind the length of its tag and the tag.
 pub(super) const KIND_AT: usize = 1 + "secmesh/msg/1".len();
 /// Statements.
 const STATEMENTS: u8 = 27;
+
+/// Whether a message is or contains a prevote on an epoch.
+fn has_prevote(bytes: &[u8]) -> bool {
+    match Message::from_bytes(bytes) {
+        Ok(Message::EpochVote(signed)) => signed.vote.step == Step::Prevote,
+        Ok(Message::Batch(parts)) => parts.iter().any(|part| has_prevote(part)),
+        _ => false,
+    }
+}
 
 impl World {
     fn alive(&self, i: usize) -> bool {
@@ -121,7 +132,12 @@ impl World {
             self.counts.sent += 1;
             self.counts.sent_bytes += bytes.len() as u64;
         }
-        if link.cut || self.rng.below(1_000) < self.network.loss {
+        let gone = match link.swallowed {
+            Swallowed::Nothing => false,
+            Swallowed::All => true,
+            Swallowed::Prevotes => has_prevote(bytes),
+        };
+        if gone || link.cut || self.rng.below(1_000) < self.network.loss {
             return;
         }
         let copies = if self.rng.below(1_000) < self.network.duplicate {
