@@ -25,7 +25,11 @@ impl Heard {
             Body::Reveal(reveal) => {
                 let Some(answer) = reveal.answer else { return };
                 let right = answer.say == reveal.expected;
-                let into = if right { &mut self.right } else { &mut self.wrong };
+                let into = if right {
+                    &mut self.right
+                } else {
+                    &mut self.wrong
+                };
                 *into.entry((reveal.target, author)).or_default() += 1;
             }
             Body::Outcome(outcome) if outcome.kind == OutcomeKind::Hit => {
@@ -61,7 +65,11 @@ impl Oracle {
         let weights = |number: u64| {
             let epoch = self.epochs.get(self.numbered.get(&number)?)?;
             let voters = epoch.voters.iter();
-            Some(voters.map(|(n, v)| (*n, v.weight)).collect::<BTreeMap<_, _>>())
+            Some(
+                voters
+                    .map(|(n, v)| (*n, v.weight))
+                    .collect::<BTreeMap<_, _>>(),
+            )
         };
         let (Some(first), Some(now)) = (weights(1), weights(record.number)) else {
             return Ok(0);

@@ -4,6 +4,7 @@ mod conduct;
 mod epochs;
 mod forge;
 mod logs;
+mod scene;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -11,43 +12,17 @@ use std::rc::Rc;
 use secmesh::addr::Prefix;
 use secmesh::merkle::Tree;
 use secmesh::mesh::crypto::Signer;
-use secmesh::mesh::epoch::EpochRecord;
-use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::{Hash, NodeId};
 use secmesh::mesh::message::Message;
 use secmesh::mesh::vote::{Action, ActionKind, AttackClass, Ballot, Verdict, Vote, bucket_of};
 
+pub use self::scene::Scene;
 use crate::cast::{self, S};
 use crate::plan::Plan;
 use crate::rng::Rng;
 
 /// How many messages a liar keeps to use later.
 const MEMORY: usize = 96;
-
-/// What a liar knows when it acts.
-#[derive(Debug, Clone)]
-pub struct Scene<'a> {
-    /// The mesh.
-    pub genesis: &'a Genesis,
-    /// Number and hash of the epoch that honest nodes are in.
-    pub epoch: (u64, Hash),
-    /// The time.
-    pub wall_us: u64,
-    /// The record of that epoch.
-    pub record: Option<EpochRecord>,
-    /// The round in which honest nodes agree on the next one.
-    pub round: u32,
-    /// Whether nodes witness each other's ledgers.
-    pub witnesses: bool,
-    /// Nodes that do not lie.
-    pub honest: Vec<NodeId>,
-    /// Who can be reached.
-    pub peers: Vec<usize>,
-    /// Who really attacks.
-    pub attackers: Vec<Prefix>,
-    /// Nodes that are cut off somewhere.
-    pub cut_off: Vec<NodeId>,
-}
 
 /// A message and to whom.
 pub type Said = (usize, Rc<[u8]>);
@@ -163,6 +138,10 @@ impl Liar {
 
     /// It received something.
     pub fn hear(&mut self, message: &Rc<[u8]>) {
+        // Failure detection says nothing twice, and there is much of it.
+        if matches!(Message::from_bytes(message), Ok(Message::Swim(_))) {
+            return;
+        }
         if self.heard.len() >= MEMORY {
             self.heard.pop_front();
         }

@@ -243,7 +243,10 @@ fn directed(cli: &Cli, name: &str) -> ExitCode {
             Ok(()) => println!("{}: every rule held", scenario.name),
             Err(violation) => {
                 good = false;
-                println!("{}: {}: {}", scenario.name, violation.check, violation.detail);
+                println!(
+                    "{}: {}: {}",
+                    scenario.name, violation.check, violation.detail
+                );
             }
         }
     }

@@ -15,7 +15,7 @@ use secmesh::mesh::vote::ActionKind;
 
 use crate::cast::{S, START_US};
 use crate::rng::Rng;
-use crate::world::Notary;
+use crate::world::{Notary, Watchman};
 
 /// How long own evidence counts, as in the default configuration.
 pub const EVIDENCE_TTL_S: u32 = 60;
@@ -264,6 +264,10 @@ pub struct Node {
     pub caught: BTreeSet<NodeId>,
     /// It and its ledger as a witness and with witnesses, while it runs.
     pub notary: Option<Notary>,
+    /// Its failure detector, where the run has one, while it runs.
+    pub watchman: Option<Watchman>,
+    /// Since when it does not run, if it did before.
+    pub down_since: Option<u64>,
     /// Frontier, by its hash, at which trust was last looked at.
     pub judged: Option<Hash>,
     /// Who was cut off here before the call under way: since which bucket.
@@ -310,6 +314,8 @@ impl Node {
             reached: 0,
             caught: BTreeSet::new(),
             notary: None,
+            watchman: None,
+            down_since: None,
             judged: None,
             cut_off: BTreeMap::new(),
             in_reach: BTreeSet::new(),
@@ -359,6 +365,7 @@ impl Node {
     pub fn crash(&mut self, rng: &mut Rng) {
         self.engine = None;
         self.notary = None;
+        self.watchman = None;
         self.disk.crash(rng);
     }
 }

@@ -1,6 +1,7 @@
 //! What a seed asks for: nodes, liars, faults, attacks, and when.
 
 mod conduct;
+mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,7 @@ use secmesh::mesh::genesis::Params;
 use secmesh::mesh::ids::DecisionId;
 use secmesh::mesh::vote::AttackClass;
 
-use crate::cast::{self, S};
+use crate::cast::S;
 use crate::liar::Trick;
 use crate::rng::Rng;
 
@@ -156,6 +157,8 @@ pub struct Plan {
     pub to_the_end: bool,
     /// Whether nodes sign their ledgers and have them witnessed.
     pub witnesses: bool,
+    /// Whether a failure detector says who is there; else only connections do.
+    pub detector: bool,
     /// For what nodes cut each other off without being told.
     pub quarantine: Automatic,
     /// What liars answer to test questions; the others answer nothing.
@@ -253,6 +256,7 @@ impl Plan {
             heal_us: safety_s * S,
             to_the_end: block_ttl_s <= 120 && rng.percent(50),
             witnesses: rng.fork(3).percent(30),
+            detector: !wish.plain && rng.fork(6).percent(30),
             quarantine: Automatic::Off,
             answers: BTreeMap::new(),
             accusers: BTreeSet::new(),
@@ -388,115 +392,6 @@ impl Plan {
         if let Some(through) = rng.pick(&others).copied() {
             let at = rng.between(5 * S, last);
             self.script.push((at, Happening::Remove { node, through }));
-        }
-    }
-
-    fn script_attacks(&mut self, rng: &mut Rng, honest: &[usize], last: u64) {
-        let classes = [
-            AttackClass::SynFlood,
-            AttackClass::UdpFlood,
-            AttackClass::PortScan,
-        ];
-        for n in 0..usize::try_from(rng.between(2, 8)).unwrap_or(2) {
-            let liar = rng
-                .pick(&self.liars.iter().copied().collect::<Vec<_>>())
-                .copied();
-            let (subject, class) = match (rng.below(10), liar) {
-                (0 | 1, Some(liar)) => (
-                    Prefix::host(cast::address(liar)),
-                    *rng.pick(&classes).unwrap_or(&AttackClass::SynFlood),
-                ),
-                (2, Some(liar)) => (cast::network(cast::address(liar)), AttackClass::Network),
-                (3 | 4, _) => (cast::attacking_network(n), AttackClass::Network),
-                _ => (
-                    cast::attacker(n),
-                    *rng.pick(&classes).unwrap_or(&AttackClass::SynFlood),
-                ),
-            };
-            for allow in &mut self.allow {
-                if rng.percent(12) {
-                    allow.insert(subject);
-                }
-            }
-            let targets = rng.some(honest, 1 + rng.clone().index(honest.len()));
-            let begin = rng.between(2 * S, last.saturating_sub(10 * S));
-            let end = (begin + rng.between(1, 60) * S).min(last);
-            let pause = rng.between(S / 2, 8 * S);
-            for target in targets {
-                let mut at = begin + rng.below(10 * S);
-                while at < end {
-                    self.script
-                        .push((at, Happening::Sees(target, subject, class)));
-                    at += rng.between(pause / 2, 2 * pause);
-                }
-            }
-            if rng.percent(30)
-                && let Some(node) = rng.pick(honest)
-            {
-                let at = rng.between(begin, last);
-                self.script.push((
-                    at,
-                    Happening::OperatorRelease(*node, subject, rng.percent(40)),
-                ));
-            }
-        }
-        if rng.percent(30) {
-            let at = rng.between(5 * S, last);
-            for node in rng.some(honest, 2) {
-                self.script.push((
-                    at + rng.below(S),
-                    Happening::OperatorBlock(node, cast::attacker(100)),
-                ));
-            }
-        }
-    }
-
-    fn script_faults(&mut self, rng: &mut Rng, honest: &[usize], last: u64) {
-        let all: Vec<usize> = (0..self.zones.len()).collect();
-        for _ in 0..rng.below(4) {
-            let count = match rng.below(3) {
-                0 => self.nodes / 2,
-                1 => 1,
-                _ => rng.index(self.nodes) + 1,
-            };
-            let side: BTreeSet<usize> = rng.some(&all, count).into_iter().collect();
-            let cut = if rng.percent(30) {
-                Cut::OneWay(side)
-            } else {
-                Cut::Split(side)
-            };
-            let at = rng.between(S, last);
-            self.script.push((at, Happening::Cut(cut)));
-            self.script
-                .push((at + rng.between(2, 80) * S, Happening::Mend));
-        }
-        for _ in 0..rng.below(5) {
-            let Some(node) = rng.pick(honest).copied() else {
-                continue;
-            };
-            let at = rng.between(S, last);
-            let after = rng.percent(60).then(|| rng.index(5));
-            self.script.push((at, Happening::Crash(node, after)));
-            self.script
-                .push((at + rng.between(1, 40) * S / 2, Happening::Restart(node)));
-        }
-        if rng.percent(15)
-            && let Some(node) = rng.pick(honest).copied()
-        {
-            self.script
-                .push((rng.between(S, last), Happening::DiskFails(node)));
-        }
-        if rng.percent(35)
-            && let Some(node) = rng.pick(honest).copied()
-        {
-            let by = *rng
-                .pick(&[3_600, -3_600, 40, -40, 90, -90, 300, -300])
-                .unwrap_or(&40)
-                * i64::try_from(S).unwrap_or(1);
-            let at = rng.between(S, last);
-            self.script.push((at, Happening::ClockStep(node, by)));
-            self.script
-                .push((at + rng.between(1, 60) * S, Happening::ClockStep(node, -by)));
         }
     }
 }

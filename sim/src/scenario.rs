@@ -82,6 +82,7 @@ fn three_of_four(end_s: u64) -> Plan {
         heal_us: end_s * S,
         to_the_end: false,
         witnesses: false,
+        detector: false,
         quarantine: Automatic::Off,
         answers: BTreeMap::new(),
         accusers: BTreeSet::new(),

@@ -25,9 +25,15 @@ const DIAL_US: u64 = 15 * S;
 /// The first [`Violation`].
 pub fn take_back(world: &mut World, since: u64) -> Result<u64, Violation> {
     let mut done = since;
+    // What an operator wished for by vote may still come about.
+    let mut shut: BTreeSet<usize> = honest_cut_off(world);
+    shut.extend((0..world.nodes.len()).filter(|i| {
+        let id = world.nodes[*i].id;
+        let wished = world.oracle.asked.contains(&id);
+        wished && !world.lies(*i) && !world.oracle.removed.contains(&id)
+    }));
     // An order does not cover what was decided in a later minute, by a clock that was ahead.
     for wait in [15, 70, 70] {
-        let shut = honest_cut_off(world);
         if shut.is_empty() {
             return Ok(done);
         }
@@ -46,8 +52,9 @@ pub fn take_back(world: &mut World, since: u64) -> Result<u64, Violation> {
         }
         done = world.now + wait * S;
         world.run_until(done)?;
+        shut = honest_cut_off(world);
     }
-    match honest_cut_off(world).first() {
+    match shut.first() {
         Some(node) => broken(
             "readmit",
             format!("node {node} was taken back by the operator and is cut off"),
@@ -56,9 +63,13 @@ pub fn take_back(world: &mut World, since: u64) -> Result<u64, Violation> {
     }
 }
 
-fn honest_cut_off(world: &World) -> Vec<usize> {
+fn honest_cut_off(world: &World) -> BTreeSet<usize> {
     let members = world.members();
-    let engines = || members.iter().filter_map(|i| world.nodes[*i].engine.as_ref());
+    let engines = || {
+        members
+            .iter()
+            .filter_map(|i| world.nodes[*i].engine.as_ref())
+    };
     (0..world.nodes.len())
         .filter(|i| !world.lies(*i) && !world.oracle.removed.contains(&world.nodes[*i].id))
         .filter(|i| engines().any(|e| e.is_quarantined(&world.nodes[*i].id)))
@@ -98,7 +109,9 @@ fn at_large(world: &World) -> Option<String> {
     let first = world.nodes[*members.first()?].engine.as_ref()?;
     let roster = first.roster();
     // Without T_hi of honest weight in two zones nobody need be able to.
-    let honest = members.iter().filter_map(|i| roster.get(&world.nodes[*i].id));
+    let honest = members
+        .iter()
+        .filter_map(|i| roster.get(&world.nodes[*i].id));
     let voting: Vec<_> = honest.filter(|m| m.weight > 0).collect();
     let weight: u64 = voting.iter().map(|m| u64::from(m.weight)).sum();
     let zones: BTreeSet<_> = voting.iter().map(|m| &m.record.zone).collect();
@@ -115,7 +128,9 @@ fn at_large(world: &World) -> Option<String> {
         return None;
     }
     let pardoned = |node: &NodeId| {
-        let engines = members.iter().filter_map(|i| world.nodes[*i].engine.as_ref());
+        let engines = members
+            .iter()
+            .filter_map(|i| world.nodes[*i].engine.as_ref());
         engines
             .flat_map(|e| e.decisions_about(node))
             .any(|d| d.action.kind == ActionKind::Readmit)
@@ -123,27 +138,27 @@ fn at_large(world: &World) -> Option<String> {
     let proved = world.oracle.liars.iter().filter(|node| {
         roster.get(node).is_some() && members.iter().any(|i| world.has_proof(*i, node))
     });
-    proved
-        .filter(|node| !pardoned(node))
-        .find_map(|node| {
-            let holds = |i: &usize| {
-                let engine = world.nodes[*i].engine.as_ref();
-                engine.is_some_and(|e| e.is_quarantined(node))
-            };
-            let not = members.iter().find(|i| !holds(i))?;
-            Some(format!(
-                "{node} was proved to lie, and node {not} has not cut it off"
-            ))
-        })
+    proved.filter(|node| !pardoned(node)).find_map(|node| {
+        let holds = |i: &usize| {
+            let engine = world.nodes[*i].engine.as_ref();
+            engine.is_some_and(|e| e.is_quarantined(node))
+        };
+        let not = members.iter().find(|i| !holds(i))?;
+        Some(format!(
+            "{node} was proved to lie, and node {not} has not cut it off"
+        ))
+    })
 }
 
-/// Two honest nodes that are not connected.
+/// Two honest nodes that are not connected, or one that does not find another to be there.
 fn apart(world: &World) -> Option<String> {
     let members = world.members();
-    let pairs = members.iter().flat_map(|a| members.iter().map(move |b| (*a, *b)));
+    let pairs = members
+        .iter()
+        .flat_map(|a| members.iter().map(move |b| (*a, *b)));
     pairs.filter(|(a, b)| a != b).find_map(|(a, b)| {
         let (engine, id) = (world.nodes[a].engine.as_ref()?, world.nodes[b].id);
-        (!engine.connected().contains(&id))
-            .then(|| format!("node {a} has no connection to node {b}"))
+        let here = engine.connected().contains(&id) && engine.is_reachable(&id);
+        (!here).then(|| format!("node {a} has no connection to node {b}, or finds it gone"))
     })
 }

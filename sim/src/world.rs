@@ -11,6 +11,7 @@ mod outputs;
 mod says;
 mod shown;
 mod takes;
+mod watch;
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap};
@@ -20,11 +21,13 @@ use secmesh::mesh::engine::{Automatic, Input, Output};
 use secmesh::mesh::epoch::EpochSeal;
 use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::NodeId;
+use secmesh::mesh::swim::SwimMessage;
 use secmesh::mesh::vote::BUCKET_US;
 
 pub use self::conduct::budget;
 pub use self::ledgers::Notary;
 pub use self::ledgers::author;
+pub use self::watch::Watchman;
 use crate::cast::{self, S};
 use crate::liar::Liar;
 use crate::node::Node;
@@ -42,6 +45,8 @@ const OWN_BLOCK_US: u64 = 900 * S;
 #[derive(Debug, Clone)]
 enum Event {
     Tick(usize),
+    /// A failure detector works.
+    Beat(usize),
     Deliver {
         from: usize,
         to: usize,
@@ -141,6 +146,8 @@ pub struct Counts {
     pub cut_off: u64,
     /// Times that a node took one back.
     pub taken_back: u64,
+    /// Times that a failure detector found something.
+    pub found: u64,
     /// Test questions that liars answered.
     pub answers: u64,
     /// Epochs, by node, in which a liar's wrong answers have cost it weight.
@@ -178,6 +185,8 @@ pub struct World {
     liars: BTreeMap<usize, Liar>,
     /// Seals that were asked for in the call under way.
     to_seal: Vec<EpochSeal>,
+    /// What the call under way had for the failure detector.
+    to_watch: Vec<SwimMessage>,
     index: BTreeMap<NodeId, usize>,
     rng: Rng,
 }
@@ -272,6 +281,7 @@ impl World {
             links: vec![vec![Link::default(); all]; all],
             liars,
             to_seal: Vec::new(),
+            to_watch: Vec::new(),
             index: ids.iter().enumerate().map(|(i, id)| (*id, i)).collect(),
             rng: {
                 rng.bits();
@@ -295,6 +305,9 @@ impl World {
         for i in 0..self.nodes.len() {
             let at = self.rng.below(TICK_US);
             self.schedule(at, Event::Tick(i));
+            if self.plan.detector && !self.lies(i) {
+                self.schedule(at % watch::BEAT_US, Event::Beat(i));
+            }
         }
         self.schedule(0, Event::Maintain);
     }
@@ -364,6 +377,7 @@ impl World {
                 }
                 Ok(())
             }
+            Event::Beat(i) => self.beat(i),
             Event::Deliver {
                 from,
                 to,

@@ -18,8 +18,7 @@ impl Plan {
                 3 => Some(Answers::Always(Say::Harmless)),
                 _ => None,
             };
-            self.answers
-                .extend(answers.map(|answers| (liar, answers)));
+            self.answers.extend(answers.map(|answers| (liar, answers)));
         }
         self.script_late_restarts(&mut rng.fork(1_000));
         self.script_forgetting(&mut rng.fork(1_001));

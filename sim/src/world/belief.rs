@@ -66,9 +66,8 @@ impl World {
                             let since = engine.quarantine_of(node).map(|d| d.bucket);
                             since.is_some_and(|since| since < certificate.bucket)
                         }));
-                        let enough = |roster: &Roster| {
-                            certificate.count(roster, &silent).check().is_ok()
-                        };
+                        let enough =
+                            |roster: &Roster| certificate.count(roster, &silent).check().is_ok();
                         let own = engine.roster_for(decision);
                         enough(engine.roster()) && own.is_some_and(|own| enough(&own))
                     }

@@ -117,9 +117,9 @@ impl World {
             let covered = own.taken_back.entry(node).or_default();
             *covered = decision.bucket.max(*covered);
             let still = own.engine.as_ref().is_some_and(|engine| {
-                engine.decisions_about(node).any(|d| {
-                    d.action.kind == ActionKind::Quarantine && d.bucket <= decision.bucket
-                })
+                engine
+                    .decisions_about(node)
+                    .any(|d| d.action.kind == ActionKind::Quarantine && d.bucket <= decision.bucket)
             });
             if still {
                 return broken(
@@ -288,7 +288,11 @@ impl World {
             engine.active_block(&subject).is_some()
                 || net.is_some_and(|net| engine.active_block(&net).is_some())
         };
-        let hostile = self.nodes.iter().filter_map(|n| n.engine.as_ref()).any(blocked);
+        let hostile = self
+            .nodes
+            .iter()
+            .filter_map(|n| n.engine.as_ref())
+            .any(blocked);
         let say = match answers {
             Answers::Always(say) => *say,
             Answers::Wrong if hostile => Say::Harmless,

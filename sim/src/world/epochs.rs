@@ -5,10 +5,10 @@ use secmesh::mesh::epoch::{CertifiedEpoch, Removal};
 use secmesh::mesh::ids::Hash;
 
 use super::{Event, World};
+use crate::answers::Heard;
 use crate::cast::{self, S};
 use crate::node::Entry;
 use crate::oracle::{Violation, broken};
-use crate::answers::Heard;
 use crate::plan::Happening;
 
 impl World {

@@ -112,13 +112,18 @@ impl World {
             self.trace.line(self.now, || format!("{i} crashes"));
             self.counts.crashes += 1;
             self.nodes[i].crash(&mut self.rng);
+            self.nodes[i].down_since = Some(self.now);
         }
     }
 
     pub(super) fn start(&mut self, i: usize) -> Result<(), Violation> {
         self.nodes[i].start(&self.genesis, self.now)?;
+        self.nodes[i].down_since = None;
         if self.plan.witnesses {
             self.start_notary(i)?;
+        }
+        if self.plan.detector {
+            self.start_watchman(i);
         }
         // Whoever was connected to it finds a new process there.
         for peer in 0..self.nodes.len() {

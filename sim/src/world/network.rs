@@ -11,8 +11,8 @@ use secmesh::mesh::message::Message;
 
 use super::{Event, World};
 use crate::cast::S;
-use crate::plan::Swallowed;
 use crate::oracle::{Violation, broken, signed_by};
+use crate::plan::Swallowed;
 
 /// Where a message says of which kind it is: behind the length of its tag and the tag.
 pub(super) const KIND_AT: usize = 1 + "secmesh/msg/1".len();
@@ -94,6 +94,7 @@ impl World {
                     Input::PeerDown(peer)
                 };
                 self.input(x, input)?;
+                self.watch_session(x, peer, up)?;
             }
         }
         Ok(())
@@ -199,6 +200,7 @@ impl World {
             .flatten();
         let forked = self.forked(to, bytes).filter(|_| heard);
         self.input(to, Input::Message { from: id, bytes })?;
+        self.watch_message(to, id)?;
         if let Some(author) = forked.filter(|author| !self.knows_fork(to, author)) {
             return broken(
                 "log-forks",

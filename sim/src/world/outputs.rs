@@ -216,8 +216,8 @@ impl World {
             Output::Refused { from, reason } => self.trace.line(self.now, || {
                 format!("{i} refuses {reason} of {:?}", self.index.get(&from))
             }),
-            Output::Swim { .. }
-            | Output::Watch { .. }
+            Output::Swim { message, .. } => self.keep_for_watchman(*message),
+            Output::Watch { .. }
             | Output::VoteSeen(_)
             | Output::GrantOpened(_)
             | Output::GrantUsed { .. }
