@@ -67,6 +67,11 @@ fn plan(nodes: usize) -> Plan {
         heal_us: 0,
         to_the_end: false,
         witnesses: false,
+        detector: false,
+        quarantine: secmesh::mesh::engine::Automatic::Off,
+        answers: std::collections::BTreeMap::new(),
+        accusers: BTreeSet::new(),
+        tricks: std::collections::BTreeMap::new(),
     }
 }
 

@@ -1,8 +1,10 @@
 //! Nodes that lie: they have their keys, their connections and all that they hear, and no engine of ours.
 
+mod conduct;
 mod epochs;
 mod forge;
 mod logs;
+mod scene;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -10,40 +12,17 @@ use std::rc::Rc;
 use secmesh::addr::Prefix;
 use secmesh::merkle::Tree;
 use secmesh::mesh::crypto::Signer;
-use secmesh::mesh::epoch::EpochRecord;
-use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::{Hash, NodeId};
 use secmesh::mesh::message::Message;
 use secmesh::mesh::vote::{Action, ActionKind, AttackClass, Ballot, Verdict, Vote, bucket_of};
 
+pub use self::scene::Scene;
 use crate::cast::{self, S};
+use crate::plan::Plan;
 use crate::rng::Rng;
 
 /// How many messages a liar keeps to use later.
 const MEMORY: usize = 96;
-
-/// What a liar knows when it acts.
-#[derive(Debug, Clone)]
-pub struct Scene<'a> {
-    /// The mesh.
-    pub genesis: &'a Genesis,
-    /// Number and hash of the epoch that honest nodes are in.
-    pub epoch: (u64, Hash),
-    /// The time.
-    pub wall_us: u64,
-    /// The record of that epoch.
-    pub record: Option<EpochRecord>,
-    /// The round in which honest nodes agree on the next one.
-    pub round: u32,
-    /// Whether nodes witness each other's ledgers.
-    pub witnesses: bool,
-    /// Nodes that do not lie.
-    pub honest: Vec<NodeId>,
-    /// Who can be reached.
-    pub peers: Vec<usize>,
-    /// Who really attacks.
-    pub attackers: Vec<Prefix>,
-}
 
 /// A message and to whom.
 pub type Said = (usize, Rc<[u8]>);
@@ -73,8 +52,11 @@ macro_rules! tricks {
     ($($name:ident,)+) => {
         /// What liars do.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        enum Trick {
+        #[expect(missing_docs, reason = "the names say it")]
+        pub enum Trick {
             $($name,)+
+            /// Calls an honest node hostile, and the liars that are cut off good; all liars together.
+            Accuse,
         }
 
         const TRICKS: &[Trick] = &[$(Trick::$name,)+];
@@ -122,10 +104,17 @@ fn vote_message(ballot: &Ballot) -> Rc<[u8]> {
 }
 
 impl Liar {
-    /// Node `index` in `zone`, that frames with `group`. It may have no trick at all: then it withholds.
-    pub fn new(index: usize, zone: usize, group: usize, rng: &mut Rng) -> Self {
+    /// Node `index` of a plan, that frames with its group. It may have no trick at all: then it withholds.
+    pub fn new(plan: &Plan, index: usize, rng: &mut Rng) -> Self {
+        let (zone, group) = (plan.zones[index], plan.group(index));
         // A liar that was caught early can try nothing else any more, so most liars have few tricks.
         let count = *rng.pick(&[0, 1, 2, 2, 3, 3, 5, TRICKS.len()]).unwrap_or(&3);
+        let mut tricks = rng.some(TRICKS, count);
+        if let Some(given) = plan.tricks.get(&index) {
+            tricks.clone_from(given);
+        } else if plan.accusers.contains(&index) {
+            tricks.push(Trick::Accuse);
+        }
         Self {
             index,
             id: cast::node_id(index),
@@ -135,7 +124,7 @@ impl Liar {
             heard: VecDeque::new(),
             own: VecDeque::new(),
             group_votes: VecDeque::new(),
-            tricks: rng.some(TRICKS, count),
+            tricks,
             zone,
             log: Tree::default(),
             ledger: 0,
@@ -149,6 +138,10 @@ impl Liar {
 
     /// It received something.
     pub fn hear(&mut self, message: &Rc<[u8]>) {
+        // Failure detection says nothing twice, and there is much of it.
+        if matches!(Message::from_bytes(message), Ok(Message::Swim(_))) {
+            return;
+        }
         if self.heard.len() >= MEMORY {
             self.heard.pop_front();
         }
@@ -485,6 +478,7 @@ impl Liar {
             Trick::LogFrame => self.frame_in_log(scene, rng, &mut said),
             Trick::LogForge => self.forge_in_log(scene, rng, &mut said),
             Trick::LedgerFork => self.fork_ledger(scene, rng, &mut said),
+            Trick::Accuse => self.accuse(scene, rng, &mut said),
             Trick::ForgeProof => {
                 if let (Some(to), Some(proof)) = (someone, self.forged_proof(rng)) {
                     said.push((to, bytes(&Message::Equivocation(Box::new(proof)))));

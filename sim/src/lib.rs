@@ -9,6 +9,7 @@
     reason = "a simulation indexes its own nodes; to stop with a message is its way to fail"
 )]
 
+pub mod answers;
 pub mod cast;
 pub mod epochs;
 pub mod growth;
@@ -18,6 +19,8 @@ pub mod oracle;
 pub mod plan;
 pub mod rng;
 pub mod run;
+pub mod scenario;
+pub mod standing;
 pub mod suite;
 pub mod trace;
 pub mod world;

@@ -11,6 +11,7 @@ use secmesh_sim::growth;
 use secmesh_sim::oracle::Violation;
 use secmesh_sim::plan::Wish;
 use secmesh_sim::run::{Outcome, run};
+use secmesh_sim::scenario::SCENARIOS;
 use secmesh_sim::suite::{Caught, hunt, seeds};
 
 /// Runs the decision core under a simulated network, clock, disk and liars.
@@ -50,14 +51,20 @@ struct Cli {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     first: u64,
+    /// Only this directed run; `all` for all of them.
+    #[arg(long, conflicts_with_all = ["seeds", "first", "seed"])]
+    scenario: Option<String>,
     /// Only this seed.
     #[arg(long, conflicts_with_all = ["seeds", "first"])]
     seed: Option<u64>,
     /// So many nodes, in place of what each seed says.
     #[arg(long, value_parser = clap::value_parser!(u16).range(2..=200))]
     nodes: Option<u16>,
+    /// Nobody is cut off, and liars answer no test questions.
+    #[arg(long)]
+    plain: bool,
     /// Print each step of the one seed.
-    #[arg(long, requires = "seed")]
+    #[arg(long)]
     trace: bool,
     /// Plant this bug, or each of them (`all`), and look for a seed that shows it.
     #[arg(long, value_parser = bug)]
@@ -92,6 +99,10 @@ struct Summary {
     decided: u64,
     lies: u64,
     crashes: u64,
+    cut_off: u64,
+    taken_back: u64,
+    answers: u64,
+    fallen: u64,
     seconds: f64,
 }
 
@@ -104,6 +115,10 @@ impl Summary {
         self.decided += outcome.counts.decided;
         self.lies += outcome.counts.lies;
         self.crashes += outcome.counts.crashes;
+        self.cut_off += outcome.counts.cut_off;
+        self.taken_back += outcome.counts.taken_back;
+        self.answers += outcome.counts.answers;
+        self.fallen += outcome.counts.fallen;
         if outcome.violation.is_some() {
             self.failed.push(outcome);
         }
@@ -112,7 +127,8 @@ impl Summary {
     fn text(&self) -> String {
         format!(
             "{} seeds, {} failed: {:.1} hours of virtual time in {:.1} s, {} steps, {} messages, {} decisions in \
-             effect, {} lies, {} crashes",
+             effect, {} lies, {} crashes, {} times cut off, {} taken back, {} answers of liars, {} times less \
+             weight for them",
             self.seeds,
             self.failed.len(),
             self.virtual_s / 3_600.0,
@@ -121,13 +137,22 @@ impl Summary {
             self.messages,
             self.decided,
             self.lies,
-            self.crashes
+            self.crashes,
+            self.cut_off,
+            self.taken_back,
+            self.answers,
+            self.fallen
         )
     }
 }
 
-fn failure(outcome: &Outcome, (at, violation): &(f64, Violation), nodes: Option<u16>) -> String {
-    let nodes = nodes.map_or_else(String::new, |n| format!(" --nodes {n}"));
+fn failure(outcome: &Outcome, (at, violation): &(f64, Violation), cli: &Cli) -> String {
+    let mut nodes = cli
+        .nodes
+        .map_or_else(String::new, |n| format!(" --nodes {n}"));
+    if cli.plain {
+        nodes.push_str(" --plain");
+    }
     format!(
         "seed {}: {} at {at:.3} s ({} nodes, {} lie): {}\nAgain: cargo xtask sim --seed {}{nodes} --trace",
         outcome.seed, violation.check, outcome.nodes, outcome.liars, violation.detail, outcome.seed
@@ -144,7 +169,11 @@ fn main() -> ExitCode {
     debug_assert!(!marked.is_empty());
     let wish = Wish {
         nodes: cli.nodes.map(usize::from),
+        plain: cli.plain,
     };
+    if let Some(name) = &cli.scenario {
+        return directed(&cli, name);
+    }
     let good = match (&cli.planted, cli.seed) {
         (Some(Planted(bugs)), seed) => planted(&cli, bugs, seed, wish),
         (None, Some(seed)) => one(&cli, seed, wish),
@@ -195,12 +224,45 @@ fn print_json(value: &impl serde::Serialize) {
     }
 }
 
+fn directed(cli: &Cli, name: &str) -> ExitCode {
+    if let Some(Planted(bugs)) = &cli.planted {
+        simulation::plant(bugs.first().copied());
+    }
+    let mut runs = SCENARIOS
+        .iter()
+        .filter(|scenario| name == "all" || scenario.name == name)
+        .peekable();
+    if runs.peek().is_none() {
+        let names: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        eprintln!("there are: all, {}", names.join(", "));
+        return ExitCode::from(2);
+    }
+    let mut good = true;
+    for scenario in runs {
+        match scenario.run(cli.trace) {
+            Ok(()) => println!("{}: every rule held", scenario.name),
+            Err(violation) => {
+                good = false;
+                println!(
+                    "{}: {}: {}",
+                    scenario.name, violation.check, violation.detail
+                );
+            }
+        }
+    }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
 fn one(cli: &Cli, seed: u64, wish: Wish) -> bool {
     let outcome = run(seed, wish, cli.trace);
     if cli.json {
         print_json(&outcome);
     } else if let Some(violation) = &outcome.violation {
-        println!("{}", failure(&outcome, violation, cli.nodes));
+        println!("{}", failure(&outcome, violation, cli));
     } else {
         println!(
             "seed {seed}: every rule held, {} nodes of which {} lied, {:.0} s, trace {}",
@@ -217,7 +279,7 @@ fn many(cli: &Cli, wish: Wish) -> bool {
         if let Some(violation) = &outcome.violation
             && !cli.json
         {
-            println!("{}", failure(&outcome, violation, cli.nodes));
+            println!("{}", failure(&outcome, violation, cli));
         }
         let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
         summary.take(outcome);
@@ -253,6 +315,11 @@ fn planted(cli: &Cli, bugs: &[Bug], seed: Option<u64>, wish: Wish) -> bool {
         if !cli.json {
             match (caught.seed, caught.check) {
                 (Some(seed), Some(check)) => println!("{:<24} {check:<22} seed {seed}", caught.bug),
+                (None, Some(check)) => println!(
+                    "{:<24} {check:<22} directed run {}",
+                    caught.bug,
+                    caught.scenario.unwrap_or_default()
+                ),
                 _ => println!("{:<24} NOT CAUGHT", caught.bug),
             }
         }
@@ -261,5 +328,5 @@ fn planted(cli: &Cli, bugs: &[Bug], seed: Option<u64>, wish: Wish) -> bool {
     if cli.json {
         print_json(&all);
     }
-    all.iter().all(|caught| caught.seed.is_some())
+    all.iter().all(|caught| caught.check.is_some())
 }

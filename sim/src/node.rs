@@ -1,22 +1,21 @@
 //! One node: the engine, and what stands around it in the real agent.
 
+mod restore;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use secmesh::addr::Prefix;
-use secmesh::ledger::fork::LedgerForkProof;
 use secmesh::mesh::admission::AdmittedRecord;
 use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::engine::{Automatic, Engine, EngineConfig, Policy};
-use secmesh::mesh::epoch::{LockState, Step, StoredEpochs};
+use secmesh::mesh::epoch::{LockState, Step};
 use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::{DecisionId, Hash, NodeId};
-use secmesh::mesh::message::EquivocationProof;
 use secmesh::mesh::vote::ActionKind;
 
 use crate::cast::{S, START_US};
-use crate::oracle::{Violation, broken};
 use crate::rng::Rng;
-use crate::world::Notary;
+use crate::world::{Notary, Watchman};
 
 /// How long own evidence counts, as in the default configuration.
 pub const EVIDENCE_TTL_S: u32 = 60;
@@ -36,7 +35,7 @@ pub enum Entry {
     Told(Vec<u8>),
     /// A decision.
     Decision {
-        /// Block or release.
+        /// Block, release, quarantine or readmission.
         kind: ActionKind,
         /// Its warrant.
         warrant: Vec<u8>,
@@ -195,12 +194,13 @@ pub struct View {
     pub seen_us: BTreeMap<Prefix, u64>,
     /// True time.
     pub now_us: u64,
+    /// For what it has others cut off without being told.
+    pub automatic: Automatic,
 }
 
 impl Policy for View {
-    /// Nobody is cut off in these runs: liars shall go on lying.
     fn quarantines(&self) -> Automatic {
-        Automatic::Off
+        self.automatic
     }
 
     fn vetoes(&self, subject: &Prefix) -> Option<String> {
@@ -264,8 +264,25 @@ pub struct Node {
     pub caught: BTreeSet<NodeId>,
     /// It and its ledger as a witness and with witnesses, while it runs.
     pub notary: Option<Notary>,
+    /// Its failure detector, where the run has one, while it runs.
+    pub watchman: Option<Watchman>,
+    /// Since when it does not run, if it did before.
+    pub down_since: Option<u64>,
     /// Frontier, by its hash, at which trust was last looked at.
     pub judged: Option<Hash>,
+    /// Who was cut off here before the call under way: since which bucket.
+    pub cut_off: BTreeMap<NodeId, u64>,
+    /// Whom this node had in reach before the call under way: itself and the peers, without liars
+    /// and those who are cut off.
+    pub in_reach: BTreeSet<NodeId>,
+    /// Nodes that were taken back: the last bucket that covers, known to this engine.
+    pub taken_back: BTreeMap<NodeId, u64>,
+    /// Quarantines by vote that it knows of: bucket and decision.
+    pub spent: BTreeSet<(u64, DecisionId)>,
+    /// What its operator asked for about other nodes.
+    pub asked_about: BTreeSet<NodeId>,
+    /// Whom it saw attack.
+    pub attacked_by: BTreeSet<NodeId>,
 }
 
 impl Node {
@@ -297,8 +314,29 @@ impl Node {
             reached: 0,
             caught: BTreeSet::new(),
             notary: None,
+            watchman: None,
+            down_since: None,
             judged: None,
+            cut_off: BTreeMap::new(),
+            in_reach: BTreeSet::new(),
+            taken_back: BTreeMap::new(),
+            spent: BTreeSet::new(),
+            asked_about: BTreeSet::new(),
+            attacked_by: BTreeSet::new(),
         }
+    }
+
+    /// Remembers, before a call, who is cut off here and who is in reach.
+    pub fn note_reach(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        self.cut_off = engine
+            .quarantined()
+            .filter_map(|node| Some((*node, engine.quarantine_of(node)?.bucket)))
+            .collect();
+        self.in_reach = engine.connected().iter().copied().collect();
+        self.in_reach.insert(self.id);
+        self.in_reach
+            .retain(|node| !engine.liars().contains(node) && !self.cut_off.contains_key(node));
     }
 
     /// Wall clock of this node, microseconds since 1970.
@@ -316,124 +354,6 @@ impl Node {
         }
     }
 
-    /// Starts the engine from what is on the disk, as the agent does.
-    ///
-    /// # Errors
-    /// A [`Violation`] if what was written is not taken back.
-    pub fn start(&mut self, genesis: &Genesis, now_us: u64) -> Result<(), Violation> {
-        let wall = self.wall(now_us);
-        let mut engine = Engine::new(self.config(genesis), self.disk.records.iter().cloned());
-        self.restore_epochs(&mut engine)?;
-        for statement in self.disk.evidence.iter().flatten() {
-            if let Err(error) = engine.restore_statement(statement) {
-                return broken("restore", format!("a statement is not taken back: {error}"));
-            }
-        }
-        engine.evidence_restored(self.disk.evidence.is_some());
-        self.disk.evidence.get_or_insert_default();
-        self.check_growth(&engine)?;
-        for entry in &self.disk.log {
-            if let Entry::Vote(bytes) = entry
-                && let Err(error) = engine.restore_vote(bytes)
-            {
-                return broken("restore", format!("an own vote is not taken back: {error}"));
-            }
-        }
-        for entry in &self.disk.log {
-            let restored = match entry {
-                Entry::Proof(bytes) => {
-                    // Whoever is no member any more needs no proof.
-                    let left = EquivocationProof::from_bytes(bytes)
-                        .is_ok_and(|proof| engine.roster().get(&proof.voter()).is_none());
-                    engine.restore_proof(bytes).is_ok() || left
-                }
-                Entry::Fork(bytes) => {
-                    let left = LedgerForkProof::from_bytes(bytes)
-                        .is_ok_and(|proof| engine.roster().get(&proof.node()).is_none());
-                    engine.restore_fork(bytes).is_ok() || left
-                }
-                _ => true,
-            };
-            if !restored {
-                return broken("restore", "a proof is not taken back");
-            }
-        }
-        self.released.clear();
-        for wanted in [ActionKind::Release, ActionKind::Block] {
-            for entry in &self.disk.log {
-                let Entry::Decision {
-                    kind,
-                    warrant,
-                    certified_unix_us,
-                    vetoed,
-                } = entry
-                else {
-                    continue;
-                };
-                if *kind == wanted
-                    && let Err(error) =
-                        engine.restore_decision(wall, warrant, *certified_unix_us, vetoed.clone())
-                {
-                    return broken("restore", format!("a decision is not taken back: {error}"));
-                }
-            }
-        }
-        for decision in engine.decisions() {
-            if decision.action.kind == ActionKind::Release
-                && let Some(subject) = decision.action.subject.prefix()
-            {
-                let covered = self.released.entry(subject).or_default();
-                *covered = decision.bucket.max(*covered);
-            }
-        }
-        self.engine = Some(engine);
-        self.taken.clear();
-        self.caught.clear();
-        self.silenced = false;
-        self.crash_after = None;
-        self.epoch = None;
-        self.judged = None;
-        Ok(())
-    }
-
-    fn restore_epochs(&self, engine: &mut Engine) -> Result<(), Violation> {
-        if let Some(bytes) = &self.disk.epochs {
-            let restored = StoredEpochs::from_bytes(bytes)
-                .map_err(|e| e.to_string())
-                .and_then(|stored| engine.restore_epochs(stored).map_err(|e| e.to_string()));
-            if let Err(error) = restored {
-                return broken("restore", format!("the epochs are not taken back: {error}"));
-            }
-        }
-        if let Some(bytes) = &self.disk.lock
-            && let Err(error) = engine.restore_lock(bytes)
-        {
-            return broken("restore", format!("the lock is not taken back: {error}"));
-        }
-        Ok(())
-    }
-
-    /// What is signed and grows did not shrink by a restart.
-    fn check_growth(&self, engine: &Engine) -> Result<(), Violation> {
-        if engine.roster().epoch() < self.reached {
-            return broken(
-                "only-grows",
-                format!("after a restart epoch {} is over, once more", self.reached),
-            );
-        }
-        let log = engine.evidence();
-        for (number, sent) in &self.stated {
-            let held = log.get(&self.id, *number).map(|s| s.to_bytes());
-            if held.as_ref() != Some(sent) {
-                return broken(
-                    "only-grows",
-                    format!("after a restart, statement {number} of the node itself is gone"),
-                );
-            }
-        }
-        Ok(())
-    }
-
     /// A copy of another node's engine, for runs where starting each from its records takes too long.
     pub fn start_as_copy(&mut self, genesis: &Genesis, of: &Engine) {
         let mut engine = of.copy_for(self.config(genesis));
@@ -445,6 +365,7 @@ impl Node {
     pub fn crash(&mut self, rng: &mut Rng) {
         self.engine = None;
         self.notary = None;
+        self.watchman = None;
         self.disk.crash(rng);
     }
 }

@@ -100,6 +100,10 @@ pub struct Oracle {
     pub cast: BTreeSet<NodeId>,
     /// Which honest nodes really saw whom.
     pub witnesses: BTreeMap<Prefix, BTreeSet<NodeId>>,
+    /// Nodes that the operator has ordered to be cut off (false) or taken back (true).
+    pub ordered: BTreeSet<(NodeId, bool)>,
+    /// Nodes that some honest node's operator wanted cut off by vote.
+    pub asked: BTreeSet<NodeId>,
     /// The first certificate of class 2 for each epoch, incident and round: what it decided.
     class_2: BTreeMap<(Hash, Hash, u32), Hash>,
 }
@@ -150,6 +154,8 @@ impl Oracle {
             liars,
             cast,
             witnesses: BTreeMap::new(),
+            ordered: BTreeSet::new(),
+            asked: BTreeSet::new(),
             class_2: BTreeMap::new(),
         }
     }
@@ -183,7 +189,7 @@ impl Oracle {
         self.enough(certificate, current, known_liars)?;
         self.well_formed(certificate)?;
         let Some(subject) = action.subject.prefix() else {
-            return broken("warrant", "a node is cut off, which nobody wanted");
+            return broken("warrant", "a block of a node");
         };
         if action.kind == ActionKind::Block {
             let length = action.expires_unix_us(decision.bucket).saturating_sub(now);
@@ -201,17 +207,66 @@ impl Oracle {
             }
         }
         if !subject.is_single() {
-            let slot = (
-                certificate.epoch_hash,
-                Hash(certificate.incident().0),
-                certificate.round,
+            self.agrees(certificate)?;
+        }
+        Ok(())
+    }
+
+    /// No other action was certified in that slot.
+    fn agrees(&mut self, certificate: &Certificate) -> Result<(), Violation> {
+        let action = certificate.action.hash();
+        let slot = (
+            certificate.epoch_hash,
+            Hash(certificate.incident().0),
+            certificate.round,
+        );
+        if *self.class_2.entry(slot).or_insert(action) != action {
+            return broken(
+                "class-2-agreement",
+                "two certificates contradict each other",
             );
-            if *self.class_2.entry(slot).or_insert(action.hash()) != action.hash() {
-                return broken(
-                    "class-2-agreement",
-                    "two certificates contradict each other",
-                );
+        }
+        Ok(())
+    }
+
+    /// A node cuts another off, or takes it back, when it is in epoch `current`; the votes of `silent` count for
+    /// nothing there.
+    ///
+    /// # Errors
+    /// The [`Violation`].
+    pub fn about_node(
+        &mut self,
+        decision: &Decision,
+        current: Hash,
+        silent: &BTreeSet<NodeId>,
+    ) -> Result<(), Violation> {
+        let action = &decision.action;
+        let Some(node) = action.subject.node() else {
+            return broken("warrant", "not about a node");
+        };
+        let back = action.kind == ActionKind::Readmit;
+        let certificate = match &decision.warrant {
+            Warrant::Operator(signed) => {
+                return match signed.verify(&self.genesis) {
+                    Ok(()) if self.ordered.contains(&(node, back)) => Ok(()),
+                    _ => broken("warrant", "an operator's order that is none"),
+                };
             }
+            Warrant::Votes(certificate) => certificate,
+        };
+        let fits = certificate.action == *action
+            && action.ttl_s == 0
+            && (back || certificate.round == 0)
+            && (action.class == AttackClass::Manual || !back && action.class.is_conduct());
+        if !fits {
+            return broken("warrant", format!("not an action of this mesh: {action:?}"));
+        }
+        self.enough(certificate, certificate.epoch_hash, silent)?;
+        self.enough(certificate, current, silent)?;
+        self.agrees(certificate)?;
+        // Honest nodes are seen attacking by nobody in these runs.
+        if !back && !self.liars.contains(&node) && !self.asked.contains(&node) {
+            return broken("framed-node", format!("honest {node} is cut off"));
         }
         Ok(())
     }
@@ -255,6 +310,7 @@ impl Oracle {
         };
         let own = epoch.number == certificate.epoch;
         let (mut weight, mut witnesses) = (0, BTreeSet::new());
+        let mut witnessed = 0;
         let mut zones: BTreeSet<&Zone> = BTreeSet::new();
         let mut seen = BTreeSet::new();
         let (mut latest, mut earliest_end) = (0, u64::MAX);
@@ -287,13 +343,15 @@ impl Oracle {
             let concerned = voter
                 .address
                 .zip(action.subject.prefix())
-                .is_some_and(|(a, subject)| subject.contains_addr(a));
+                .is_some_and(|(a, subject)| subject.contains_addr(a))
+                || action.subject.node() == Some(vote.voter);
             if concerned || voter.weight == 0 || known_liars.contains(&vote.voter) {
                 continue;
             }
             weight += voter.weight;
             if vote.verdict == Verdict::Confirm {
                 witnesses.insert(vote.voter);
+                witnessed += voter.weight;
                 zones.insert(&voter.zone);
             }
         }
@@ -301,8 +359,11 @@ impl Oracle {
             return broken("warrant", "votes that never were valid at one time");
         }
         let (total, n) = (epoch.total(), epoch.counting());
-        let class_2 = action.kind == ActionKind::Block
-            && action.subject.prefix().is_some_and(|s| !s.is_single());
+        let class_2 = match action.kind {
+            ActionKind::Block => action.subject.prefix().is_some_and(|s| !s.is_single()),
+            ActionKind::Quarantine | ActionKind::Readmit => true,
+            ActionKind::Release => false,
+        };
         // More than W/3, or more than 2W/3; up to three nodes: all.
         let needed = match (n, class_2) {
             (0..=3, _) => total.max(1),
@@ -315,11 +376,20 @@ impl Oracle {
                 format!("{weight} of {total} weight, {needed} are needed"),
             );
         }
-        if action.kind == ActionKind::Release {
+        if action.kind.lifts() {
             return Ok(());
         }
         let all = epoch.zones();
-        if witnesses.len() < n.min(2) || zones.len() < all.len().min(2) {
+        let cuts_off = action.kind == ActionKind::Quarantine;
+        // Where a node is cut off, witnesses of more than a third: one of them is honest.
+        if cuts_off && witnessed < total / 3 + 1 {
+            return broken(
+                "witnesses",
+                format!("witnesses of {witnessed} of {total} weight against a node"),
+            );
+        }
+        let least = if cuts_off { 2 } else { n.min(2) };
+        if witnesses.len() < least || zones.len() < all.len().min(2) {
             return broken(
                 "witnesses",
                 format!("{} witnesses in {} zones", witnesses.len(), zones.len()),

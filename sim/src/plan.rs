@@ -1,14 +1,19 @@
 //! What a seed asks for: nodes, liars, faults, attacks, and when.
 
-use std::collections::BTreeSet;
+mod conduct;
+mod faults;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use secmesh::addr::Prefix;
-use secmesh::mesh::evidence::Ruling;
+use secmesh::mesh::engine::Automatic;
+use secmesh::mesh::evidence::{Ruling, Say};
 use secmesh::mesh::genesis::Params;
 use secmesh::mesh::ids::DecisionId;
 use secmesh::mesh::vote::AttackClass;
 
-use crate::cast::{self, S};
+use crate::cast::S;
+use crate::liar::Trick;
 use crate::rng::Rng;
 
 /// Which links a partition cuts.
@@ -65,6 +70,49 @@ pub enum Happening {
     Verdict(usize, Prefix, Ruling),
     /// A node signs its ledger.
     Checkpoint(usize),
+    /// A node sees another one attack.
+    NodeAttacks(usize, usize),
+    /// The operator of a node wants another one cut off, or taken back, by vote.
+    AskAbout {
+        /// Whose operator.
+        at: usize,
+        /// Whom.
+        node: usize,
+        /// Taken back.
+        readmit: bool,
+    },
+    /// The operator orders, with the operator key, that a node is cut off, or taken back.
+    Order {
+        /// Where it is handed in.
+        at: usize,
+        /// Whom.
+        node: usize,
+        /// Taken back.
+        readmit: bool,
+    },
+    /// What of the messages from one node to another vanishes from now on; no session ends by it.
+    Swallow(usize, usize, Swallowed),
+}
+
+/// Messages that vanish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Swallowed {
+    /// None.
+    #[default]
+    Nothing,
+    /// Prevotes on epochs.
+    Prevotes,
+    /// All.
+    All,
+}
+
+/// What a liar answers to test questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// The contrary of what the honest nodes hold.
+    Wrong,
+    /// Always the same: it agrees with everything, or with nothing.
+    Always(Say),
 }
 
 /// How the network treats messages.
@@ -109,6 +157,16 @@ pub struct Plan {
     pub to_the_end: bool,
     /// Whether nodes sign their ledgers and have them witnessed.
     pub witnesses: bool,
+    /// Whether a failure detector says who is there; else only connections do.
+    pub detector: bool,
+    /// For what nodes cut each other off without being told.
+    pub quarantine: Automatic,
+    /// What liars answer to test questions; the others answer nothing.
+    pub answers: BTreeMap<usize, Answers>,
+    /// Liars that call honest nodes hostile.
+    pub accusers: BTreeSet<usize>,
+    /// What liars do, where that is not drawn.
+    pub tricks: BTreeMap<usize, Vec<Trick>>,
 }
 
 /// What can be asked of a run beside its seed.
@@ -116,6 +174,8 @@ pub struct Plan {
 pub struct Wish {
     /// So many nodes, in place of what the seed says.
     pub nodes: Option<usize>,
+    /// Nobody is cut off, and liars answer nothing.
+    pub plain: bool,
 }
 
 impl Plan {
@@ -196,12 +256,20 @@ impl Plan {
             heal_us: safety_s * S,
             to_the_end: block_ttl_s <= 120 && rng.percent(50),
             witnesses: rng.fork(3).percent(30),
+            detector: !wish.plain && rng.fork(6).percent(30),
+            quarantine: Automatic::Off,
+            answers: BTreeMap::new(),
+            accusers: BTreeSet::new(),
+            tricks: BTreeMap::new(),
         };
         let more = &mut rng.fork(4);
         plan.params.epoch_s = *more.pick(&[15, 25, 40, 60, 3_600]).unwrap_or(&60);
         plan.params.probation_epochs = *more.pick(&[0, 1, 3]).unwrap_or(&1);
         plan.write_script(&mut rng.fork(1));
         plan.write_more(more);
+        if !wish.plain {
+            plan.write_conduct(&mut rng.fork(5));
+        }
         plan
     }
 
@@ -324,115 +392,6 @@ impl Plan {
         if let Some(through) = rng.pick(&others).copied() {
             let at = rng.between(5 * S, last);
             self.script.push((at, Happening::Remove { node, through }));
-        }
-    }
-
-    fn script_attacks(&mut self, rng: &mut Rng, honest: &[usize], last: u64) {
-        let classes = [
-            AttackClass::SynFlood,
-            AttackClass::UdpFlood,
-            AttackClass::PortScan,
-        ];
-        for n in 0..usize::try_from(rng.between(2, 8)).unwrap_or(2) {
-            let liar = rng
-                .pick(&self.liars.iter().copied().collect::<Vec<_>>())
-                .copied();
-            let (subject, class) = match (rng.below(10), liar) {
-                (0 | 1, Some(liar)) => (
-                    Prefix::host(cast::address(liar)),
-                    *rng.pick(&classes).unwrap_or(&AttackClass::SynFlood),
-                ),
-                (2, Some(liar)) => (cast::network(cast::address(liar)), AttackClass::Network),
-                (3 | 4, _) => (cast::attacking_network(n), AttackClass::Network),
-                _ => (
-                    cast::attacker(n),
-                    *rng.pick(&classes).unwrap_or(&AttackClass::SynFlood),
-                ),
-            };
-            for allow in &mut self.allow {
-                if rng.percent(12) {
-                    allow.insert(subject);
-                }
-            }
-            let targets = rng.some(honest, 1 + rng.clone().index(honest.len()));
-            let begin = rng.between(2 * S, last.saturating_sub(10 * S));
-            let end = (begin + rng.between(1, 60) * S).min(last);
-            let pause = rng.between(S / 2, 8 * S);
-            for target in targets {
-                let mut at = begin + rng.below(10 * S);
-                while at < end {
-                    self.script
-                        .push((at, Happening::Sees(target, subject, class)));
-                    at += rng.between(pause / 2, 2 * pause);
-                }
-            }
-            if rng.percent(30)
-                && let Some(node) = rng.pick(honest)
-            {
-                let at = rng.between(begin, last);
-                self.script.push((
-                    at,
-                    Happening::OperatorRelease(*node, subject, rng.percent(40)),
-                ));
-            }
-        }
-        if rng.percent(30) {
-            let at = rng.between(5 * S, last);
-            for node in rng.some(honest, 2) {
-                self.script.push((
-                    at + rng.below(S),
-                    Happening::OperatorBlock(node, cast::attacker(100)),
-                ));
-            }
-        }
-    }
-
-    fn script_faults(&mut self, rng: &mut Rng, honest: &[usize], last: u64) {
-        let all: Vec<usize> = (0..self.zones.len()).collect();
-        for _ in 0..rng.below(4) {
-            let count = match rng.below(3) {
-                0 => self.nodes / 2,
-                1 => 1,
-                _ => rng.index(self.nodes) + 1,
-            };
-            let side: BTreeSet<usize> = rng.some(&all, count).into_iter().collect();
-            let cut = if rng.percent(30) {
-                Cut::OneWay(side)
-            } else {
-                Cut::Split(side)
-            };
-            let at = rng.between(S, last);
-            self.script.push((at, Happening::Cut(cut)));
-            self.script
-                .push((at + rng.between(2, 80) * S, Happening::Mend));
-        }
-        for _ in 0..rng.below(5) {
-            let Some(node) = rng.pick(honest).copied() else {
-                continue;
-            };
-            let at = rng.between(S, last);
-            let after = rng.percent(60).then(|| rng.index(5));
-            self.script.push((at, Happening::Crash(node, after)));
-            self.script
-                .push((at + rng.between(1, 40) * S / 2, Happening::Restart(node)));
-        }
-        if rng.percent(15)
-            && let Some(node) = rng.pick(honest).copied()
-        {
-            self.script
-                .push((rng.between(S, last), Happening::DiskFails(node)));
-        }
-        if rng.percent(35)
-            && let Some(node) = rng.pick(honest).copied()
-        {
-            let by = *rng
-                .pick(&[3_600, -3_600, 40, -40, 90, -90, 300, -300])
-                .unwrap_or(&40)
-                * i64::try_from(S).unwrap_or(1);
-            let at = rng.between(S, last);
-            self.script.push((at, Happening::ClockStep(node, by)));
-            self.script
-                .push((at + rng.between(1, 60) * S, Happening::ClockStep(node, -by)));
         }
     }
 }

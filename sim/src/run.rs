@@ -8,6 +8,7 @@ use secmesh::mesh::vote::AttackClass;
 use crate::cast::{self, S};
 use crate::oracle::{Violation, broken};
 use crate::plan::{Happening, Network, Plan, Wish};
+use crate::standing;
 use crate::world::{Counts, World};
 
 /// How long after healing all honest nodes have to agree, microseconds.
@@ -70,7 +71,7 @@ pub fn run(seed: u64, wish: Wish, print: bool) -> Outcome {
 }
 
 fn phases(world: &mut World) -> Result<(), Violation> {
-    let heal = world.plan.heal_us;
+    let mut heal = world.plan.heal_us;
     world.run_until(heal)?;
     world.trace.line(heal, || "--- all faults end".to_owned());
     world.network = Network {
@@ -86,6 +87,7 @@ fn phases(world: &mut World) -> Result<(), Violation> {
     }
     world.revive()?;
     world.reconnect_all()?;
+    heal = standing::take_back(world, heal)?;
     world.run_until(heal + CONVERGE_US / 2)?;
     // Liars pause, so that nothing is under way when beliefs are compared.
     world.truce = true;
@@ -104,6 +106,8 @@ fn phases(world: &mut World) -> Result<(), Violation> {
     agree_until(world, until + AGREE_US)?;
     world.truce = false;
     epochs_go_on(world)?;
+    agree_until(world, world.now + AGREE_US)?;
+    standing::settle(world)?;
     agree_until(world, world.now + AGREE_US)?;
     let until = world.now;
     if world.plan.to_the_end {

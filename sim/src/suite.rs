@@ -7,6 +7,7 @@ use secmesh::mesh::simulation::{self, Bug};
 
 use crate::plan::Wish;
 use crate::run::{Outcome, run};
+use crate::scenario::SCENARIOS;
 
 /// How many seeds are tried for a planted bug before the suite is said to have missed it.
 pub const PLANTED_SEEDS: u64 = 3_000;
@@ -48,6 +49,8 @@ pub fn seeds(
 pub struct Caught {
     /// The bug.
     pub bug: &'static str,
+    /// The directed run in which a check failed.
+    pub scenario: Option<&'static str>,
     /// The lowest seed at which a check failed.
     pub seed: Option<u64>,
     /// The check.
@@ -93,11 +96,36 @@ pub const fn noticed_by(bug: Bug) -> &'static [&'static str] {
         Bug::ProposerStuck | Bug::ResendStuck => &["epoch-liveness", "convergence"],
         Bug::RestoredAnew => &["restore", "convergence"],
         Bug::NewcomerWaits | Bug::ForkStalls => &["convergence"],
+        Bug::AccusersLight => &["witnesses", "framed-node"],
+        Bug::QuarantineTLo => &["warrant"],
+        Bug::BreakerOff => &["breaker"],
+        Bug::BudgetOff => &["budget"],
+        Bug::CutOffHeard => &["cut-off"],
+        Bug::QuarantineForgotten => &["restore"],
+        Bug::ProofWithoutConsequence => &["cut-off-liveness"],
+        Bug::ReadmitIgnored => &["readmit"],
+        Bug::WrongIsRight => &["answers"],
     }
 }
 
-/// Plants a bug and looks for the first seed that shows it to the check that has to notice, from `first` on.
+/// Plants a bug and looks for a directed run, then for the first seed that shows it to the check that has to notice, from `first` on.
 pub fn hunt(bug: Bug, first: u64, wish: Wish) -> Caught {
+    simulation::plant(Some(bug));
+    let directed = SCENARIOS.iter().find_map(|scenario| {
+        let violation = scenario.run(false).err()?;
+        let noticed = noticed_by(bug).contains(&violation.check);
+        noticed.then_some((scenario.name, violation))
+    });
+    simulation::plant(None);
+    if let Some((scenario, violation)) = directed {
+        return Caught {
+            bug: bug.name(),
+            scenario: Some(scenario),
+            seed: None,
+            check: Some(violation.check),
+            detail: Some(violation.detail),
+        };
+    }
     // In blocks, so that the answer does not depend on which processor was faster.
     const BLOCK: u64 = 20;
     let mut from = first;
@@ -118,6 +146,7 @@ pub fn hunt(bug: Bug, first: u64, wish: Wish) -> Caught {
             let (_, violation) = outcome.violation.unzip();
             return Caught {
                 bug: bug.name(),
+                scenario: None,
                 seed: Some(outcome.seed),
                 check: violation.as_ref().map(|v| v.check),
                 detail: violation.map(|v| v.detail),
@@ -127,6 +156,7 @@ pub fn hunt(bug: Bug, first: u64, wish: Wish) -> Caught {
     }
     Caught {
         bug: bug.name(),
+        scenario: None,
         seed: None,
         check: None,
         detail: None,

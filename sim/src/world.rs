@@ -1,6 +1,7 @@
 //! The world: virtual time, links, nodes, liars. One event at a time, and after each the invariants.
 
 mod belief;
+mod conduct;
 mod epochs;
 mod evidence;
 mod happen;
@@ -10,24 +11,28 @@ mod outputs;
 mod says;
 mod shown;
 mod takes;
+mod watch;
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 
-use secmesh::mesh::engine::{Input, Output};
+use secmesh::mesh::engine::{Automatic, Input, Output};
 use secmesh::mesh::epoch::EpochSeal;
 use secmesh::mesh::genesis::Genesis;
 use secmesh::mesh::ids::NodeId;
+use secmesh::mesh::swim::SwimMessage;
 use secmesh::mesh::vote::BUCKET_US;
 
+pub use self::conduct::budget;
 pub use self::ledgers::Notary;
 pub use self::ledgers::author;
+pub use self::watch::Watchman;
 use crate::cast::{self, S};
 use crate::liar::Liar;
 use crate::node::Node;
 use crate::oracle::{Oracle, Violation};
-use crate::plan::{Happening, Network, Plan};
+use crate::plan::{Happening, Network, Plan, Swallowed};
 use crate::rng::Rng;
 use crate::trace::Trace;
 
@@ -40,6 +45,8 @@ const OWN_BLOCK_US: u64 = 900 * S;
 #[derive(Debug, Clone)]
 enum Event {
     Tick(usize),
+    /// A failure detector works.
+    Beat(usize),
     Deliver {
         from: usize,
         to: usize,
@@ -92,6 +99,8 @@ struct Link {
     session: u32,
     /// What is sent this way vanishes.
     cut: bool,
+    /// What of it vanishes without the link being cut.
+    swallowed: Swallowed,
     /// When the last message arrives, for links that keep the order.
     last_us: u64,
 }
@@ -133,6 +142,16 @@ pub struct Counts {
     pub cosigned: u64,
     /// Seals that engines took.
     pub seals: u64,
+    /// Times that a node cut another off.
+    pub cut_off: u64,
+    /// Times that a node took one back.
+    pub taken_back: u64,
+    /// Times that a failure detector found something.
+    pub found: u64,
+    /// Test questions that liars answered.
+    pub answers: u64,
+    /// Epochs, by node, in which a liar's wrong answers have cost it weight.
+    pub fallen: u64,
 }
 
 /// A run under way.
@@ -166,6 +185,8 @@ pub struct World {
     liars: BTreeMap<usize, Liar>,
     /// Seals that were asked for in the call under way.
     to_seal: Vec<EpochSeal>,
+    /// What the call under way had for the failure detector.
+    to_watch: Vec<SwimMessage>,
     index: BTreeMap<NodeId, usize>,
     rng: Rng,
 }
@@ -221,6 +242,7 @@ impl World {
         let mut nodes = Vec::new();
         for (i, id) in ids.iter().enumerate() {
             let mut node = Node::new(*id, cast::signer(i), plan.skew_us[i], plan.allow[i].clone());
+            node.view.automatic = plan.quarantine;
             if i < plan.nodes {
                 node.joined = true;
                 // Those of a run of copies need none.
@@ -234,7 +256,7 @@ impl World {
             .liars
             .iter()
             .map(|i| {
-                let liar = Liar::new(*i, plan.zones[*i], plan.group(*i), &mut rng.fork(*i as u64));
+                let liar = Liar::new(&plan, *i, &mut rng.fork(*i as u64));
                 (*i, liar)
             })
             .collect();
@@ -259,6 +281,7 @@ impl World {
             links: vec![vec![Link::default(); all]; all],
             liars,
             to_seal: Vec::new(),
+            to_watch: Vec::new(),
             index: ids.iter().enumerate().map(|(i, id)| (*id, i)).collect(),
             rng: {
                 rng.bits();
@@ -282,6 +305,9 @@ impl World {
         for i in 0..self.nodes.len() {
             let at = self.rng.below(TICK_US);
             self.schedule(at, Event::Tick(i));
+            if self.plan.detector && !self.lies(i) {
+                self.schedule(at % watch::BEAT_US, Event::Beat(i));
+            }
         }
         self.schedule(0, Event::Maintain);
     }
@@ -351,6 +377,7 @@ impl World {
                 }
                 Ok(())
             }
+            Event::Beat(i) => self.beat(i),
             Event::Deliver {
                 from,
                 to,
@@ -372,12 +399,22 @@ impl World {
         let mut out = Vec::new();
         let now = self.now;
         let node = &mut self.nodes[i];
+        // Where nobody is cut off this would only cost time.
+        if self.plan.quarantine != Automatic::Off {
+            node.note_reach();
+        }
+        let from = match &input {
+            Input::Message { from, .. } => Some(*from),
+            _ => None,
+        };
         let Some(mut engine) = node.engine.take() else {
             return Ok(());
         };
         node.view.now_us = now;
         engine.handle(node.wall(now), input, &node.view, &mut out);
         node.engine = Some(engine);
+        self.from_cut_off(i, from, &out)?;
+        let node = &mut self.nodes[i];
         let persists = out.iter().any(|o| {
             matches!(
                 o,

@@ -3,6 +3,7 @@
 use secmesh::mesh::simulation::{self, Bug};
 use secmesh_sim::plan::{Plan, Wish};
 use secmesh_sim::run::run;
+use secmesh_sim::scenario::SCENARIOS;
 
 #[test]
 fn one_seed_gives_one_run_and_another_seed_another() {
@@ -53,7 +54,14 @@ fn a_planted_bug_is_seen_and_only_on_the_thread_that_planted_it() {
 
 #[test]
 fn more_nodes_than_the_seed_says_can_be_asked_for() {
-    let outcome = run(3, Wish { nodes: Some(20) }, false);
+    let outcome = run(
+        3,
+        Wish {
+            nodes: Some(20),
+            ..Wish::default()
+        },
+        false,
+    );
     assert_eq!(outcome.nodes, 20);
     assert_eq!(outcome.violation, None);
 }
@@ -74,7 +82,14 @@ const MENDED: [u64; 9] = [
 #[test]
 fn what_was_mended_stays_so() {
     for seed in MENDED {
-        assert_eq!(run(seed, Wish::default(), false).violation, None, "{seed}");
+        // As it was when it was found, and as it is drawn today.
+        for plain in [true, false] {
+            let wish = Wish {
+                plain,
+                ..Wish::default()
+            };
+            assert_eq!(run(seed, wish, false).violation, None, "{seed}");
+        }
     }
 }
 
@@ -89,6 +104,38 @@ fn epochs_statements_and_ledgers_are_in_it() {
             counts.seals,
             counts.caught,
             counts.cosigned,
+        ];
+        all.iter_mut().zip(seen).for_each(|(sum, n)| *sum += n);
+    }
+    assert!(all.iter().all(|n| *n > 0), "{all:?}");
+}
+
+#[test]
+fn in_every_directed_run_every_rule_holds_and_the_bug_that_it_is_for_is_seen() {
+    let bugs = [
+        ("clock-back", Bug::ResendStuck, "epoch-liveness"),
+        ("locked", Bug::LockIgnored, "lock"),
+    ];
+    assert_eq!(bugs.map(|(name, ..)| name), SCENARIOS.map(|s| s.name));
+    for (scenario, (_, bug, check)) in SCENARIOS.iter().zip(bugs) {
+        assert_eq!(scenario.run(false), Ok(()), "{}", scenario.name);
+        simulation::plant(Some(bug));
+        let with = scenario.run(false);
+        simulation::plant(None);
+        assert_eq!(with.unwrap_err().check, check, "{}", scenario.name);
+    }
+}
+
+#[test]
+fn nodes_are_cut_off_and_taken_back_and_wrong_answers_cost_weight() {
+    let mut all = [0; 4];
+    for seed in 0..40 {
+        let counts = run(seed, Wish::default(), false).counts;
+        let seen = [
+            counts.cut_off,
+            counts.taken_back,
+            counts.answers,
+            counts.fallen,
         ];
         all.iter_mut().zip(seen).for_each(|(sum, n)| *sum += n);
     }

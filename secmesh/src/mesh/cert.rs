@@ -255,7 +255,7 @@ impl CertVerdict {
             confirms_needed,
             confirm_weight,
             confirm_weight_needed: match action.kind {
-                ActionKind::Quarantine => roster.t_lo(),
+                ActionKind::Quarantine if !planted(Bug::AccusersLight) => roster.t_lo(),
                 _ => 0,
             },
             zones: zones.len(),
@@ -279,6 +279,7 @@ impl CertVerdict {
             ActionKind::Block if action.is_class_2() && !planted(Bug::TLoForClass2) => {
                 planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
             }
+            ActionKind::Quarantine if planted(Bug::QuarantineTLo) => roster.needed(),
             ActionKind::Block | ActionKind::Release => {
                 planted_total(roster, action, 1).unwrap_or_else(|| roster.needed())
             }

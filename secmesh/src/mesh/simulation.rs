@@ -130,6 +130,24 @@ bugs!(
     NewcomerWaits = "newcomer-waits",
     /// A clock that was set back keeps a node from repeating what it said about an epoch.
     ResendStuck = "resend-stuck",
+    /// Witnesses against a node may weigh as little as they like.
+    AccusersLight = "accusers-light",
+    /// `T_lo` is enough to cut a node off.
+    QuarantineTLo = "quarantine-t-lo",
+    /// Nodes are cut off also where too few would be left to decide.
+    BreakerOff = "breaker-off",
+    /// As many nodes are cut off within an hour as there are reasons for.
+    BudgetOff = "budget-off",
+    /// What a node that is cut off sends is taken.
+    CutOffHeard = "cut-off-heard",
+    /// After a restart, nobody is cut off.
+    QuarantineForgotten = "quarantine-forgotten",
+    /// A proof has no node cut off.
+    ProofWithoutConsequence = "proof-without-consequence",
+    /// A readmission does not end what cut the node off.
+    ReadmitIgnored = "readmit-ignored",
+    /// A wrong answer to a test question counts as a right one.
+    WrongIsRight = "wrong-is-right",
 );
 
 #[cfg(feature = "simulation")]

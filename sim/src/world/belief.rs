@@ -61,9 +61,13 @@ impl World {
                     }
                     // By today's weights and by those of its own epoch.
                     Warrant::Votes(certificate) => {
-                        let enough = |roster: &Roster| {
-                            certificate.count(roster, engine.liars()).check().is_ok()
-                        };
+                        let mut silent = engine.liars().clone();
+                        silent.extend(engine.quarantined().filter(|node| {
+                            let since = engine.quarantine_of(node).map(|d| d.bucket);
+                            since.is_some_and(|since| since < certificate.bucket)
+                        }));
+                        let enough =
+                            |roster: &Roster| certificate.count(roster, &silent).check().is_ok();
                         let own = engine.roster_for(decision);
                         enough(engine.roster()) && own.is_some_and(|own| enough(&own))
                     }
@@ -91,11 +95,11 @@ impl World {
         };
         let lost: BTreeSet<(Subject, u64)> = engines()
             .flat_map(Engine::decisions)
-            .filter(|d| d.action.kind == ActionKind::Release && !all.contains(&d.id))
+            .filter(|d| d.action.kind.lifts() && !all.contains(&d.id))
             .map(|d| (d.action.subject, d.bucket))
             .collect();
         let covered = |d: &Decision| {
-            d.action.kind == ActionKind::Block
+            matches!(d.action.kind, ActionKind::Block | ActionKind::Quarantine)
                 && lost
                     .iter()
                     .any(|(subject, bucket)| *subject == d.action.subject && *bucket >= d.bucket)

@@ -5,6 +5,7 @@ use secmesh::mesh::epoch::{CertifiedEpoch, Removal};
 use secmesh::mesh::ids::Hash;
 
 use super::{Event, World};
+use crate::answers::Heard;
 use crate::cast::{self, S};
 use crate::node::Entry;
 use crate::oracle::{Violation, broken};
@@ -71,7 +72,30 @@ impl World {
                 .find(|a| a.record.hash() == *hash)
                 .cloned()
         };
-        self.oracle.certified(epoch, node.reached, &find)
+        self.oracle.certified(epoch, node.reached, &find)?;
+        self.judges(i, epoch)
+    }
+
+    /// Who answered test questions wrongly, by the word of more than a third of the weight, has lost weight by the
+    /// epoch that rests on that.
+    fn judges(&mut self, i: usize, epoch: &CertifiedEpoch) -> Result<(), Violation> {
+        let Some(engine) = &self.nodes[i].engine else {
+            return Ok(());
+        };
+        let frontier = &epoch.record.frontier;
+        if self.plan.answers.is_empty() || !engine.evidence().covers(frontier) {
+            return Ok(());
+        }
+        let mut said = Heard::default();
+        for statement in engine.evidence().iter() {
+            let head = statement.head();
+            if head.sequence < frontier.size(&head.author) {
+                said.take(head.author, &statement.body);
+            }
+        }
+        let fallen = self.oracle.judges(epoch, &said)?;
+        self.counts.fallen += fallen;
+        Ok(())
     }
 
     fn keep_epochs(&mut self, i: usize) {

@@ -98,6 +98,10 @@ impl World {
             Happening::Outcome(i, decision) => self.outcome(i, decision)?,
             Happening::Verdict(i, subject, ruling) => self.verdict(i, subject, ruling)?,
             Happening::Checkpoint(i) => self.checkpoint(i)?,
+            Happening::NodeAttacks(i, node) => self.node_attacks(i, node)?,
+            Happening::AskAbout { at, node, readmit } => self.ask_about(at, node, readmit)?,
+            Happening::Order { at, node, readmit } => return self.order(at, node, readmit),
+            Happening::Swallow(from, to, what) => self.links[from][to].swallowed = what,
             Happening::Lie(i) => self.lie(i),
         }
         Ok(())
@@ -108,13 +112,18 @@ impl World {
             self.trace.line(self.now, || format!("{i} crashes"));
             self.counts.crashes += 1;
             self.nodes[i].crash(&mut self.rng);
+            self.nodes[i].down_since = Some(self.now);
         }
     }
 
     pub(super) fn start(&mut self, i: usize) -> Result<(), Violation> {
         self.nodes[i].start(&self.genesis, self.now)?;
+        self.nodes[i].down_since = None;
         if self.plan.witnesses {
             self.start_notary(i)?;
+        }
+        if self.plan.detector {
+            self.start_watchman(i);
         }
         // Whoever was connected to it finds a new process there.
         for peer in 0..self.nodes.len() {
@@ -206,6 +215,10 @@ impl World {
                 .filter(|to| self.links[i][*to].up)
                 .collect(),
             attackers: self.oracle.witnesses.keys().copied().collect(),
+            cut_off: engine
+                .into_iter()
+                .flat_map(|e| e.quarantined().copied())
+                .collect(),
         };
         let Some(liar) = self.liars.get_mut(&i) else {
             return;

@@ -4,19 +4,29 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use secmesh::mesh::engine::{Input, VoteSummary};
+use secmesh::mesh::epoch::Step;
 use secmesh::mesh::evidence::{Body, EvidenceMessage, Statement};
 use secmesh::mesh::ids::NodeId;
 use secmesh::mesh::message::Message;
-use secmesh::mesh::vote::ActionKind;
 
 use super::{Event, World};
 use crate::cast::S;
 use crate::oracle::{Violation, broken, signed_by};
+use crate::plan::Swallowed;
 
 /// Where a message says of which kind it is: behind the length of its tag and the tag.
-const KIND_AT: usize = 1 + "secmesh/msg/1".len();
+pub(super) const KIND_AT: usize = 1 + "secmesh/msg/1".len();
 /// Statements.
 const STATEMENTS: u8 = 27;
+
+/// Whether a message is or contains a prevote on an epoch.
+fn has_prevote(bytes: &[u8]) -> bool {
+    match Message::from_bytes(bytes) {
+        Ok(Message::EpochVote(signed)) => signed.vote.step == Step::Prevote,
+        Ok(Message::Batch(parts)) => parts.iter().any(|part| has_prevote(part)),
+        _ => false,
+    }
+}
 
 impl World {
     fn alive(&self, i: usize) -> bool {
@@ -28,9 +38,13 @@ impl World {
         open && !self.shuns(a, b) && !self.shuns(b, a)
     }
 
-    /// Whether node `a` has no connection to `b` any more because the operator has removed it.
+    /// Whether node `a` has no connection to `b` any more because that one is cut off, or removed by the operator.
     fn shuns(&self, a: usize, b: usize) -> bool {
         let id = self.nodes[b].id;
+        let engine = self.nodes[a].engine.as_ref();
+        if engine.is_some_and(|engine| engine.is_quarantined(&id)) {
+            return true;
+        }
         self.oracle.removed.contains(&id)
             && self.nodes[a].engine.as_ref().is_some_and(|engine| {
                 engine.roster().get(&id).is_none()
@@ -80,6 +94,7 @@ impl World {
                     Input::PeerDown(peer)
                 };
                 self.input(x, input)?;
+                self.watch_session(x, peer, up)?;
             }
         }
         Ok(())
@@ -118,7 +133,12 @@ impl World {
             self.counts.sent += 1;
             self.counts.sent_bytes += bytes.len() as u64;
         }
-        if link.cut || self.rng.below(1_000) < self.network.loss {
+        let gone = match link.swallowed {
+            Swallowed::Nothing => false,
+            Swallowed::All => true,
+            Swallowed::Prevotes => has_prevote(bytes),
+        };
+        if gone || link.cut || self.rng.below(1_000) < self.network.loss {
             return;
         }
         let copies = if self.rng.below(1_000) < self.network.duplicate {
@@ -162,6 +182,7 @@ impl World {
         self.arrived[to].1 += bytes.len() as u64;
         if let Some(liar) = self.liars.get_mut(&to) {
             liar.hear(bytes);
+            self.answer(to, from, bytes);
             return Ok(());
         }
         if self.nodes[to].engine.is_none() {
@@ -170,13 +191,16 @@ impl World {
         self.counts.received += 1;
         self.trace.number((from as u64) << 32 | to as u64);
         self.trace.message(bytes);
-        let lie = self
-            .lies(from)
+        let id = self.nodes[from].id;
+        let engine = self.nodes[to].engine.as_ref();
+        // What somebody says who is cut off is not looked at.
+        let heard = engine.is_some_and(|engine| !engine.is_quarantined(&id));
+        let lie = (heard && self.lies(from))
             .then(|| self.contradiction(from, to, bytes))
             .flatten();
-        let id = self.nodes[from].id;
-        let forked = self.forked(to, bytes);
+        let forked = self.forked(to, bytes).filter(|_| heard);
         self.input(to, Input::Message { from: id, bytes })?;
+        self.watch_message(to, id)?;
         if let Some(author) = forked.filter(|author| !self.knows_fork(to, author)) {
             return broken(
                 "log-forks",
@@ -251,7 +275,7 @@ impl World {
         let good = vote.epoch_hash == engine.roster().epoch_hash()
             && vote.epoch == engine.roster().epoch()
             && ballot.action.check(params).is_ok()
-            && (ballot.action.kind == ActionKind::Release || vote.round == 0)
+            && (ballot.action.kind.lifts() || vote.round == 0)
             && vote.check_times(params).is_ok()
             && vote.issued_at_us <= wall + skew
             && wall <= vote.valid_until_us().saturating_add(skew)

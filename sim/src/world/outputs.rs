@@ -143,11 +143,7 @@ impl World {
                 }
             }
             Output::Quarantine(decision) | Output::Readmit(decision) => {
-                let what = decision.action.kind;
-                return broken(
-                    "warrant",
-                    format!("node {i} takes {what}, which nobody wanted"),
-                );
+                return self.about_node(i, &decision);
             }
             Output::ForkedEpoch(epoch) => {
                 let number = epoch.record.number;
@@ -220,8 +216,8 @@ impl World {
             Output::Refused { from, reason } => self.trace.line(self.now, || {
                 format!("{i} refuses {reason} of {:?}", self.index.get(&from))
             }),
-            Output::Swim { .. }
-            | Output::Watch { .. }
+            Output::Swim { message, .. } => self.keep_for_watchman(*message),
+            Output::Watch { .. }
             | Output::VoteSeen(_)
             | Output::GrantOpened(_)
             | Output::GrantUsed { .. }

@@ -28,10 +28,14 @@ impl World {
                 .prefix()
                 .map(|subject| Action::block(subject, vote.class, params)),
             ActionKind::Release => vote.subject.prefix().map(Action::release),
-            ActionKind::Quarantine | ActionKind::Readmit => None,
+            ActionKind::Quarantine => vote
+                .subject
+                .node()
+                .map(|node| Action::quarantine(node, vote.class)),
+            ActionKind::Readmit => vote.subject.node().map(Action::readmit),
         };
         let Some(action) = action else {
-            return broken("warrant", format!("node {i} takes a vote on a node"));
+            return broken("warrant", format!("node {i} takes a vote on nothing"));
         };
         let epoch = node.in_force;
         let bucket = bucket_of(vote.issued_at_us);

@@ -11,6 +11,7 @@ use crate::mesh::crypto::sha256;
 use crate::mesh::decision::{Decision, Warrant};
 use crate::mesh::genesis::{MAX_SKEW_S, MAX_VOTE_VALID_S};
 use crate::mesh::ids::NodeId;
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::subject::Subject;
 use crate::mesh::vote::{Action, ActionKind, AttackClass, Ballot, Verdict, bucket_of};
 
@@ -148,7 +149,9 @@ impl Engine {
         }
         let kind = ActionKind::Quarantine;
         let most = (self.roster.voters() / 10).max(MIN_NODES_PER_HOUR);
-        if self.spent_without(call.now, kind, &Subject::from(*node), before) >= most {
+        if self.spent_without(call.now, kind, &Subject::from(*node), before) >= most
+            && !planted(Bug::BudgetOff)
+        {
             return Some(RefusalReason::OverBudget);
         }
         // Those in reach who would be left: neither liars, nor cut off or about to be, nor the one in question.
@@ -161,7 +164,7 @@ impl Engine {
         let left = members.filter(|peer| {
             self.is_reachable(peer) && !silent.contains(*peer) && !leaving.contains(*peer)
         });
-        if self.weight_of(left) < self.roster.t_hi() {
+        if self.weight_of(left) < self.roster.t_hi() && !planted(Bug::BreakerOff) {
             return Some(RefusalReason::CircuitBreaker);
         }
         None

@@ -14,6 +14,7 @@ use crate::mesh::crypto::sha256;
 use crate::mesh::decision::Decision;
 use crate::mesh::ids::{DecisionId, Hash, NodeId};
 use crate::mesh::roster::MAX_NODES;
+use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::subject::Subject;
 use crate::mesh::vote::{Action, ActionKind, AttackClass, Ballot, Verdict, bucket_of};
 use crate::mesh::wire::Encoder;
@@ -140,7 +141,9 @@ impl Engine {
         let void: Vec<DecisionId> = self
             .decisions_about(node)
             .filter(|d| match d.action.kind {
-                ActionKind::Quarantine => d.bucket <= decision.bucket,
+                ActionKind::Quarantine => {
+                    d.bucket <= decision.bucket && !planted(Bug::ReadmitIgnored)
+                }
                 _ => d.bucket < decision.bucket,
             })
             .map(|d| d.id)
@@ -218,7 +221,7 @@ impl Engine {
 
     /// A node was proved to have lied; the caller has checked the proof. Nothing if that is forgiven.
     pub(super) fn proved(&mut self, node: NodeId, proof: &[u8], told: Told) {
-        if self.is_forgiven(node, told) {
+        if self.is_forgiven(node, told) || planted(Bug::ProofWithoutConsequence) {
             return;
         }
         let evidence = Evidence {

@@ -164,7 +164,7 @@ impl Reader<'_> {
         if !genuine {
             return Finding::Forged;
         }
-        let report = if answer.say == reveal.expected {
+        let report = if answer.say == reveal.expected || planted(Bug::WrongIsRight) {
             Report::Right
         } else {
             Report::Wrong
