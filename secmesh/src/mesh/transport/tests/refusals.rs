@@ -218,6 +218,21 @@ fn request(path: &str) -> hyper::Request<tonic::body::Body> {
         .unwrap()
 }
 
+/// The body of a session's call with its Hello; it ends when the sender is dropped.
+async fn hello() -> (mpsc::Sender<Bytes>, tonic::body::Body) {
+    let (hold, body) = mpsc::channel::<Bytes>(1);
+    let body = http_body_util::StreamBody::new(tokio_stream::StreamExt::map(
+        tokio_stream::wrappers::ReceiverStream::new(body),
+        |bytes| Ok::<_, std::convert::Infallible>(http_body::Frame::data(bytes)),
+    ));
+    let mut hello = Vec::new();
+    Frame::hello(&MESH).encode(&mut hello);
+    let mut message = vec![0, 0, 0, 0, u8::try_from(hello.len()).unwrap()];
+    message.extend(hello);
+    hold.send(message.into()).await.unwrap();
+    (hold, tonic::body::Body::new(body))
+}
+
 async fn raw(from: u8, to: u8, at: &TransportHandle) -> grpc::Raw {
     let stream = dial::connect(&tls(from), vec![tls(to).spki_sha256()], at.local_addr())
         .await
@@ -240,9 +255,10 @@ async fn http2_is_bounded() {
         }
         counted(&a, "refused_bad_frame", n as u64 + 1).await;
     }
-    // Headers beyond the limit: the connection or the stream ends, and nothing comes up.
+    // A session with headers beyond the limit: the connection or the stream ends, and nobody comes up.
     let mut large = raw(2, 1, &a).await;
-    let mut flood = request(Method::Session.path());
+    let (hold, body) = hello().await;
+    let mut flood = request(Method::Session.path()).map(|_| body);
     let value = "x".repeat(5000).parse().unwrap();
     flood.headers_mut().insert("x", value);
     let answer = timeout(Duration::from_secs(9), large.send.send_request(flood)).await;
@@ -251,21 +267,12 @@ async fn http2_is_bounded() {
         Err(_) => true,
     };
     assert!(refused, "a header list of 5 kB was taken");
-    drop(large);
+    drop((large, hold));
     assert!(events.try_recv().is_none(), "nobody came up");
     // A second call beside a session.
     let mut twice = raw(2, 1, &a).await;
-    let (hold, body) = tokio::sync::mpsc::channel::<Bytes>(1);
-    let body = http_body_util::StreamBody::new(tokio_stream::StreamExt::map(
-        tokio_stream::wrappers::ReceiverStream::new(body),
-        |bytes| Ok::<_, std::convert::Infallible>(http_body::Frame::data(bytes)),
-    ));
-    let first = request(Method::Session.path()).map(|_| tonic::body::Body::new(body));
-    let mut hello = Vec::new();
-    Frame::hello(&MESH).encode(&mut hello);
-    let mut message = vec![0, 0, 0, 0, u8::try_from(hello.len()).unwrap()];
-    message.extend(hello);
-    hold.send(message.into()).await.unwrap();
+    let (hold, body) = hello().await;
+    let first = request(Method::Session.path()).map(|_| body);
     let session = twice.send.send_request(first).await.unwrap();
     up(&mut events, 2).await;
     let before = counter(&a, "refused_bad_frame");
