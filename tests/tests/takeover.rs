@@ -18,7 +18,7 @@ use xtask::lab::takeover::{self, MIN_NODES, Options};
 
 const POLL: Duration = Duration::from_millis(100);
 /// Some turns of a spare that asks every few seconds.
-const TURNS: Duration = Duration::from_secs(60);
+const TURNS: Duration = Duration::from_mins(1);
 
 /// A second spare server: the client's machine.
 struct Second<'a> {
