@@ -18,7 +18,7 @@ use xtask::lab::takeover::{self, MIN_NODES, Options};
 
 const POLL: Duration = Duration::from_millis(100);
 /// Some turns of a spare that asks every few seconds.
-const TURNS: Duration = Duration::from_secs(60);
+const TURNS: Duration = Duration::from_mins(1);
 
 /// A second spare server: the client's machine.
 struct Second<'a> {
@@ -47,7 +47,8 @@ impl<'a> Second<'a> {
                 .join("operator.key")
                 .to_string_lossy(),
         ])?;
-        let ticket = ticket["ticket"].as_str().context("a ticket")?.to_owned();
+        let ticket = ticket.get("ticket").and_then(Value::as_str);
+        let ticket = ticket.context("a ticket")?.to_owned();
         let log = std::fs::File::create(&node.log)?;
         let mut child = Client::new(state, &node)
             .command(&["join", "-", "--standby", "--name", "second"])?
@@ -121,7 +122,7 @@ fn a_node_that_is_taken_over_is_cut_off_and_replaced_by_one_spare() -> Result<()
     let mut lab = lab(MIN_NODES)?;
     let state = lab.state().clone();
     let outcome = takeover::run(lab.state(), &Options::default(), &|step| {
-        eprintln!("{step}")
+        eprintln!("{step}");
     })?;
     ensure!(
         outcome.ok,
