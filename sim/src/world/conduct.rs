@@ -198,7 +198,7 @@ impl World {
     }
 
     /// An honest node votes on cutting a node off: for a reason, and within the limits.
-    pub(super) fn says_about_node(&self, i: usize, ballot: &Ballot) -> Result<(), Violation> {
+    pub(super) fn casts_about_node(&self, i: usize, ballot: &Ballot) -> Result<(), Violation> {
         let (action, vote) = (&ballot.action, &ballot.signed.vote);
         let agrees = matches!(vote.verdict, Verdict::Confirm | Verdict::Concur);
         let (ActionKind::Quarantine, Some(node), true) =
