@@ -165,7 +165,7 @@ impl World {
     }
 
     /// Nothing that a node sends that is cut off has any effect.
-    pub(super) fn from_cut_off(
+    pub(super) fn hears_cut_off(
         &self,
         i: usize,
         from: Option<NodeId>,
