@@ -110,6 +110,8 @@ pub const fn noticed_by(bug: Bug) -> &'static [&'static str] {
 
 /// Plants a bug and looks for a directed run, then for the first seed that shows it to the check that has to notice, from `first` on.
 pub fn hunt(bug: Bug, first: u64, wish: Wish) -> Caught {
+    // In blocks, so that the answer does not depend on which processor was faster.
+    const BLOCK: u64 = 20;
     simulation::plant(Some(bug));
     let directed = SCENARIOS.iter().find_map(|scenario| {
         let violation = scenario.run(false).err()?;
@@ -126,8 +128,6 @@ pub fn hunt(bug: Bug, first: u64, wish: Wish) -> Caught {
             detail: Some(violation.detail),
         };
     }
-    // In blocks, so that the answer does not depend on which processor was faster.
-    const BLOCK: u64 = 20;
     let mut from = first;
     while from < first + PLANTED_SEEDS {
         let failed: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());

@@ -413,7 +413,7 @@ impl World {
         node.view.now_us = now;
         engine.handle(node.wall(now), input, &node.view, &mut out);
         node.engine = Some(engine);
-        self.from_cut_off(i, from, &out)?;
+        self.hears_cut_off(i, from, &out)?;
         let node = &mut self.nodes[i];
         let persists = out.iter().any(|o| {
             matches!(

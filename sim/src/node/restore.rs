@@ -63,8 +63,15 @@ impl Node {
             if decision.action.kind == ActionKind::Readmit {
                 let covered = self.taken_back.entry(node).or_default();
                 *covered = decision.bucket.max(*covered);
-            } else if decision.verdict.is_some() {
-                self.spent.insert((decision.bucket, decision.id));
+            }
+        }
+        // Also those that ended.
+        for entry in &self.disk.log {
+            if let Entry::Decision { kind, warrant, .. } = entry
+                && *kind == ActionKind::Quarantine
+                && let Ok(warrant @ Warrant::Votes(_)) = Warrant::from_bytes(warrant)
+            {
+                self.spent.insert((warrant.bucket(), warrant.decision()));
             }
         }
         self.engine = Some(engine);

@@ -20,7 +20,8 @@ impl World {
         let mut bytes = engine.roster().epoch_hash().0.to_vec();
         // A liar that forked its log has shown different nodes different ones.
         for (author, head) in engine.evidence().frontier().logs() {
-            if !self.oracle.liars.contains(author) {
+            // Of a node that has left, only what is certified is passed on.
+            if !self.oracle.liars.contains(author) && engine.roster().get(author).is_some() {
                 bytes.extend(author.0);
                 bytes.extend(head.size.to_be_bytes());
                 bytes.extend(head.root.0);

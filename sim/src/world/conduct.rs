@@ -165,7 +165,7 @@ impl World {
     }
 
     /// Nothing that a node sends that is cut off has any effect.
-    pub(super) fn from_cut_off(
+    pub(super) fn hears_cut_off(
         &self,
         i: usize,
         from: Option<NodeId>,
@@ -198,7 +198,7 @@ impl World {
     }
 
     /// An honest node votes on cutting a node off: for a reason, and within the limits.
-    pub(super) fn says_about_node(&self, i: usize, ballot: &Ballot) -> Result<(), Violation> {
+    pub(super) fn casts_about_node(&self, i: usize, ballot: &Ballot) -> Result<(), Violation> {
         let (action, vote) = (&ballot.action, &ballot.signed.vote);
         let agrees = matches!(vote.verdict, Verdict::Confirm | Verdict::Concur);
         let (ActionKind::Quarantine, Some(node), true) =

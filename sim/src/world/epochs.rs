@@ -6,7 +6,7 @@ use secmesh::mesh::ids::Hash;
 
 use super::{Event, World};
 use crate::answers::Heard;
-use crate::cast::{self, S};
+use crate::cast::{self, S, START_US};
 use crate::node::Entry;
 use crate::oracle::{Violation, broken};
 use crate::plan::Happening;
@@ -110,25 +110,37 @@ impl World {
     /// The operator takes a node out of the mesh; tried again where its member does not run.
     pub(super) fn remove(&mut self, node: usize, through: usize) -> Result<(), Violation> {
         let id = self.nodes[node].id;
-        let wall = self.nodes[through].wall(self.now);
         if !self.nodes[node].joined {
             return Ok(());
         }
-        if self.nodes[through].engine.is_none() {
-            let again = Event::Happen(Happening::Remove { node, through });
-            let at = self.now + 3 * S;
-            self.schedule(at, again);
+        let again = Event::Happen(Happening::Remove { node, through });
+        let later = self.now + 3 * S;
+        let member = &self.nodes[through];
+        if member.engine.is_none() || member.silenced || member.disk.fails {
+            self.schedule(later, again);
             return Ok(());
         }
         let removal = Removal {
             mesh: self.genesis.mesh_id(),
             node: id,
-            issued_unix_us: wall,
+            // Signed elsewhere, where the clock is right.
+            issued_unix_us: START_US + self.now,
         };
         self.oracle.removed.insert(id);
         self.input(
             through,
             Input::Remove(Box::new(removal.sign(&cast::operator()))),
-        )
+        )?;
+        let member = &self.nodes[through];
+        let engine = member.engine.as_ref();
+        let knows = engine.map(|engine| engine.removals().any(|r| r.removal.node == id));
+        if knows != Some(true) || member.silenced {
+            // Its clock is behind, or it has crashed over it: it may have told others, or nobody.
+            if knows == Some(false) {
+                self.oracle.removed.remove(&id);
+            }
+            self.schedule(later, again);
+        }
+        Ok(())
     }
 }

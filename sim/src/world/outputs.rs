@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use secmesh::mesh::engine::Output;
 use secmesh::mesh::ids::{Hash, NodeId};
-use secmesh::mesh::vote::ActionKind;
+use secmesh::mesh::vote::{ActionKind, Ballot};
 
 use super::World;
 use super::shown::Shown;
@@ -20,6 +20,10 @@ impl World {
         match output {
             Output::Persist(bytes) => {
                 self.trace.bytes(&bytes);
+                // When it is cast; it may leave later, when things are different.
+                if let Ok(ballot) = Ballot::from_bytes(&bytes) {
+                    self.casts_about_node(i, &ballot)?;
+                }
                 let written = self.nodes[i].disk.append_durable(Entry::Vote(bytes));
                 self.nodes[i].silenced |= !written;
             }

@@ -124,7 +124,6 @@ impl World {
             );
         }
         let slot = (vote.epoch_hash, Hash(vote.incident.0), vote.round);
-        let first = !node.said.contains_key(&slot);
         if *node.numbered.entry(vote.sequence).or_insert(slot) != slot {
             return broken(
                 "own-numbers",
@@ -139,9 +138,6 @@ impl World {
                     ballot.action.subject
                 ),
             );
-        }
-        if first {
-            self.says_about_node(i, ballot)?;
         }
         Ok(())
     }
