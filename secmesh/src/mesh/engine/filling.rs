@@ -51,6 +51,7 @@ impl Engine {
     }
 
     /// The latest epoch that is missing among those to fold: the number before the gap.
+    #[cfg(test)]
     pub(super) fn gap_after(&self) -> Option<u64> {
         self.gap().map(|(before, _)| before.record.number)
     }
