@@ -33,9 +33,9 @@ fn epoch_lie(net: &Net, number: u64, round: u32) -> EpochProof {
     EpochProof::new(vote(None), vote(Some(Hash([7; 32])))).unwrap()
 }
 
-fn fork(net: &Net) -> Box<LedgerForkProof> {
+fn fork(net: &Net) -> LedgerForkProof {
     match ledger_fork_at(4, net.now / S) {
-        Misconduct::LedgerFork(proof) => proof,
+        Misconduct::LedgerFork(proof) => *proof,
         _ => panic!("a ledger fork"),
     }
 }
@@ -96,10 +96,10 @@ fn a_new_fork_of_its_ledger_counts_and_what_contradicts_the_old_one_does_not() {
     let first = Rc::new(RefCell::new(None));
     let mut net = pardoned(|net| {
         let proof = first.borrow_mut().get_or_insert_with(|| fork(net)).clone();
-        net.input(1, Input::LedgerFork(proof));
+        net.input(1, Input::LedgerFork(Box::new(proof)));
     });
     let proof = fork(&net);
-    net.input(1, Input::LedgerFork(proof));
+    net.input(1, Input::LedgerFork(Box::new(proof)));
     net.run();
     assert!(out(&net));
 }
