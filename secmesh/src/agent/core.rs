@@ -45,7 +45,9 @@ use crate::{
         identity::Identity,
         ids::{Hash, NodeId},
         store::MeshStore,
-        transport::{AllowedPeers, RateLimitedLog, TransportEvent, TransportEvents, TransportHandle},
+        transport::{
+            AllowedPeers, RateLimitedLog, TransportEvent, TransportEvents, TransportHandle,
+        },
         vote::AttackClass,
     },
     metrics::ServerCounters,

@@ -271,7 +271,10 @@ mod tests {
         let large = Bytes::from(vec![b'x'; 64 << 10]);
         for peer in 0..=20 {
             for _ in 0..100 {
-                outbox.send(NodeId([peer; 16]), large.clone()).await.unwrap();
+                outbox
+                    .send(NodeId([peer; 16]), large.clone())
+                    .await
+                    .unwrap();
             }
         }
         assert_eq!(outbox.waiting.len() - 1, MOST_BYTES / large.len());

@@ -47,8 +47,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use self::answers::Answers;
 pub use self::digest::Digest;
 use self::incidents::Incidents;
-use self::inventory::Counted;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
+use self::inventory::Counted;
 pub use self::io::{
     Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary,
 };

@@ -416,7 +416,10 @@ mod tests {
         for (bytes, most) in [(64 << 10, 4), (1, 32)] {
             let mut ends = ends(ROOM);
             let mut taken = 0;
-            while timeout(MOMENT, ends.feed.send(said(1, bytes))).await.is_ok() {
+            while timeout(MOMENT, ends.feed.send(said(1, bytes)))
+                .await
+                .is_ok()
+            {
                 taken += 1;
             }
             assert_eq!(taken, most, "of {bytes} bytes");
@@ -466,9 +469,7 @@ mod tests {
         assert_eq!(from(&ends.events.try_recv().unwrap()), 1, "earned again");
         ends.events.charge(liar, 500_000);
         assert!(ends.events.try_recv().is_none());
-        ends.clock
-            .0
-            .store(2 * SHARE * 1_000_000, Ordering::Relaxed);
+        ends.clock.0.store(2 * SHARE * 1_000_000, Ordering::Relaxed);
         assert!(
             timeout(MOMENT, ends.events.recv()).await.is_ok(),
             "the wait ends by itself"

@@ -179,7 +179,11 @@ mod tests {
             max_bytes: 1,
         };
         let far = ["nats://192.0.2.1:4222"];
-        let here = ["nats://127.0.0.1:4222", "nats://[::1]:4222", "nats://localhost:4222"];
+        let here = [
+            "nats://127.0.0.1:4222",
+            "nats://[::1]:4222",
+            "nats://localhost:4222",
+        ];
         assert!(is_exposed(&config(&far, true, false)));
         assert!(is_exposed(&config(&[here[0], far[0]], true, false)));
         assert!(!is_exposed(&config(&here, true, false)));
