@@ -352,13 +352,14 @@ impl Engine {
         if vote.epoch_hash != self.roster.epoch_hash() && !planted(Bug::EpochUnbound) {
             // An epoch that is not here and not later will never be.
             let later = vote.epoch > self.roster.epoch();
-            return if vote.voter != from {
-                self.refuse(call, from, RefusalReason::NotOwnVote)
+            if vote.voter != from {
+                self.refuse(call, from, RefusalReason::NotOwnVote);
             } else if self.knows_epoch(&vote.epoch_hash) || !later {
-                self.refuse(call, from, RefusalReason::WrongEpoch)
+                self.refuse(call, from, RefusalReason::WrongEpoch);
             } else {
-                self.put_aside(call, from, &Message::Vote(Box::new(*ballot)))
-            };
+                self.put_aside(call, from, &Message::Vote(Box::new(*ballot)));
+            }
+            return;
         }
         if vote.epoch != self.roster.epoch() {
             return self.refuse(call, from, RefusalReason::WrongEpoch);
