@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use super::LedgerError;
 use super::checkpoint::SignedCheckpoint;
@@ -24,7 +24,7 @@ const BATCH: usize = 512;
 /// How long the disk has time for records that nobody waits for. A vote that has to be on the disk before it leaves
 /// would otherwise wait for the syncs of what was recorded around it; so it takes that along instead. They are
 /// written at once: only the end of the machine can lose them.
-const LAZY: Duration = Duration::from_millis(100);
+const LAZY_NS: u64 = 100_000_000;
 
 /// Whether the ledger takes records.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,13 +124,15 @@ impl LedgerHandle {
     /// [`LedgerError::Failed`] if the system gives no thread.
     pub fn start(ledger: Ledger, clock: Arc<dyn Clock>) -> Result<Self, LedgerError> {
         let (handle, commands) = Self::unattended((ledger.entries(), ledger.head()), clock);
-        let theirs = Arc::clone(&handle.shared);
+        let (theirs, time) = (Arc::clone(&handle.shared), Arc::clone(&handle.clock));
         std::thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(move || {
                 // For the time: it waits for records, or for the moment when those it has are due.
                 match Builder::new_current_thread().enable_time().build() {
-                    Ok(time) => time.block_on(write_all(ledger, commands, &theirs)),
+                    Ok(runtime) => {
+                        runtime.block_on(write_all(ledger, commands, &theirs, time.as_ref()));
+                    }
                     Err(error) => {
                         let why = format!("cannot start its thread: {error}");
                         tracing::error!(error = %why, "the ledger failed; this node signs no votes until it is restarted");
@@ -347,25 +349,34 @@ fn kib(json: &[u8]) -> u32 {
         .saturating_add(1)
 }
 
-/// The next records; none when there will be no more, or when what is written is `due` on the disk.
+/// The next records; none when there will be no more, or when what is written is due on the disk, in `left`.
 async fn next(
     commands: &mut mpsc::Receiver<Command>,
     batch: &mut Vec<Command>,
-    due: Option<Instant>,
+    left: Option<Duration>,
 ) -> usize {
     let more = commands.recv_many(batch, BATCH);
-    match due {
-        Some(due) => timeout_at(due, more).await.unwrap_or(0),
+    match left {
+        Some(left) => timeout(left, more).await.unwrap_or(0),
         None => more.await,
     }
 }
 
 /// Nothing in here waits but for records: the thread is the ledger's own.
-async fn write_all(mut ledger: Ledger, mut commands: mpsc::Receiver<Command>, shared: &Shared) {
+async fn write_all(
+    mut ledger: Ledger,
+    mut commands: mpsc::Receiver<Command>,
+    shared: &Shared,
+    clock: &dyn Clock,
+) {
     let mut batch = Vec::new();
     let mut closing: Vec<oneshot::Sender<()>> = Vec::new();
-    let mut due = None;
-    while closing.is_empty() && (next(&mut commands, &mut batch, due).await > 0 || due.is_some()) {
+    // When what is written has to be on the disk, on the monotonic clock.
+    let mut due: Option<u64> = None;
+    let left = |due: u64| Duration::from_nanos(due.saturating_sub(clock.mono_ns()));
+    while closing.is_empty()
+        && (next(&mut commands, &mut batch, due.map(left)).await > 0 || due.is_some())
+    {
         let mut waiting = Vec::new();
         for command in batch.drain(..) {
             match command {
@@ -401,14 +412,14 @@ async fn write_all(mut ledger: Ledger, mut commands: mpsc::Receiver<Command>, sh
                 }
             }
         }
-        let now = Instant::now();
         let lazy = waiting.is_empty()
             && closing.is_empty()
             && !commands.is_closed()
-            && due.is_none_or(|due| now < due);
+            && due.is_none_or(|due| !left(due).is_zero());
         let done = if lazy { ledger.write() } else { ledger.sync() };
         // What failed once is not tried again.
-        due = (lazy && done.is_ok()).then(|| due.unwrap_or(now + LAZY));
+        due = (lazy && done.is_ok())
+            .then(|| due.unwrap_or_else(|| clock.mono_ns().saturating_add(LAZY_NS)));
         match done {
             Ok(()) if lazy => {}
             Ok(()) => {

@@ -1,12 +1,13 @@
 //! A connection to a member, from the first message to the last.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::counters::count;
 use super::frame::{Frame, FrameError, Kind};
@@ -14,6 +15,7 @@ use super::grpc::{Link, Reader, Writer};
 use super::peers::{AllowedPeers, PeerIdentity};
 use super::registry::{self, Place, Slot};
 use super::{Inner, TransportEvent};
+use crate::clock::Clock;
 use crate::mesh::ids::NodeId;
 
 /// How long a peer may be silent before it is asked for a sign of life. Its answer says to both ends that the other
@@ -35,11 +37,12 @@ pub(super) async fn run(
     spki: [u8; 32],
     place: Place,
 ) {
-    let signs = Signs::new(if inner.node < node {
+    let patience = if inner.node < node {
         ASK
     } else {
         ASK + COURTESY
-    });
+    };
+    let signs = Signs::new(patience, &inner.clock);
     let why = tokio::select! {
         why = read(inner, &mut link.reader, source, node, &signs) => why,
         why = write(inner, &link.writer, &place.slot, &signs) => why,
@@ -66,34 +69,36 @@ struct Signs {
     wake: Notify,
     /// How long the peer may be silent before it is asked.
     patience: Duration,
-    begun: Instant,
-    /// When the peer was heard last, milliseconds after `begun`.
-    heard_ms: AtomicU64,
+    clock: Arc<dyn Clock>,
+    /// When the peer was heard last, on the monotonic clock.
+    heard_ns: AtomicU64,
 }
 
 impl Signs {
-    fn new(patience: Duration) -> Self {
+    fn new(patience: Duration, clock: &Arc<dyn Clock>) -> Self {
         Self {
-            patience,
             owed: AtomicBool::new(false),
             wake: Notify::new(),
-            begun: Instant::now(),
-            heard_ms: AtomicU64::new(0),
+            patience,
+            clock: Arc::clone(clock),
+            heard_ns: AtomicU64::new(clock.mono_ns()),
         }
     }
 
     fn heard(&self) {
-        let ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard_ms.store(ms, Ordering::Relaxed);
+        self.heard_ns.store(self.clock.mono_ns(), Ordering::Relaxed);
     }
 
-    /// When the peer is to be asked for a sign of life, if it is not heard until then.
-    fn ask_at(&self, asked: Option<Instant>) -> Instant {
-        let heard = self.begun + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed));
-        match asked {
-            Some(asked) if asked >= heard => asked + ASK_AGAIN,
-            _ => heard + self.patience,
-        }
+    /// In how long the peer is to be asked for a sign of life, if it is not heard until then; it was `asked` last
+    /// at that time.
+    fn ask_in(&self, asked: Option<u64>) -> Duration {
+        let heard = self.heard_ns.load(Ordering::Relaxed);
+        let (since, pause) = match asked {
+            Some(asked) if asked >= heard => (asked, ASK_AGAIN),
+            _ => (heard, self.patience),
+        };
+        let passed = self.clock.mono_ns().saturating_sub(since);
+        pause.saturating_sub(Duration::from_nanos(passed))
     }
 }
 
@@ -145,15 +150,15 @@ async fn write(inner: &Inner, writer: &Writer, slot: &Slot, signs: &Signs) -> &'
     let mut asked = None;
     loop {
         let mut ask = false;
-        let at = signs.ask_at(asked);
+        let pause = signs.ask_in(asked);
         tokio::select! {
             () = slot.queue.pushed.notified() => {}
             () = signs.wake.notified() => {}
             // It may have been heard meanwhile.
-            () = sleep_until(at) => ask = signs.ask_at(asked) <= Instant::now(),
+            () = sleep(pause) => ask = signs.ask_in(asked).is_zero(),
         }
         if ask {
-            asked = Some(Instant::now());
+            asked = Some(inner.clock.mono_ns());
         }
         match timeout(SILENCE, burst(inner, writer, slot, signs, ask)).await {
             Ok(Ok(())) => {}
