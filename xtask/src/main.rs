@@ -313,21 +313,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             row,
             full,
             json,
-        } => {
-            let report = match suite {
-                Suite::Dataplane => {
-                    setup::ensure(Profile::Bench, false, false)?;
-                    bench::dataplane(&bench::Selection { rows: row, full })?
-                }
-                Suite::Mesh => bench::mesh(&bench::Selection { rows: row, full })?,
-            };
-            if json {
-                println!("{}", serde_json::to_string_pretty(&report)?);
-            } else {
-                print!("{}", report.table());
-            }
-            Ok(())
-        }
+        } => measure(suite, bench::Selection { rows: row, full }, json),
         Task::Lab(LabArgs {
             command: None,
             nodes,
@@ -369,6 +355,22 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             command::attack(&options, nodes.unwrap_or(ATTACK_NODES), json)
         }
     }
+}
+
+fn measure(suite: Suite, selection: bench::Selection, json: bool) -> anyhow::Result<()> {
+    let report = match suite {
+        Suite::Dataplane => {
+            setup::ensure(Profile::Bench, false, false)?;
+            bench::dataplane(&selection)?
+        }
+        Suite::Mesh => bench::mesh(&selection)?,
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", report.table());
+    }
+    Ok(())
 }
 
 fn other_kernels(asked: &[Series], json: bool, limit: u32) -> anyhow::Result<()> {
