@@ -313,7 +313,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             row,
             full,
             json,
-        } => measure(suite, bench::Selection { rows: row, full }, json),
+        } => measure(suite, &bench::Selection { rows: row, full }, json),
         Task::Lab(LabArgs {
             command: None,
             nodes,
@@ -357,13 +357,13 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
     }
 }
 
-fn measure(suite: Suite, selection: bench::Selection, json: bool) -> anyhow::Result<()> {
+fn measure(suite: Suite, selection: &bench::Selection, json: bool) -> anyhow::Result<()> {
     let report = match suite {
         Suite::Dataplane => {
             setup::ensure(Profile::Bench, false, false)?;
-            bench::dataplane(&selection)?
+            bench::dataplane(selection)?
         }
-        Suite::Mesh => bench::mesh(&selection)?,
+        Suite::Mesh => bench::mesh(selection)?,
     };
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
