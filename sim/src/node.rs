@@ -277,8 +277,8 @@ pub struct Node {
     pub in_reach: BTreeSet<NodeId>,
     /// Nodes that were taken back: the last bucket that covers, known to this engine.
     pub taken_back: BTreeMap<NodeId, u64>,
-    /// Quarantines by vote that it knows of: bucket and decision.
-    pub spent: BTreeSet<(u64, DecisionId)>,
+    /// Quarantines by vote that it knows of: nodes, with the latest bucket of each.
+    pub spent: BTreeMap<NodeId, u64>,
     /// What its operator asked for about other nodes.
     pub asked_about: BTreeSet<NodeId>,
     /// Whom it saw attack.
@@ -320,7 +320,7 @@ impl Node {
             cut_off: BTreeMap::new(),
             in_reach: BTreeSet::new(),
             taken_back: BTreeMap::new(),
-            spent: BTreeSet::new(),
+            spent: BTreeMap::new(),
             asked_about: BTreeSet::new(),
             attacked_by: BTreeSet::new(),
         }

@@ -122,7 +122,8 @@ fn at_large(world: &World) -> Option<String> {
     let spent: BTreeSet<_> = members
         .iter()
         .flat_map(|i| &world.nodes[*i].spent)
-        .filter(|(bucket, _)| *bucket > from)
+        .filter(|(_, bucket)| **bucket > from)
+        .map(|(node, _)| *node)
         .collect();
     if spent.len() >= budget(roster.voters()) {
         return None;

@@ -71,7 +71,10 @@ impl Node {
                 && *kind == ActionKind::Quarantine
                 && let Ok(warrant @ Warrant::Votes(_)) = Warrant::from_bytes(warrant)
             {
-                self.spent.insert((warrant.bucket(), warrant.decision()));
+                if let Some(node) = warrant.action().subject.node() {
+                    let latest = self.spent.entry(node).or_default();
+                    *latest = warrant.bucket().max(*latest);
+                }
             }
         }
         self.engine = Some(engine);

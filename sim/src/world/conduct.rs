@@ -140,7 +140,8 @@ impl World {
                 );
             }
             if by_vote {
-                own.spent.insert((decision.bucket, decision.id));
+                let latest = own.spent.entry(node).or_default();
+                *latest = decision.bucket.max(*latest);
             }
         }
         own.disk.append(Entry::Decision {
@@ -255,8 +256,10 @@ impl World {
             );
         }
         let from = bucket_of(own.wall(self.now)).saturating_sub(HOUR);
-        let spent = own.spent.iter().filter(|(bucket, _)| *bucket > from);
-        if spent.count() >= budget(epoch.counting()) {
+        // Cutting the same node off once more costs nothing.
+        let spent = own.spent.iter();
+        let others = spent.filter(|(other, bucket)| **other != node && **bucket > from);
+        if others.count() >= budget(epoch.counting()) {
             return broken(
                 "budget",
                 format!("node {i} wants {node} cut off beyond what an hour allows"),
