@@ -160,8 +160,9 @@ impl Engine {
         let asked = self.conduct.limits.asked(call.now, kind);
         leaving.extend(asked.filter_map(|subject| subject.node()));
         leaving.insert(*node);
-        let members = self.roster.members().map(|(peer, _)| peer);
-        let left = members.filter(|peer| {
+        // Who only others say they hear may be left to nobody.
+        let met = self.connected.iter().chain([&self.config.node]);
+        let left = met.filter(|peer| {
             self.is_reachable(peer) && !silent.contains(*peer) && !leaving.contains(*peer)
         });
         if self.weight_of(left) < self.roster.t_hi() && !planted(Bug::BreakerOff) {

@@ -27,7 +27,7 @@ const LIVELY_US: u64 = 30 * 1_000_000;
 /// How often it also compares everything else, in case something was lost on the way, microseconds.
 const INVENTORY_US: u64 = 60 * 1_000_000;
 /// A request that brought nothing for so long is made again, microseconds.
-const REQUEST_US: u64 = 10 * 1_000_000;
+const REQUEST_US: u64 = 5 * 1_000_000;
 /// Statements asked for at a time.
 const MAX_ASKED: u64 = 2_048;
 /// Messages that answer one request.
