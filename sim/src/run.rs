@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use secmesh::mesh::roster::Roster;
 use secmesh::mesh::simulation;
 use secmesh::mesh::vote::AttackClass;
 
@@ -102,7 +103,9 @@ fn phases(world: &mut World) -> Result<(), Violation> {
     world.run_until(until - 2 * S)?;
     world.truce = true;
     world.run_until(until)?;
-    blocked(world)?;
+    if standing::suffice(world, Roster::needed) {
+        blocked(world)?;
+    }
     agree_until(world, until + AGREE_US)?;
     world.truce = false;
     epochs_go_on(world)?;
@@ -139,6 +142,9 @@ fn epochs_go_on(world: &mut World) -> Result<(), Violation> {
         engines.map(|e| e.roster().epoch()).min().unwrap_or(0)
     };
     let before = lowest(world);
+    if !standing::suffice(world, Roster::t_hi) {
+        return Ok(());
+    }
     if length <= 60 * S {
         // Clocks differ, a liar may be the proposer some rounds long, and a round is longer than the one before.
         let until = world.now + length + ROUNDS_US;

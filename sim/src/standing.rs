@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use secmesh::mesh::engine::Automatic;
 use secmesh::mesh::ids::NodeId;
+use secmesh::mesh::roster::Roster;
 use secmesh::mesh::vote::{ActionKind, bucket_of};
 
 use crate::cast::{S, START_US};
@@ -103,19 +104,33 @@ fn wait(
     Ok(())
 }
 
+/// Whether the honest nodes that are in the roster and not cut off can decide by themselves: they have that weight, and
+/// are of two zones where there are two. Less than a third of the nodes lie, but caps on zones, evidence and
+/// operators who cut honest nodes off move the weights.
+pub fn suffice(world: &World, needed: impl Fn(&Roster) -> u64) -> bool {
+    let members = world.members();
+    let first = members
+        .first()
+        .and_then(|i| world.nodes[*i].engine.as_ref());
+    let Some(first) = first else { return false };
+    let roster = first.roster();
+    let ids = members.iter().map(|i| &world.nodes[*i].id);
+    let honest = ids.filter(|id| !first.is_quarantined(id));
+    let voting: Vec<_> = honest
+        .filter_map(|id| roster.get(id))
+        .filter(|m| m.weight > 0)
+        .collect();
+    let weight: u64 = voting.iter().map(|m| u64::from(m.weight)).sum();
+    let zones: BTreeSet<_> = voting.iter().map(|m| &m.record.zone).collect();
+    weight >= needed(roster) && zones.len() >= roster.zone_count().min(2)
+}
+
 /// A proved liar that an honest node has not cut off although it could.
 fn at_large(world: &World) -> Option<String> {
     let members = world.members();
     let first = world.nodes[*members.first()?].engine.as_ref()?;
     let roster = first.roster();
-    // Without T_hi of honest weight in two zones nobody need be able to.
-    let honest = members
-        .iter()
-        .filter_map(|i| roster.get(&world.nodes[*i].id));
-    let voting: Vec<_> = honest.filter(|m| m.weight > 0).collect();
-    let weight: u64 = voting.iter().map(|m| u64::from(m.weight)).sum();
-    let zones: BTreeSet<_> = voting.iter().map(|m| &m.record.zone).collect();
-    if weight < roster.t_hi() || zones.len() < roster.zone_count().min(2) {
+    if !suffice(world, Roster::t_hi) {
         return None;
     }
     let from = bucket_of(START_US + world.now).saturating_sub(60);

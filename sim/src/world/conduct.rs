@@ -73,6 +73,10 @@ impl World {
         let Some(engine) = &self.nodes[at].engine else {
             let again = Event::Happen(Happening::Order { at, node, readmit });
             let later = self.now + 3 * S;
+            // Nobody is cut off any more in the second phase.
+            if !readmit && later >= self.plan.heal_us {
+                return Ok(());
+            }
             self.schedule(later, again);
             return Ok(());
         };
