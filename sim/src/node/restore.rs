@@ -70,11 +70,10 @@ impl Node {
             if let Entry::Decision { kind, warrant, .. } = entry
                 && *kind == ActionKind::Quarantine
                 && let Ok(warrant @ Warrant::Votes(_)) = Warrant::from_bytes(warrant)
+                && let Some(node) = warrant.action().subject.node()
             {
-                if let Some(node) = warrant.action().subject.node() {
-                    let latest = self.spent.entry(node).or_default();
-                    *latest = warrant.bucket().max(*latest);
-                }
+                let latest = self.spent.entry(node).or_default();
+                *latest = warrant.bucket().max(*latest);
             }
         }
         self.engine = Some(engine);

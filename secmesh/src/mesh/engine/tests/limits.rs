@@ -153,3 +153,19 @@ fn who_does_not_answer_is_not_left_for_the_breaker() {
     assert_eq!(net.own_verdicts(1), [], "voted with 200 of 267 left");
     assert_eq!(net.refused(1, RefusalReason::CircuitBreaker), 1);
 }
+
+#[test]
+fn who_is_heard_of_only_is_not_left_for_the_breaker() {
+    let mut net = Net::four();
+    net.input(1, Input::PeerDown(node_id(3)));
+    // Others say that it answers them: it may vote, but who says so may lie.
+    let input = Input::Liveness {
+        node: node_id(3),
+        now: Liveness::Alive,
+    };
+    net.input(1, input);
+    assert!(net.engines[&1].is_reachable(&node_id(3)));
+    net.is_attacked(1, 4);
+    assert_eq!(net.own_verdicts(1), [], "voted with 200 of 267 met");
+    assert_eq!(net.refused(1, RefusalReason::CircuitBreaker), 1);
+}
