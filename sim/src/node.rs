@@ -268,6 +268,8 @@ pub struct Node {
     pub watchman: Option<Watchman>,
     /// Since when it does not run, if it did before.
     pub down_since: Option<u64>,
+    /// When it said last that it may have voted on something before its clock was set back, and is silent.
+    pub mute_at: Option<u64>,
     /// Frontier, by its hash, at which trust was last looked at.
     pub judged: Option<Hash>,
     /// Who was cut off here before the call under way: since which bucket.
@@ -316,6 +318,7 @@ impl Node {
             notary: None,
             watchman: None,
             down_since: None,
+            mute_at: None,
             judged: None,
             cut_off: BTreeMap::new(),
             in_reach: BTreeSet::new(),

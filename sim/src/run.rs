@@ -99,11 +99,12 @@ fn phases(world: &mut World) -> Result<(), Violation> {
         // A node whose clock was ahead says nothing about the minutes of which it forgot its votes.
         world.run_until(world.now + 2 * crate::world::BUCKET)?;
     }
+    let begin = world.now;
     let until = last_attack(world)?;
     world.run_until(until - 2 * S)?;
     world.truce = true;
     world.run_until(until)?;
-    if standing::suffice(world, Roster::needed) {
+    if standing::suffice(world, begin, Roster::needed) {
         blocked(world)?;
     }
     agree_until(world, until + AGREE_US)?;
@@ -142,7 +143,7 @@ fn epochs_go_on(world: &mut World) -> Result<(), Violation> {
         engines.map(|e| e.roster().epoch()).min().unwrap_or(0)
     };
     let before = lowest(world);
-    if !standing::suffice(world, Roster::t_hi) {
+    if !standing::suffice(world, u64::MAX, Roster::t_hi) {
         return Ok(());
     }
     if length <= 60 * S {

@@ -106,15 +106,20 @@ fn wait(
 
 /// Whether the honest nodes that are in the roster and not cut off can decide by themselves: they have that weight, and
 /// are of two zones where there are two. Less than a third of the nodes lie, but caps on zones, evidence and
-/// operators who cut honest nodes off move the weights.
-pub fn suffice(world: &World, needed: impl Fn(&Roster) -> u64) -> bool {
+/// operators who cut honest nodes off move the weights. Who was mute since `since`, because it may have voted before its
+/// clock was set back, is none of them.
+pub fn suffice(world: &World, since: u64, needed: impl Fn(&Roster) -> u64) -> bool {
     let members = world.members();
     let first = members
         .first()
         .and_then(|i| world.nodes[*i].engine.as_ref());
     let Some(first) = first else { return false };
     let roster = first.roster();
-    let ids = members.iter().map(|i| &world.nodes[*i].id);
+    let nodes = members.iter().map(|i| &world.nodes[*i]);
+    let mute = |at: u64| at >= since;
+    let ids = nodes
+        .filter(|node| !node.mute_at.is_some_and(mute))
+        .map(|node| &node.id);
     let honest = ids.filter(|id| !first.is_quarantined(id));
     let voting: Vec<_> = honest
         .filter_map(|id| roster.get(id))
@@ -130,7 +135,7 @@ fn at_large(world: &World) -> Option<String> {
     let members = world.members();
     let first = world.nodes[*members.first()?].engine.as_ref()?;
     let roster = first.roster();
-    if !suffice(world, Roster::t_hi) {
+    if !suffice(world, u64::MAX, Roster::t_hi) {
         return None;
     }
     let from = bucket_of(START_US + world.now).saturating_sub(60);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use secmesh::mesh::engine::Output;
+use secmesh::mesh::engine::{Output, RefusalReason};
 use secmesh::mesh::ids::{Hash, NodeId};
 use secmesh::mesh::vote::{ActionKind, Ballot};
 
@@ -217,9 +217,14 @@ impl World {
                 }
             }
             Output::VoteSeen(vote) if !vote.own => self.takes(i, &vote)?,
-            Output::Refused { from, reason } => self.trace.line(self.now, || {
-                format!("{i} refuses {reason} of {:?}", self.index.get(&from))
-            }),
+            Output::Refused { from, reason } => {
+                if reason == RefusalReason::ClockSetBack {
+                    self.nodes[i].mute_at = Some(self.now);
+                }
+                self.trace.line(self.now, || {
+                    format!("{i} refuses {reason} of {:?}", self.index.get(&from))
+                });
+            }
             Output::Swim { message, .. } => self.keep_for_watchman(*message),
             Output::Watch { .. }
             | Output::VoteSeen(_)
