@@ -1,6 +1,5 @@
 //! Evidence on the nodes: decoding, one encoding each, no forgery.
 
-use secmesh::mesh::crypto::Signer;
 use secmesh::mesh::evidence::{
     Body, Dossier, EvidenceMessage, EvidenceSet, Frontier, Inserted, Misconduct, OperatorVerdict,
     Outcome, OutcomeKind, Question, Remediation, Reveal, Ruling, Say, SignedVerdict, Statement,
@@ -10,7 +9,7 @@ use secmesh::mesh::message::{EquivocationProof, Message};
 use secmesh::mesh::trust::Params;
 
 use super::mesh::canonical;
-use crate::samples::{Mesh, mesh};
+use crate::samples::{Mesh, mesh, operator, signer};
 
 /// The second node writes the log of the seeds; nobody else writes anything.
 const AUTHOR: u8 = 2;
@@ -35,7 +34,7 @@ fn bodies(mesh: &Mesh) -> Option<Vec<Body>> {
             packets: 12,
             dossier: dossier.clone(),
         }),
-        Body::Verdict(verdict.sign(&Signer::from_secret(&[0xee; 32])), dossier),
+        Body::Verdict(verdict.sign(&operator()), dossier),
         Body::Question(Question {
             target,
             commitment: Hash([3; 32]),
@@ -62,7 +61,7 @@ fn bodies(mesh: &Mesh) -> Option<Vec<Body>> {
 
 /// A log with one statement of each kind.
 fn log(mesh: &Mesh) -> Option<EvidenceSet> {
-    let author = Signer::from_secret(&[AUTHOR; 32]);
+    let author = signer(AUTHOR);
     let node = mesh.ballots.get(usize::from(AUTHOR) - 1)?.signed.vote.voter;
     let mut set = EvidenceSet::new(mesh.roster.mesh());
     for body in bodies(mesh)? {
