@@ -10,7 +10,7 @@ use secmesh::mesh::decision::{OperatorRelease, SignedRelease};
 use secmesh::mesh::epoch::{
     CertifiedEpoch, EpochParams, EpochRecord, EpochVote, Proposal, Removal, Step, VoteSet,
 };
-use secmesh::mesh::evidence::{Frontier, LogHead};
+use secmesh::mesh::evidence::{Frontier, LogHead, ProofKind};
 use secmesh::mesh::genesis::{Genesis, Params, SignedGenesis};
 use secmesh::mesh::ids::{Hash, Name, TicketId, Zone};
 use secmesh::mesh::roster::Roster;
@@ -56,7 +56,7 @@ pub fn mesh() -> Option<&'static Mesh> {
 
 /// In all keys; another one whenever other things are signed here: a corpus of before holds things that are no
 /// forgeries by the same keys, and not among these. No number of a node or a ticket.
-const EDITION: u8 = 0xe2;
+const EDITION: u8 = 0xe3;
 
 /// The key of a node, or of a ticket.
 pub fn signer(number: u8) -> Signer {
@@ -110,6 +110,9 @@ fn make() -> Option<Mesh> {
     )
     .sign(&operator());
     let next = next_epoch(&roster, &genesis, &members);
+    // The other form of a record.
+    let mut proved = next.clone();
+    proved.members.first_mut()?.proved = [ProofKind::LedgerFork].into_iter().collect();
     Some(Mesh {
         genesis: genesis.sign(&operator()),
         roster,
@@ -121,11 +124,11 @@ fn make() -> Option<Mesh> {
         proposal: Proposal {
             signed: epoch_vote(&next, 1, Step::Propose).sign(&signer(1)),
             polka: Some(vote_set(&next, Step::Prevote)),
-            record: next.clone(),
+            record: next,
         },
         epoch: CertifiedEpoch {
-            precommits: vote_set(&next, Step::Precommit),
-            record: next,
+            precommits: vote_set(&proved, Step::Precommit),
+            record: proved,
         },
     })
 }

@@ -72,6 +72,8 @@ pub struct Config {
     pub clock_offset_ns: u64,
     /// Seed of the guard's, the lists' and the hot sources' hashes; stays as long as those maps do.
     pub table_seed: u64,
+    /// What prints of IPv6 addresses are made with: [`crate::list::print_keys`] of [`Config::table_seed`].
+    pub print_keys: [u64; crate::list::PRINT_KEYS],
     /// Checks in force: [`crate::reason::Reason::bit`]s. A reason without its bit is neither counted nor
     /// dropped for; decisions, prefixes and lists need none.
     pub checks: u64,
@@ -112,6 +114,13 @@ pub struct Config {
     pub list_ranges4: [u32; 2],
     /// IPv6 ranges in each half.
     pub list_ranges6: [u32; 2],
+    /// Buckets of IPv4 networks in each half ([`crate::nets`]); 0: ranges are searched for.
+    pub list_nets4: [u32; 2],
+    /// Buckets of IPv6 networks in each half.
+    pub list_nets6: [u32; 2],
+    /// Of which families all ranges are among the networks of each half: [`crate::nets::WHOLE4`],
+    /// [`crate::nets::WHOLE6`].
+    pub list_whole: [u32; 2],
     /// Whether a prefix shorter than the IPv6 guard can tell is blocked: then the guard is not asked.
     pub guard6_off: u32,
     /// How far a guard's hash is shifted to be a neighbourhood's number: see [`crate::list::guard_shift`].
@@ -193,7 +202,8 @@ impl Config {
 }
 
 const _: () = assert!(
-    size_of::<Config>() == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 20 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
+    size_of::<Config>()
+        == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 10 * 8 + 26 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
     "layout"
 );
 

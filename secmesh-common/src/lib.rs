@@ -19,6 +19,7 @@ pub mod event;
 pub mod flow;
 pub mod limit;
 pub mod list;
+pub mod nets;
 pub mod packet;
 pub mod port;
 pub mod process;
@@ -28,4 +29,4 @@ pub mod sanity;
 /// Version of every layout in this crate that is pinned in bpffs.
 ///
 /// A controller that finds pinned maps of another version must not read them as its own.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;

@@ -6,8 +6,9 @@
 //! bitmap with which a packet of no blocked neighbourhood skips every table for the price of one load.
 //!
 //! What a flood of listed sources costs is cache misses, so what every lookup reads is as small as it can be:
-//! a bucket has the addresses and what it takes to see that they are in force; the list that names an address
-//! and its hits are in a table beside it ([`Listed`]), which one packet in [`HIT_SAMPLE`] touches. Tables have
+//! a bucket has the addresses (of IPv6 half as long prints of them, [`print6`]) and what it takes to see that they are
+//! in force; the list that names an address and its hits are in a table beside it ([`Listed`]), which one packet in
+//! [`HIT_SAMPLE`] touches. Tables have
 //! as many buckets as they need, not the next power of two.
 //!
 //! Who writes: the controller only, apart from hit counts. The order of its writes keeps every entry
@@ -30,10 +31,10 @@ pub const EXPIRY_NEVER: u32 = u32::MAX;
 /// IPv4 hosts in one bucket: one cache line.
 pub const BUCKET4: usize = 15;
 /// IPv6 hosts in one bucket: one cache line.
-pub const BUCKET6: usize = 4;
+pub const BUCKET6: usize = 8;
 /// Buckets of the IPv6 table that share one word about the soonest end, as a power of two: together
 /// they stay in the first-level cache.
-pub const GROUP6_SHIFT: u32 = 5;
+pub const GROUP6_SHIFT: u32 = 4;
 
 /// Fewest buckets of a host table: with so many, every bucket has addresses that do not belong there, which its
 /// free slots hold.
@@ -42,7 +43,7 @@ pub const MIN_BUCKETS: u32 = 16;
 /// One packet in so many that meet a list is counted, as so many.
 pub const HIT_SAMPLE: u64 = 64;
 
-/// What is beside a slot of a host table: at bucket × slots of a bucket + slot.
+/// What is beside a slot of the IPv4 host table: at bucket × slots of a bucket + slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Listed {
@@ -54,6 +55,16 @@ pub struct Listed {
     pub flags: u16,
     /// Packets that met it, by one sample in [`HIT_SAMPLE`].
     pub hits: u64,
+}
+
+/// What is beside a slot of the IPv6 host table; see [`Listed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C, align(8))]
+pub struct Listed6 {
+    /// The address whose print is in the slot, network byte order.
+    pub addr: [u8; 16],
+    /// When it ends and what has met it.
+    pub beside: Listed,
 }
 
 /// One bucket of the IPv4 host table.
@@ -71,8 +82,8 @@ pub struct ListBucket4 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C, align(8))]
 pub struct ListBucket6 {
-    /// Addresses, network byte order; free slots as in [`ListBucket4`].
-    pub addrs: [[u8; 16]; BUCKET6],
+    /// A [`print6`] of each address. A free slot has one that belongs into other buckets.
+    pub prints: [u64; BUCKET6],
 }
 
 /// A range of addresses of a list.
@@ -113,6 +124,7 @@ pub struct ListRange6 {
 
 const _: () = {
     assert!(size_of::<Listed>() == 16, "layout");
+    assert!(size_of::<Listed6>() == 32, "layout");
     assert!(size_of::<ListBucket4>() == 64, "one cache line");
     assert!(size_of::<ListBucket6>() == 64, "one cache line");
     assert!(size_of::<ListRange4>() == 24, "layout");
@@ -213,13 +225,10 @@ const fn guard(key: u64, seed: u64, shift: u32) -> GuardPlace {
     }
 }
 
-/// An IPv6 address as two halves in host byte order.
+/// Eight bytes of an address, as [`native`] makes them, as a number in host byte order.
 #[inline(always)]
-pub const fn halves(words: &Words) -> [u64; 2] {
-    [
-        ((u32::from_be(words[0]) as u64) << 32) | u32::from_be(words[1]) as u64,
-        ((u32::from_be(words[2]) as u64) << 32) | u32::from_be(words[3]) as u64,
-    ]
+pub const fn host_order(half: u64) -> u64 {
+    ((u32::from_be(half as u32) as u64) << 32) | u32::from_be((half >> 32) as u32) as u64
 }
 
 /// The two buckets of an IPv4 address (network byte order word) among so many.
@@ -229,19 +238,55 @@ pub const fn buckets4(word: u32, seed: u64, buckets: u32) -> [u32; 2] {
     two(hash ^ (hash >> 29), buckets)
 }
 
-/// The two buckets of an IPv6 address.
+/// Secret numbers that [`print6`] is made with.
+pub const PRINT_KEYS: usize = 10;
+
+/// The numbers of a seed: successive values of SplitMix64 (Steele, Lea and Flood 2014).
+pub fn print_keys(seed: u64) -> [u64; PRINT_KEYS] {
+    let mut state = seed;
+    [(); PRINT_KEYS].map(|()| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    })
+}
+
+/// An IPv6 address as 63 bits, whose halves are as [`native`] makes them: half the memory of an address, which is
+/// what a flood of random sources is slowed down by. The uppermost bit is zero, so that the difference of two prints
+/// less one has it only if they are equal: half the instructions of a comparison without a branch.
+///
+/// Two multilinear hashes of four 32-bit words, each strongly universal (Lemire and Kaser 2014, "Strongly universal
+/// string hashing is fast"): whichever two addresses somebody chooses who does not know the keys, they have the same
+/// print with a probability of 2^-63, as far as [`print_keys`] are as good as random. So a list of a million addresses
+/// names a given stranger with one of 2^-43, and packets that are counted (one in [`HIT_SAMPLE`]) are compared whole.
 #[inline(always)]
-pub const fn buckets6(words: &Words, seed: u64, buckets: u32) -> [u32; 2] {
-    let [low, high] = native(words);
-    let hash = (low ^ (seed >> 32)).wrapping_mul(seed | 1);
-    let hash = (hash ^ (hash >> 31) ^ high).wrapping_mul(seed.rotate_left(23) | 1);
-    two(hash ^ (hash >> 29), buckets)
+pub const fn print6(low: u64, high: u64, keys: &[u64; PRINT_KEYS]) -> u64 {
+    let (a, b) = (low & 0xffff_ffff, low >> 32);
+    let (c, d) = (high & 0xffff_ffff, high >> 32);
+    let first = keys[0]
+        .wrapping_add(keys[1].wrapping_mul(a))
+        .wrapping_add(keys[2].wrapping_mul(b))
+        .wrapping_add(keys[3].wrapping_mul(c))
+        .wrapping_add(keys[4].wrapping_mul(d));
+    let second = keys[5]
+        .wrapping_add(keys[6].wrapping_mul(a))
+        .wrapping_add(keys[7].wrapping_mul(b))
+        .wrapping_add(keys[8].wrapping_mul(c))
+        .wrapping_add(keys[9].wrapping_mul(d));
+    (first >> 32) | (second & 0x7fff_ffff_0000_0000)
+}
+
+/// The two buckets of an IPv6 address by its [`print6`].
+#[inline(always)]
+pub const fn buckets6(print: u64, buckets: u32) -> [u32; 2] {
+    two(print, buckets)
 }
 
 /// Two numbers below `buckets` from a hash. Each half is scaled by a multiplication (Lemire 2019), so `buckets`
 /// need not be a power of two.
 #[inline(always)]
-const fn two(hash: u64, buckets: u32) -> [u32; 2] {
+pub(crate) const fn two(hash: u64, buckets: u32) -> [u32; 2] {
     // Two products with a fold between them: neighbours differ in the upper bits only, and a product spreads
     // upwards only.
     let hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -310,13 +355,15 @@ const _: () = assert!(size_of::<HotSource>() == 64, "one cache line");
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed};
+    use super::{HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed, Listed6};
     // SAFETY: as below.
     unsafe impl aya::Pod for Listed {}
     // SAFETY: repr(C), only integers, no padding (sizes asserted above), every bit pattern is valid.
     unsafe impl aya::Pod for ListBucket4 {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ListBucket6 {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Listed6 {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ListRange4 {}
     // SAFETY: as above.
@@ -332,6 +379,43 @@ mod tests {
     use std::{collections::BTreeSet, format, vec::Vec};
 
     use super::*;
+
+    fn buckets6_of(words: &Words, seed: u64, buckets: u32) -> [u32; 2] {
+        let [low, high] = native(words);
+        buckets6(print6(low, high, &print_keys(seed)), buckets)
+    }
+
+    #[test]
+    fn every_bit_of_an_address_and_of_the_seed_tells_in_its_print() {
+        let keys = print_keys(SEED);
+        let mut prints = BTreeSet::new();
+        let mut count = 0;
+        for (low, high) in numbers().zip(numbers().skip(7)) {
+            prints.insert(print6(low, high, &keys));
+            count += 1;
+        }
+        for bit in 0..64 {
+            prints.insert(print6(1 << bit, 0, &keys));
+            prints.insert(print6(0, 1 << bit, &keys));
+            prints.insert(print6(0, 0, &print_keys(SEED ^ (1 << bit))));
+            count += 3;
+        }
+        assert_eq!(prints.len(), count);
+        // Both halves by themselves: one alone would be 32 bits.
+        for shift in [0, 32] {
+            let halves: BTreeSet<u32> = prints.iter().map(|p| (p >> shift) as u32).collect();
+            assert!(halves.len() + 3 > count, "{shift}");
+        }
+    }
+
+    #[test]
+    fn halves_of_an_address_are_in_host_byte_order() {
+        let bytes = 0x2001_0db8_0102_0304_0506_0708_090a_0b0c_u128.to_be_bytes();
+        let (words, _) = bytes.as_chunks::<4>();
+        let words = [words[0], words[1], words[2], words[3]].map(u32::from_ne_bytes);
+        let expected = [0x2001_0db8_0102_0304, 0x0506_0708_090a_0b0c];
+        assert_eq!(native(&words).map(host_order), expected);
+    }
 
     /// Numbers spread over as many buckets hit some 63 % of them if each one's is as good as random.
     fn ensure_spread(buckets: impl Iterator<Item = [u32; 2]>, of: usize, what: &str) {
@@ -368,7 +452,7 @@ mod tests {
                         let (words, _) = bytes.as_chunks::<4>();
                         [words[0], words[1], words[2], words[3]].map(u32::from_ne_bytes)
                     });
-                    let buckets = words.map(|words| buckets6(&words, seed, of));
+                    let buckets = words.map(|words| buckets6_of(&words, seed, of));
                     ensure_spread(
                         buckets,
                         of as usize,
@@ -403,7 +487,7 @@ mod tests {
             let words = [n as u32, (n >> 32) as u32, 7, (n >> 16) as u32];
             for place in buckets4(n as u32, SEED, count)
                 .into_iter()
-                .chain(buckets6(&words, SEED, count))
+                .chain(buckets6_of(&words, SEED, count))
             {
                 used[place as usize] += 1;
             }

@@ -20,6 +20,7 @@ use crate::{
     count::bump,
     list,
     maps::{ALLOW4, ALLOW6, BLOCK4, BLOCK6, HOT, PREFIX4, PREFIX6},
+    quick,
 };
 
 /// Adds to a counter that every CPU writes.
@@ -48,10 +49,14 @@ pub enum Verdict {
     Vetted(Reason),
 }
 
-/// Looks the source up: decisions first, then lists.
+/// Looks the source up: decisions first, then lists. `seen` is what [`crate::quick::look`] said.
 #[inline(always)]
-pub fn check(packet: &Packet, config: &Config, counters: &mut Counters) -> Verdict {
-    let guard = list::guard(packet, config);
+pub fn check(packet: &Packet, seen: u64, config: &Config, counters: &mut Counters) -> Verdict {
+    let guard = if seen == quick::UNSEEN {
+        list::guard(packet, config)
+    } else {
+        seen
+    };
     if guard == 0 {
         return Verdict::Clear;
     }
@@ -133,31 +138,71 @@ fn add_hits(entry: &mut BlockEntry, hits: u64, bytes: u64, now: u64) {
     atomic_add(&raw mut entry.bytes, bytes);
 }
 
+/// The slot of a source among the hot ones, whoever is in it.
+#[inline(always)]
+fn hot_slot(src: &Words, family: Family, config: &Config) -> Option<&'static mut HotSource> {
+    let hot = HOT.get_ptr_mut(hot_place(src, family, config.table_seed))?;
+    // SAFETY: array entries are never freed while the program runs. Other CPUs may write the slot; then its
+    // counts are lower bounds, and an address that is half one source's and half another's is no source's.
+    Some(unsafe { &mut *hot })
+}
+
+/// Whether a source is in its slot, blocked until later than `now`; then the packet is counted there.
+#[inline(always)]
+fn meets(
+    hot: &mut HotSource,
+    src: &Words,
+    family: Family,
+    bytes: u64,
+    now: u64,
+    config: &Config,
+) -> bool {
+    let is_there = hot.addr == *src
+        && hot.family == family as u32
+        && hot.generation == config.hot_generation
+        && hot.expires_ns > now;
+    if is_there {
+        hot.hits += 1;
+        hot.bytes += bytes;
+        hot.last_ns = now;
+    }
+    is_there
+}
+
+#[inline(always)]
+fn is_stale(hot: &HotSource, now: u64) -> bool {
+    now.wrapping_sub(hot.flushed_ns) >= HOT_FLUSH_NS
+}
+
+/// Whether a source is a hot one whose entry need not be asked now; counts the packet then. No other table says more of
+/// it: see [`exact`].
+#[inline(always)]
+pub fn is_hot(src: &Words, family: Family, bytes: u64, config: &Config) -> bool {
+    let Some(hot) = hot_slot(src, family, config) else {
+        return false;
+    };
+    let now = now_ns(config);
+    !is_stale(hot, now) && meets(hot, src, family, bytes, now, config)
+}
+
 /// The exact maps, with the hot sources before them: a source that is being dropped costs one load and no
 /// call, and its map entry gets its counts ten times a second.
 #[inline(always)]
 fn exact(packet: &Packet, config: &Config, counters: &mut Counters) -> Exact {
-    let Some(hot) = HOT.get_ptr_mut(hot_place(&packet.src, packet.family, config.table_seed))
-    else {
+    let Some(hot) = hot_slot(&packet.src, packet.family, config) else {
         return Exact::No;
     };
-    // SAFETY: array entries are never freed while the program runs. Other CPUs may write the slot; then its
-    // counts are lower bounds, and an address that is half one source's and half another's is no source's.
-    let hot = unsafe { &mut *hot };
-    let now = now_ns(config);
-    if hot.addr == packet.src
-        && hot.family == packet.family as u32
-        && hot.generation == config.hot_generation
-        && hot.expires_ns > now
-    {
-        hot.hits += 1;
-        hot.bytes += u64::from(packet.wire_len);
-        hot.last_ns = now;
-        if now.wrapping_sub(hot.flushed_ns) < HOT_FLUSH_NS || flush(hot, now) {
+    let (bytes, now) = (u64::from(packet.wire_len), now_ns(config));
+    if meets(hot, &packet.src, packet.family, bytes, now, config) {
+        if !is_stale(hot, now) || flush(hot, now) {
             return Exact::Hot;
         }
         return Exact::No;
     }
+    // Before the entry and the allowlist are asked: the controller changes those first and this after, and a slot of the
+    // old one is empty then.
+    // SAFETY: a field of the configuration's entry, which is never freed while the program runs; aligned.
+    let generation = unsafe { (&raw const config.hot_generation).read_volatile() };
     let Some(entry) = entry_of(&packet.src, packet.family as u32) else {
         return Exact::No;
     };
@@ -185,7 +230,7 @@ fn exact(packet: &Packet, config: &Config, counters: &mut Counters) -> Exact {
         bytes: 0,
         flushed_ns: now,
         last_ns: now,
-        generation: config.hot_generation,
+        generation,
         family: packet.family as u32,
     };
     Exact::Yes

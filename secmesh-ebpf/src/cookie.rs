@@ -16,8 +16,8 @@ use aya_ebpf::{
     helpers::{
         bpf_check_mtu, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_gen_syncookie,
         bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6,
-        bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
-        bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+        bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_head,
+        bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
     },
     programs::XdpContext,
 };
@@ -465,7 +465,7 @@ fn answer(ctx: &XdpContext, packet: &Packet, cookie: u32, ack: u32, scratch: &mu
     };
     let delta = (l3 + rest).wrapping_sub(before).cast_signed();
     // SAFETY: no pointer into the packet is used after this; the helper checks the new length.
-    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
+    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 && !begin_earlier(ctx, delta, scratch) {
         return false;
     }
     // SAFETY: twelve bytes on our stack; the helper checks the frame's end.
@@ -484,6 +484,30 @@ fn answer(ctx: &XdpContext, packet: &Packet, cookie: u32, ack: u32, scratch: &mu
         unsafe { bpf_xdp_store_bytes(ctx.ctx, l3, words.cast(), 64) }
     };
     stored == 0
+}
+
+/// Bytes by which the answer to an attempt without options is longer than it: the MSS option.
+const LONGER: i32 = 4;
+
+/// Makes the frame longer at its beginning, if there is no room behind it: in generic mode a socket buffer may end where
+/// its frame does. The tags, and what else is between the link addresses and the IP header, move along; the addresses
+/// and the packet are written after this.
+#[inline(always)]
+fn begin_earlier(ctx: &XdpContext, delta: i32, scratch: &mut Scratch) -> bool {
+    /// Two tags and the type of what follows.
+    const TAGS: u32 = 10;
+    if delta != LONGER {
+        return false;
+    }
+    let words = scratch.answer.as_mut_ptr().cast();
+    // SAFETY: no pointer into the packet is used after this; the helper checks the new beginning.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -LONGER) } != 0 {
+        return false;
+    }
+    // SAFETY: ten of the sixty-four bytes that are there; the helper checks the frame's end.
+    let loaded = unsafe { bpf_xdp_load_bytes(ctx.ctx, 12 + LONGER as u32, words, TAGS) };
+    // SAFETY: as above. What lies behind the type is the packet's, which is written over.
+    loaded == 0 && unsafe { bpf_xdp_store_bytes(ctx.ctx, 12, words, TAGS) } == 0
 }
 
 /// A segment for a listener that may return a cookie, while some listener is flooded.

@@ -5,48 +5,180 @@ use secmesh_common::{
     counters::{Counter, Counters},
     list::{
         BUCKET4, BUCKET6, EXPIRY_SHIFT, GROUP6_SHIFT, GUARD_ALL, GUARD_HOST, GUARD_RANGE,
-        GuardPlace, HIT_SAMPLE, INDEX4, ListRange6, Listed, SEARCH_STEPS, WIDE4_DECISION,
+        GuardPlace, HIT_SAMPLE, INDEX4, ListRange6, Listed, Listed6, SEARCH_STEPS, WIDE4_DECISION,
         WIDE4_LIST, WIDE6_DECISION, WIDE6_LIST, buckets4, buckets6, guard4_long, guard4_short,
-        guard6_long, guard6_short, halves, native,
+        guard6_long, guard6_short, host_order, native, print6,
     },
-    packet::{Family, Packet},
+    packet::{Family, Packet, Words},
 };
 
 use crate::{
     clock::now_ns,
     count::bump,
     maps::{
-        GUARD4, GUARD6, INDEX, LIST4, LIST6, LISTED4, LISTED6, RANGE4, RANGE6, SEARCH6, SOONEST6,
+        CONFIG, GUARD4, GUARD6, INDEX, LIST4, LIST6, LISTED4, LISTED6, RANGE4, RANGE6, SEARCH6,
+        SOONEST6,
     },
+    nets,
 };
 
 /// Searches of one packet in tables that move under it.
 const SEARCHES: u32 = 4;
 
+/// A source's address, as the tables of its family want it.
+pub trait Source: Copy {
+    /// Its family.
+    const FAMILY: Family;
+
+    /// It as a packet has it.
+    fn words(self) -> Words;
+
+    /// What its neighbourhood holds: `GUARD_*` bits.
+    fn guard(self, config: &Config) -> u64;
+
+    /// What its host buckets say by themselves.
+    fn glance(self, config: &Config, now: u64) -> Glance;
+
+    /// What the networks of this half of the range maps say by themselves.
+    fn glance_nets(self, config: &Config, half: u32, now: u64) -> Glance;
+
+    /// Whether a range in this half of the range maps names it.
+    fn is_in_range(self, half: u32, now: u64, sampled: bool) -> bool;
+
+    /// How often a host of its family was moved. Read anew each time: the controller may be writing it.
+    fn moves(config: &Config) -> u32;
+}
+
+/// An IPv4 source.
+#[derive(Clone, Copy)]
+pub struct Source4 {
+    /// As it is in the packet.
+    pub word: u32,
+}
+
+/// An IPv6 source: both halves as [`native`] makes them.
+#[derive(Clone, Copy)]
+pub struct Source6 {
+    /// The first eight bytes.
+    pub low: u64,
+    /// The last eight bytes.
+    pub high: u64,
+}
+
+impl Source4 {
+    #[inline(always)]
+    fn of(packet: &Packet) -> Self {
+        Self {
+            word: packet.src[0],
+        }
+    }
+}
+
+impl Source6 {
+    #[inline(always)]
+    fn of(packet: &Packet) -> Self {
+        let [low, high] = native(&packet.src);
+        Self { low, high }
+    }
+}
+
+impl Source for Source4 {
+    const FAMILY: Family = Family::V4;
+
+    #[inline(always)]
+    fn words(self) -> Words {
+        [self.word, 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn guard(self, config: &Config) -> u64 {
+        let (seed, shift) = (config.table_seed, config.guard_shift);
+        let addr = u32::from_be(self.word);
+        let mut found = read_guard4(guard4_long(addr, seed, shift));
+        if config.guard_wide & (WIDE4_DECISION | WIDE4_LIST) != 0 {
+            found |= read_guard4(guard4_short(addr, seed, shift));
+        }
+        found
+    }
+
+    #[inline(always)]
+    fn glance(self, config: &Config, now: u64) -> Glance {
+        glance4(self.word, config, now)
+    }
+
+    #[inline(always)]
+    fn glance_nets(self, config: &Config, half: u32, now: u64) -> Glance {
+        nets::glance4(u32::from_be(self.word), config, half, now)
+    }
+
+    #[inline(always)]
+    fn is_in_range(self, half: u32, now: u64, sampled: bool) -> bool {
+        secmesh_range4(self.word, half & 1, now, sampled.into()) != 0
+    }
+
+    #[inline(always)]
+    fn moves(config: &Config) -> u32 {
+        // SAFETY: as in `half_of`.
+        unsafe { (&raw const config.list_moves4).read_volatile() }
+    }
+}
+
+impl Source for Source6 {
+    const FAMILY: Family = Family::V6;
+
+    #[inline(always)]
+    fn words(self) -> Words {
+        let Self { low, high } = self;
+        [
+            low as u32,
+            (low >> 32) as u32,
+            high as u32,
+            (high >> 32) as u32,
+        ]
+    }
+
+    #[inline(always)]
+    fn guard(self, config: &Config) -> u64 {
+        if config.guard6_off != 0 {
+            return GUARD_ALL;
+        }
+        let (seed, shift) = (config.table_seed, config.guard_shift);
+        let high = host_order(self.low);
+        let mut found = read_guard6(guard6_long(high, seed, shift));
+        if config.guard_wide & (WIDE6_DECISION | WIDE6_LIST) != 0 {
+            found |= read_guard6(guard6_short(high, seed, shift));
+        }
+        found
+    }
+
+    #[inline(always)]
+    fn glance(self, config: &Config, now: u64) -> Glance {
+        glance6(self, config, now)
+    }
+
+    #[inline(always)]
+    fn glance_nets(self, config: &Config, half: u32, now: u64) -> Glance {
+        nets::glance6(host_order(self.low), config, half, now)
+    }
+
+    #[inline(always)]
+    fn is_in_range(self, half: u32, now: u64, sampled: bool) -> bool {
+        secmesh_range6(self.low, self.high, half & 1, now, sampled.into()) != 0
+    }
+
+    #[inline(always)]
+    fn moves(config: &Config) -> u32 {
+        // SAFETY: as in `half_of`.
+        unsafe { (&raw const config.list_moves6).read_volatile() }
+    }
+}
+
 /// What the neighbourhood of the source holds: `GUARD_*` bits.
 #[inline(always)]
 pub fn guard(packet: &Packet, config: &Config) -> u64 {
-    let (seed, shift) = (config.table_seed, config.guard_shift);
     match packet.family {
-        Family::V4 => {
-            let addr = u32::from_be(packet.src[0]);
-            let mut found = read_guard4(guard4_long(addr, seed, shift));
-            if config.guard_wide & (WIDE4_DECISION | WIDE4_LIST) != 0 {
-                found |= read_guard4(guard4_short(addr, seed, shift));
-            }
-            found
-        }
-        Family::V6 => {
-            if config.guard6_off != 0 {
-                return GUARD_ALL;
-            }
-            let [high, _] = halves(&packet.src);
-            let mut found = read_guard6(guard6_long(high, seed, shift));
-            if config.guard_wide & (WIDE6_DECISION | WIDE6_LIST) != 0 {
-                found |= read_guard6(guard6_short(high, seed, shift));
-            }
-            found
-        }
+        Family::V4 => Source4::of(packet).guard(config),
+        Family::V6 => Source6::of(packet).guard(config),
         Family::Other => 0,
     }
 }
@@ -61,12 +193,18 @@ fn read_guard6(place: GuardPlace) -> u64 {
     GUARD6.get(place.word).map_or(0, |w| *w >> place.shift) & GUARD_ALL
 }
 
+/// One packet in [`HIT_SAMPLE`] of those that meet lists: it is counted on what it meets.
+#[inline(always)]
+pub fn is_sampled(counters: &Counters) -> bool {
+    let met = counters.get(Counter::DropList) + counters.get(Counter::WouldDropList);
+    met & (HIT_SAMPLE - 1) == 0
+}
+
 /// Whether a list names the source, looked for where its neighbourhood says; counts one hit in [`HIT_SAMPLE`].
 #[inline(always)]
 pub fn listed(packet: &Packet, guard: u64, config: &Config, counters: &mut Counters) -> bool {
     let now = now_ns(config) >> EXPIRY_SHIFT;
-    let met = counters.get(Counter::DropList) + counters.get(Counter::WouldDropList);
-    let sampled = met & (HIT_SAMPLE - 1) == 0;
+    let sampled = is_sampled(counters);
     if guard & GUARD_HOST != 0 {
         let before = moves(packet, config);
         let glance = glance(packet, config, now);
@@ -120,7 +258,11 @@ fn range(
 ) -> bool {
     let mut half = half_of(config);
     for _ in 0..SEARCHES {
-        let found = secmesh_range(packet, config, half & 1, now, sampled.into()) != 0;
+        let found = match packet.family {
+            Family::V4 => Source4::of(packet).is_in_range(half, now, sampled),
+            Family::V6 => Source6::of(packet).is_in_range(half, now, sampled),
+            Family::Other => false,
+        };
         // The half that was in use at the beginning is written again only once the other one is.
         let now_in_use = half_of(config);
         if now_in_use == half {
@@ -135,29 +277,27 @@ fn range(
 
 /// [`Config::list_half`], read anew each time: the controller may be writing it.
 #[inline(always)]
-fn half_of(config: &Config) -> u32 {
+pub fn half_of(config: &Config) -> u32 {
     // SAFETY: a field of the configuration's entry, which is never freed while the program runs; aligned.
     unsafe { (&raw const config.list_half).read_volatile() }
 }
 
-/// How often a host of the source's family was moved. Read anew each time: the controller may be writing it.
 #[inline(always)]
 fn moves(packet: &Packet, config: &Config) -> u32 {
-    let moves = match packet.family {
-        Family::V4 | Family::Other => &raw const config.list_moves4,
-        Family::V6 => &raw const config.list_moves6,
-    };
-    // SAFETY: as in `half_of`.
-    unsafe { moves.read_volatile() }
+    match packet.family {
+        Family::V4 | Family::Other => Source4::moves(config),
+        Family::V6 => Source6::moves(config),
+    }
 }
 
 /// What the buckets of a source say by themselves.
-enum Glance {
+pub enum Glance {
     /// It is in neither.
     Nothing,
     /// It is in one of them, and nothing in there has ended.
     Listed,
-    /// It is in one of them, and something in there has ended: what is beside it says whether that is this one.
+    /// It is in one of them, and something in there has ended: what is beside it says whether that is this one. Of
+    /// networks also that it is in none, and that not all ranges are networks.
     Closer,
 }
 
@@ -167,19 +307,19 @@ enum Glance {
 #[inline(always)]
 fn glance(packet: &Packet, config: &Config, now: u64) -> Glance {
     match packet.family {
-        Family::V4 => glance4(packet, config, now),
-        Family::V6 => glance6(packet, config, now),
+        Family::V4 => Source4::of(packet).glance(config, now),
+        Family::V6 => Source6::of(packet).glance(config, now),
         Family::Other => Glance::Nothing,
     }
 }
 
 #[inline(always)]
-fn glance4(packet: &Packet, config: &Config, now: u64) -> Glance {
+fn glance4(word: u32, config: &Config, now: u64) -> Glance {
     if config.list_hosts4 == 0 {
         return Glance::Nothing;
     }
-    let addr = u64::from(packet.src[0]);
-    let places = buckets4(packet.src[0], config.table_seed, config.list_buckets4);
+    let addr = u64::from(word);
+    let places = buckets4(word, config.table_seed, config.list_buckets4);
     let mut n = 0;
     while n < 2 {
         let Some(bucket) = LIST4.get_ptr(places[n]) else {
@@ -210,26 +350,25 @@ fn glance4(packet: &Packet, config: &Config, now: u64) -> Glance {
 }
 
 #[inline(always)]
-fn glance6(packet: &Packet, config: &Config, now: u64) -> Glance {
+fn glance6(source: Source6, config: &Config, now: u64) -> Glance {
     if config.list_hosts6 == 0 {
         return Glance::Nothing;
     }
-    let [low, high] = native(&packet.src);
-    let places = buckets6(&packet.src, config.table_seed, config.list_buckets6);
+    let print = print6(source.low, source.high, &config.print_keys);
+    let places = buckets6(print, config.list_buckets6);
     let mut n = 0;
     while n < 2 {
         let Some(bucket) = LIST6.get_ptr(places[n]) else {
             return Glance::Nothing;
         };
-        let addrs = bucket.cast::<[u64; 2]>();
+        let prints = bucket.cast::<u64>();
         let mut found = 0_u64;
         let mut slot = 0;
         while slot < BUCKET6 {
             // SAFETY: as in `host6`.
-            let other = unsafe { addrs.add(slot).read() };
-            let differs = (other[0] ^ low) | (other[1] ^ high);
-            // The uppermost bit is set if nothing differs.
-            found |= !differs & differs.wrapping_sub(1);
+            let other = unsafe { prints.add(slot).read() };
+            // The uppermost bit is set if they are equal: both have 63 bits.
+            found |= (other ^ print).wrapping_sub(1);
             slot += 1;
         }
         if found.cast_signed() < 0 {
@@ -273,32 +412,30 @@ pub extern "C" fn secmesh_host(
     host(packet, config, now, sampled != 0).into()
 }
 
-/// Whether a range of a list in this half names the source: 1 or 0. A function of its own: its searches need the
-/// most registers, and most of what lists name are hosts.
+/// Whether a range of a list in this half names the IPv4 source: 1 or 0. A function of its own: its search needs
+/// the most registers, and most of what lists name are hosts.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn secmesh_range(
-    packet: *const Packet,
-    config: *const Config,
-    half: u32,
-    now: u64,
-    sampled: u32,
-) -> u32 {
-    if packet.is_null() || config.is_null() {
+pub extern "C" fn secmesh_range4(word: u32, half: u32, now: u64, sampled: u32) -> u32 {
+    let Some(config) = CONFIG.get(0) else {
         return 0;
-    }
-    // SAFETY: as in `secmesh_host`.
-    let (packet, config) = unsafe { (&*packet, &*config) };
-    let found = match packet.family {
-        Family::V4 => range4(packet, config, half & 1, now, sampled != 0),
-        Family::V6 => range6(packet, config, half & 1, now, sampled != 0),
-        Family::Other => false,
     };
-    found.into()
+    range4(word, config, half & 1, now, sampled != 0).into()
+}
+
+/// The same of IPv6; the address in halves as [`Source6`] has them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn secmesh_range6(low: u64, high: u64, half: u32, now: u64, sampled: u32) -> u32 {
+    let Some(config) = CONFIG.get(0) else {
+        return 0;
+    };
+    let addr = [host_order(low), host_order(high)];
+    range6(addr, config, half & 1, now, sampled != 0).into()
 }
 
 #[inline(always)]
-fn live(expires: u32, now: u64) -> bool {
+pub fn live(expires: u32, now: u64) -> bool {
     now < u64::from(expires)
 }
 
@@ -360,22 +497,22 @@ fn host6(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
         return false;
     }
     let [low, high] = native(&packet.src);
-    let places = buckets6(&packet.src, config.table_seed, config.list_buckets6);
+    let print = print6(low, high, &config.print_keys);
+    let places = buckets6(print, config.list_buckets6);
     let mut n = 0;
     while n < 2 {
         let Some(bucket) = LIST6.get_ptr(places[n]) else {
             return false;
         };
-        // The bucket is its addresses, and aligned to eight.
-        let addrs = bucket.cast::<[u64; 2]>();
+        // The bucket is its prints, and aligned to eight.
+        let prints = bucket.cast::<u64>();
         let mut slot = 0;
         while slot < BUCKET6 {
             // SAFETY: as in `host4`, and below the array's length.
-            let other = unsafe { addrs.add(slot).read() };
-            if other[0] == low && other[1] == high {
+            if unsafe { prints.add(slot).read() } == print {
                 let soonest = SOONEST6.get(places[n] >> GROUP6_SHIFT).map_or(0, |s| *s);
-                let beside = places[n] * BUCKET6 as u32 + slot as u32;
-                if in_force(soonest, LISTED6.get_ptr_mut(beside), now, sampled) {
+                let listed = LISTED6.get_ptr_mut(places[n] * BUCKET6 as u32 + slot as u32);
+                if in_force(soonest, beside6(listed, low, high), now, sampled) {
                     return true;
                 }
                 break;
@@ -387,13 +524,26 @@ fn host6(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
     false
 }
 
+/// What is beside a slot, if the address there is this one.
 #[inline(always)]
-fn range4(packet: &Packet, config: &Config, half: u32, now: u64, sampled: bool) -> bool {
+fn beside6(listed: Option<*mut Listed6>, low: u64, high: u64) -> Option<*mut Listed> {
+    let listed = listed?;
+    // SAFETY: as in `host4`; the address is at the beginning of what is aligned to eight.
+    let addr = unsafe { listed.cast::<[u64; 2]>().read() };
+    if addr[0] != low || addr[1] != high {
+        return None;
+    }
+    // SAFETY: a field of a live entry.
+    Some(unsafe { &raw mut (*listed).beside })
+}
+
+#[inline(always)]
+fn range4(word: u32, config: &Config, half: u32, now: u64, sampled: bool) -> bool {
     if config.list_ranges4[half as usize] == 0 {
         return false;
     }
     let base = half * config.list_room4;
-    let addr = u32::from_be(packet.src[0]);
+    let addr = u32::from_be(word);
     let block = half * INDEX4 + (addr >> 16);
     let (Some(low), Some(high)) = (INDEX.get(block), INDEX.get(block + 1)) else {
         return false;
@@ -432,13 +582,12 @@ fn range4(packet: &Packet, config: &Config, half: u32, now: u64, sampled: bool) 
 }
 
 #[inline(always)]
-fn range6(packet: &Packet, config: &Config, half: u32, now: u64, sampled: bool) -> bool {
+fn range6(addr: [u64; 2], config: &Config, half: u32, now: u64, sampled: bool) -> bool {
     let count = config.list_ranges6[half as usize];
     if count == 0 {
         return false;
     }
     let base = half * config.list_room6;
-    let addr = halves(&packet.src);
     let [high, _] = addr;
     // First among the first halves of the starts, a sixth of the memory.
     let after = search(count, |n| SEARCH6.get(base + n).map(|start| *start <= high));

@@ -37,8 +37,10 @@ mod flow;
 mod frame;
 mod list;
 mod maps;
+mod nets;
 mod observe;
 mod process;
+mod quick;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
@@ -69,8 +71,12 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
     let Some(config) = maps::CONFIG.get(0) else {
         return XDP_PASS;
     };
+    let seen = quick::look(&ctx, config, counters);
+    if seen == quick::DROPPED {
+        return XDP_DROP;
+    }
     let answer = match parse_addresses(&Frame::new(&ctx)) {
-        Ok(mut packet) => judge(&ctx, &mut packet, config, counters),
+        Ok(mut packet) => judge(&ctx, &mut packet, seen, config, counters),
         Err(reason) => malformed(&ctx, reason, config, counters),
     };
     capture::take(&ctx, answer, config)
@@ -78,14 +84,20 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
 
 /// The stages, in their order. Each says why the packet should go, or lets it on to the next.
 #[inline(always)]
-fn judge(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut Counters) -> u32 {
+fn judge(
+    ctx: &XdpContext,
+    packet: &mut Packet,
+    seen: u64,
+    config: &Config,
+    counters: &mut Counters,
+) -> u32 {
     bump(counters, Counter::RxPackets);
     counters.rx_bytes += u64::from(packet.wire_len);
     if matches!(packet.family, Family::Other) {
         bump(counters, Counter::PassOther);
         return XDP_PASS;
     }
-    match block::check(packet, config, counters) {
+    match block::check(packet, seen, config, counters) {
         Verdict::Clear => {}
         Verdict::Vetted(reason) => return deny(reason, config, counters),
         Verdict::Blocked(reason) => {

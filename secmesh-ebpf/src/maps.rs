@@ -18,8 +18,9 @@ use secmesh_common::{
     flow::{FlowExport, FlowSlot},
     list::{
         GUARD_MAX_WORDS, HOT_SLOTS, HotSource, INDEX4, ListBucket4, ListBucket6, ListRange4,
-        ListRange6, Listed,
+        ListRange6, Listed, Listed6,
     },
+    nets::{ListNets4, ListNets6},
     port::{PORT_LIMITS, PORTS, PortPolicy, SharedLimit},
     process::ProcessEvent,
 };
@@ -79,7 +80,7 @@ pub static LIST4: Array<ListBucket4, 32_768> = Array::new();
 
 /// Addresses of imported lists, IPv6.
 #[btf_map]
-pub static LIST6: Array<ListBucket6, 65_536> = Array::new();
+pub static LIST6: Array<ListBucket6, 32_768> = Array::new();
 
 /// No host of a group of buckets of `LIST6` ends before this, units of `EXPIRY_SHIFT`.
 #[btf_map]
@@ -91,7 +92,7 @@ pub static LISTED4: Array<Listed, 131_072> = Array::new();
 
 /// What is beside each slot of `LIST6`.
 #[btf_map]
-pub static LISTED6: Array<Listed, 131_072> = Array::new();
+pub static LISTED6: Array<Listed6, 131_072> = Array::new();
 
 /// Prefixes of imported lists as ranges, IPv4; two halves, one of them in use.
 #[btf_map]
@@ -104,6 +105,14 @@ pub static RANGE6: Array<ListRange6, 32_768> = Array::new();
 /// The first halves of where the IPv6 ranges start, in the same places: what a search has to read.
 #[btf_map]
 pub static SEARCH6: Array<u64, 32_768> = Array::new();
+
+/// Networks that IPv4 ranges were split into; two halves, interleaved.
+#[btf_map]
+pub static NET4: Array<ListNets4, 8192> = Array::new();
+
+/// Networks that IPv6 ranges were split into.
+#[btf_map]
+pub static NET6: Array<ListNets6, 16_384> = Array::new();
 
 /// Where in the IPv4 ranges each /16 begins; two halves.
 #[btf_map]

@@ -9,6 +9,7 @@
 //! | `bare_read` | drops whatever source it reads: the ceiling of everything that looks at the packet |
 //! | `bare_hash` | drops the IPv4 sources that are in a hash map of the kernel: the least that a blocklist can be |
 //! | `edge` | stands behind the generator: lets in only what is for one address, counts and drops the rest |
+//! | `tag`, `untag` | put VLAN tags on what leaves an interface and take them off what comes |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -32,6 +33,7 @@
 mod frame;
 mod maps;
 mod random;
+mod tags;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX},
@@ -177,14 +179,23 @@ pub fn bare_pass(_ctx: XdpContext) -> u32 {
     XDP_PASS
 }
 
-/// Drops after a look at the EtherType and the first word of an IPv4 source, or what is there in an IPv6 packet.
+/// Drops after a look at the EtherType and all of the source, which is never nothing but zeros.
 #[xdp(frags)]
 pub fn bare_read(ctx: XdpContext) -> u32 {
     let start = ctx.data();
     if start + LENGTH4 > ctx.data_end() {
         return XDP_ABORTED;
     }
-    if frame::load_word(start + ETHER_TYPE_AT) == 0 || frame::load_word(start + SOURCE4_AT) == 0 {
+    let kind = frame::load_word(start + ETHER_TYPE_AT);
+    let source = if kind as u16 == u16::from_ne_bytes([0x86, 0xdd]) {
+        frame::load_word(start + SOURCE6_AT)
+            | frame::load_word(start + SOURCE6_AT + 4)
+            | frame::load_word(start + SOURCE6_AT + 8)
+            | frame::load_word(start + SOURCE6_AT + 12)
+    } else {
+        frame::load_word(start + SOURCE4_AT)
+    };
+    if source == 0 {
         return XDP_PASS;
     }
     XDP_DROP

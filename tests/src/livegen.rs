@@ -28,7 +28,8 @@ use crate::{
     netns::{Namespace, pin},
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TESTS_BPF_OBJECT"));
+/// The kernel programs of the tests.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TESTS_BPF_OBJECT"));
 
 /// Frames that the kernel makes before it hands them to the driver: the most that it takes (`TEST_XDP_MAX_BATCH`).
 /// As many pages are kept for the next frames; with fewer, most of those that the receiver gives back are freed,

@@ -2,8 +2,14 @@
 //!
 //! Shared by the tests of this machine's kernel and by the guest of `cargo xtask vm`.
 
+use std::ops::RangeInclusive;
+
 use anyhow::{Context as _, Result, ensure};
-use secmesh::{addr::Prefix, dataplane::Mode};
+use secmesh::{
+    addr::Prefix,
+    dataplane::{Compiled, Mode, Span},
+    respond::Now,
+};
 use secmesh_common::{
     block::origin,
     counters::{Counter, Counters},
@@ -16,7 +22,7 @@ use crate::{
     kernel::{Kernel, LONG_NS, XDP_DROP, XDP_PASS, options, shown, without_events},
 };
 
-/// What the block maps say of the fixtures' sources.
+/// What the block maps and lists say of the fixtures' sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blocked {
     /// Nothing.
@@ -27,15 +33,32 @@ pub enum Blocked {
     Prefix,
     /// Their networks, and each source is on the allowlist.
     Allowlisted,
+    /// Nothing, but a list names each source.
+    Listed,
+    /// Nothing, but a list names their networks.
+    ListedNetwork,
 }
 
 impl Blocked {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::No, Self::Exact, Self::Prefix, Self::Allowlisted];
+    pub const ALL: [Self; 6] = [
+        Self::No,
+        Self::Exact,
+        Self::Prefix,
+        Self::Allowlisted,
+        Self::Listed,
+        Self::ListedNetwork,
+    ];
 }
 
 const SOURCES: [&str; 2] = ["198.51.100.7", "2001:db8:1::7"];
 const NETWORKS: [&str; 2] = ["198.51.100.0/24", "2001:db8:1::/48"];
+/// The same as numbers.
+const SOURCES4: u32 = 0xc633_6407;
+const SOURCES6: u128 = 0x2001_0db8_0001_0000_0000_0000_0000_0007;
+const NETWORKS4: RangeInclusive<u32> = 0xc633_6400..=0xc633_64ff;
+const NETWORKS6: RangeInclusive<u128> =
+    0x2001_0db8_0001_0000_0000_0000_0000_0000..=0x2001_0db8_0001_ffff_ffff_ffff_ffff_ffff;
 
 /// A prefix from its text.
 ///
@@ -95,7 +118,7 @@ pub fn set_blocked(kernel: &mut Kernel, blocked: Blocked) -> Result<()> {
         kernel.blocks.remove(&prefix(entry)?)?;
     }
     let entries = match blocked {
-        Blocked::No => [].as_slice(),
+        Blocked::No | Blocked::Listed | Blocked::ListedNetwork => [].as_slice(),
         Blocked::Exact => &SOURCES,
         Blocked::Prefix | Blocked::Allowlisted => &NETWORKS,
     };
@@ -104,9 +127,41 @@ pub fn set_blocked(kernel: &mut Kernel, blocked: Blocked) -> Result<()> {
     }
     let allowed: Vec<Prefix> = match blocked {
         Blocked::Allowlisted => SOURCES.iter().map(|s| prefix(s)).collect::<Result<_>>()?,
-        Blocked::No | Blocked::Exact | Blocked::Prefix => Vec::new(),
+        _ => Vec::new(),
     };
-    Ok(kernel.allows.replace(&allowed)?)
+    kernel.allows.replace(&allowed)?;
+    let wanted = match blocked {
+        Blocked::Listed => Compiled {
+            hosts4: vec![listed(SOURCES4..=SOURCES4)],
+            hosts6: vec![listed(SOURCES6..=SOURCES6)],
+            ..Compiled::default()
+        },
+        Blocked::ListedNetwork => Compiled {
+            ranges4: vec![listed(NETWORKS4)],
+            ranges6: vec![listed(NETWORKS6)],
+            ..Compiled::default()
+        },
+        _ => Compiled::default(),
+    };
+    let now = Now {
+        unix_us: 0,
+        mono_ns: now_ns()?,
+    };
+    let generation = kernel.allows.generation();
+    kernel
+        .lists
+        .replace(&wanted, generation, now, &mut |_| {})?;
+    Ok(())
+}
+
+/// A span of a list, for good.
+fn listed<A: Copy>(of: RangeInclusive<A>) -> Span<A> {
+    Span {
+        start: *of.start(),
+        end: *of.end(),
+        expires_unix_s: u64::MAX,
+        list: 1,
+    }
 }
 
 /// The verdict and the counters that follow from what the parser says.
@@ -123,7 +178,9 @@ pub fn expected(
     };
     // A block is looked up as soon as the addresses are known: what comes after them is not looked at.
     let parsed = match blocked {
-        Blocked::Exact | Blocked::Prefix => parse_addresses(&Captured::whole(frame)),
+        Blocked::Exact | Blocked::Prefix | Blocked::Listed | Blocked::ListedNetwork => {
+            parse_addresses(&Captured::whole(frame))
+        }
         Blocked::No | Blocked::Allowlisted => parsed,
     };
     let enforce = mode == Mode::Enforce;
@@ -147,6 +204,9 @@ pub fn expected(
         }
         (Ok(_), Blocked::Exact) => refuse(Counter::DropExact, Counter::WouldDropExact),
         (Ok(_), Blocked::Prefix) => refuse(Counter::DropPrefix, Counter::WouldDropPrefix),
+        (Ok(_), Blocked::Listed | Blocked::ListedNetwork) => {
+            refuse(Counter::DropList, Counter::WouldDropList)
+        }
         (Ok(_), Blocked::Allowlisted) => {
             moved.pass_allowlist += 1;
             XDP_PASS

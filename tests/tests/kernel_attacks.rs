@@ -416,6 +416,12 @@ fn once(kernel: &mut Kernel, frame: &[u8]) -> Result<u32> {
 const STRAY: &str = "[checks]\nland = false\n[limits]\nstrays = \"10/s burst 10\"\namplified = \"10/s burst 10\"\n\
                      [limits.source]\nstrays = \"10/s burst 10\"";
 
+/// How many packets without a connection [`STRAY`] lets through at most in a
+/// time: its burst of 10, 10 a second, and two for the edges.
+fn strays_in(time: Duration) -> u64 {
+    (12 + time.as_secs() * 10 + u64::from(time.subsec_millis()) / 100).min(199)
+}
+
 fn loopback(proto: u8, payload: &[u8]) -> Vec<u8> {
     let frame = from([127, 0, 0, 1], proto, payload);
     patched(frame, 30, &[127, 0, 0, 1])
@@ -453,26 +459,34 @@ fn segments_without_a_connection_go_and_connections_are_never_touched() -> Resul
             let spared = 200 - (kernel.counters()?.get(reason.dropped()) - before);
             ensure!(spared < 190, "{}: {spared} of 200 passed", reason.name());
         }
-        // Without a true segment between them only the burst passes.
+        // Without a true segment between them only the burst passes, and what
+        // the bucket is filled up with while the frames are sent.
         let (mut kernel, _ports) = load(STRAY)?;
         let frames: Vec<_> = (0..200)
             .map(|n| loopback(protocol::TCP, &tcp_to(40_000 + n, server, ACK)))
             .collect();
+        let began = Instant::now();
         for frame in &frames {
             kernel.run(frame)?;
         }
         let dropped = kernel.counters()?.get(Counter::DropAckFlood);
-        ensure!(dropped >= 180, "only {dropped} of 200 were dropped");
+        ensure!(
+            dropped >= 200 - strays_in(began.elapsed()),
+            "only {dropped} of 200 were dropped in {:?}",
+            began.elapsed()
+        );
         // From many forged sources it is the host's limit that counts.
         let (mut kernel, _ports) = load(STRAY)?;
+        let began = Instant::now();
         for n in 0..200 {
             let frame = loopback(protocol::TCP, &tcp_to(40_000, server, ACK));
             kernel.run(&patched(frame, 26, &[10, 0, 1, n]))?;
         }
         let dropped = kernel.counters()?.get(Counter::DropAckFlood);
         ensure!(
-            dropped >= 180,
-            "only {dropped} of 200 sources' were dropped"
+            dropped >= 200 - strays_in(began.elapsed()),
+            "only {dropped} of 200 sources' were dropped in {:?}",
+            began.elapsed()
         );
         // A host that forwards cannot tell.
         let mut forwards = Config::parse(STRAY, "x")?.protection(true);
@@ -495,6 +509,7 @@ fn unasked_answers_of_amplifiers_go_and_asked_ones_stay() -> Result<()> {
         let asking = UdpSocket::bind("127.0.0.1:0")?;
         let port = asking.local_addr()?.port();
         let (mut kernel, _ports) = load(STRAY)?;
+        let began = Instant::now();
         for n in 0..100_u16 {
             let frame = loopback(protocol::UDP, &udp_to(53, port, b"answer"));
             ensure!(
@@ -506,7 +521,12 @@ fn unasked_answers_of_amplifiers_go_and_asked_ones_stay() -> Result<()> {
             ensure!(other.action == XDP_PASS, "not an amplifier's port");
         }
         let dropped = kernel.counters()?.get(Counter::DropAmplification);
-        ensure!((90..=100).contains(&dropped), "{dropped} of 100");
+        let least = 100_u64.saturating_sub(strays_in(began.elapsed()));
+        ensure!(
+            (least.max(1)..=100).contains(&dropped),
+            "{dropped} of 100 in {:?}",
+            began.elapsed()
+        );
         Ok(())
     })
 }

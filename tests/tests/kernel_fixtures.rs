@@ -79,6 +79,13 @@ fn a_prefix_block_drops_every_shape_of_packet_from_its_sources() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
+fn a_list_drops_every_shape_of_packet_from_its_sources_and_networks() -> Result<()> {
+    every_fixture(Blocked::Listed, Mode::Enforce)?;
+    every_fixture(Blocked::ListedNetwork, Mode::Enforce)
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
 fn the_allowlist_wins_over_a_block_and_not_over_malformation() -> Result<()> {
     every_fixture(Blocked::Allowlisted, Mode::Enforce)
 }
@@ -91,6 +98,8 @@ fn monitor_mode_passes_everything_and_counts_what_it_would_have_dropped() -> Res
         Blocked::Exact,
         Blocked::Prefix,
         Blocked::Allowlisted,
+        Blocked::Listed,
+        Blocked::ListedNetwork,
     ] {
         every_fixture(blocked, Mode::Monitor)?;
     }
@@ -149,7 +158,9 @@ fn every_truncation(blocked: Blocked) -> Result<usize> {
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn kernel_and_user_space_agree_on_every_fixture_cut_at_every_length() -> Result<()> {
-    let sent = every_truncation(Blocked::No)? + every_truncation(Blocked::Exact)?;
+    let sent = every_truncation(Blocked::No)?
+        + every_truncation(Blocked::Exact)?
+        + every_truncation(Blocked::Listed)?;
     println!("{sent} truncated frames");
     ensure!(sent > 10_000, "only {sent} frames");
     Ok(())
@@ -222,46 +233,75 @@ fn a_block_past_its_end_blocks_nothing_and_is_counted() -> Result<()> {
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn a_block_ends_by_itself_while_packets_come() -> Result<()> {
+    // How far ahead the program's clock may be: a timer interrupt that was late as its ticks were measured.
+    const LATE_TICK_NS: u64 = 20_000_000;
     let mut kernel = Kernel::load(&options())?;
-    block_until(&mut kernel, "198.51.100.7", now_ns()? + 60_000_000)?;
-    ensure!(is_dropped(&mut kernel, SOURCE4)?, "not blocked at first");
-    std::thread::sleep(std::time::Duration::from_millis(100));
-    ensure!(!is_dropped(&mut kernel, SOURCE4)?, "blocked after its end");
-    Ok(())
+    // On a busy machine the end may have come before the first packet.
+    for _ in 0..20 {
+        let end_ns = now_ns()? + 60_000_000;
+        block_until(&mut kernel, "198.51.100.7", end_ns)?;
+        let mut dropped = 0_u64;
+        loop {
+            let before_ns = now_ns()?;
+            if !is_dropped(&mut kernel, SOURCE4)? {
+                break;
+            }
+            ensure!(before_ns < end_ns + 40_000_000, "blocked after its end");
+            dropped += 1;
+        }
+        ensure!(
+            now_ns()? + LATE_TICK_NS >= end_ns,
+            "not blocked until its end"
+        );
+        if dropped > 0 {
+            return Ok(());
+        }
+    }
+    bail!("not blocked at first")
+}
+
+/// Three packets meet a block; whether the times on its entry are right by the clock of whoever looks.
+fn is_on_time(what: &str) -> Result<Result<(), String>> {
+    let mut kernel = Kernel::load(&options())?;
+    // The program counts time in timer ticks: it may be some of them behind, and no more than a late
+    // timer interrupt ahead.
+    let before = now_ns()? - 20_000_000;
+    block(&mut kernel, what)?;
+    let frame = syn();
+    kernel.run(&frame)?;
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    kernel.run(&frame)?;
+    kernel.run(&frame)?;
+    let entry = kernel.blocks.get(&prefix(what)?).context("the entry")?;
+    let after = now_ns()? + 1_000_000;
+    ensure!(entry.hits == 3, "{what}: {entry:?}");
+    ensure!(entry.bytes == 3 * frame.len() as u64, "{what}: {entry:?}");
+    ensure!(
+        entry.rule == 7 && entry.flags == origin::OPERATOR,
+        "{what}: {entry:?}"
+    );
+    // A longer block of the same source keeps what was counted.
+    block(&mut kernel, what)?;
+    let kept = kernel.blocks.get(&prefix(what)?).context("the entry")?;
+    ensure!(kept.hits == 3, "{what}: {kept:?}");
+    let on_time = before <= entry.first_hit_ns
+        && entry.first_hit_ns + 10_000_000 < entry.last_hit_ns
+        && entry.last_hit_ns <= after;
+    let why = || format!("{what}: {entry:?}, between {before} and {after}");
+    Ok(on_time.then_some(()).ok_or_else(why))
 }
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn hits_bytes_first_and_last_time_are_counted_on_the_entry() -> Result<()> {
     for what in ["198.51.100.7", "198.51.100.0/24"] {
-        let mut kernel = Kernel::load(&options())?;
-        // The program counts time in timer ticks: it may be some of them behind, and no more than a late
-        // timer interrupt ahead.
-        let before = now_ns()? - 20_000_000;
-        block(&mut kernel, what)?;
-        let frame = syn();
-        kernel.run(&frame)?;
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        kernel.run(&frame)?;
-        kernel.run(&frame)?;
-        let entry = kernel.blocks.get(&prefix(what)?).context("the entry")?;
-        let after = now_ns()? + 1_000_000;
-        ensure!(entry.hits == 3, "{what}: {entry:?}");
-        ensure!(entry.bytes == 3 * frame.len() as u64, "{what}: {entry:?}");
-        ensure!(
-            entry.rule == 7 && entry.flags == origin::OPERATOR,
-            "{what}: {entry:?}"
-        );
-        ensure!(
-            before <= entry.first_hit_ns
-                && entry.first_hit_ns + 10_000_000 < entry.last_hit_ns
-                && entry.last_hit_ns <= after,
-            "{what}: {entry:?}, between {before} and {after}"
-        );
-        // A longer block of the same source keeps what was counted.
-        block(&mut kernel, what)?;
-        let entry = kernel.blocks.get(&prefix(what)?).context("the entry")?;
-        ensure!(entry.hits == 3, "{what}: {entry:?}");
+        // The ticks are measured as the program is loaded. On a busy machine their interrupts may be late by more
+        // than a tick just then; not each time.
+        let mut wrong = Vec::new();
+        while let Err(why) = is_on_time(what)? {
+            wrong.push(why);
+            ensure!(wrong.len() < 5, "{}", wrong.join("\n"));
+        }
     }
     Ok(())
 }

@@ -49,6 +49,7 @@ fn with_flows(idle: Duration) -> LoadOptions {
             slots: SLOTS,
             idle,
             active: Duration::from_mins(10),
+            by_filter: false,
         },
         ..options()
     }
@@ -194,7 +195,8 @@ fn tcp4(from: [u8; 4], sport: u16, dport: u16, flags: u8, data: &[u8]) -> Vec<u8
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn the_kernel_records_what_the_same_code_records_of_the_same_packets() -> Result<()> {
-    let mut flows = Flows::load(&with_flows(Duration::from_millis(300)))?;
+    // Longer than this process is kept waiting between two packets of one flow.
+    let mut flows = Flows::load(&with_flows(Duration::from_secs(2)))?;
     let limits = FlowLimits {
         idle: u32::MAX,
         active: u32::MAX,
@@ -224,7 +226,7 @@ fn the_kernel_records_what_the_same_code_records_of_the_same_packets() -> Result
             oracle.take(frame, flows.seed, limits);
         }
     }
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(2100));
     flows.sweep()?;
     let mut seen: Vec<(FlowSlot, u32)> = flows
         .exports()
@@ -260,7 +262,7 @@ fn the_kernel_records_what_the_same_code_records_of_the_same_packets() -> Result
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn both_directions_of_any_header_shape_are_one_flow() -> Result<()> {
-    let mut flows = Flows::load(&with_flows(Duration::from_millis(200)))?;
+    let mut flows = Flows::load(&with_flows(Duration::from_secs(1)))?;
     let question = udp_to(5000, 53, &[7; 30]);
     let answer = udp_to(53, 5000, &[7; 400]);
     let swapped = |packet: Vec<u8>, at: usize, length: usize| {
@@ -290,7 +292,7 @@ fn both_directions_of_any_header_shape_are_one_flow() -> Result<()> {
         flows.send(back)?;
         flows.send(back)?;
     }
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(1100));
     flows.sweep()?;
     let records = flows.records()?;
     ensure!(records.len() == shapes.len(), "{records:#?}");
@@ -387,6 +389,7 @@ fn a_full_ring_is_counted_and_the_sweep_goes_on_where_it_stopped() -> Result<()>
             slots: 16_384,
             idle: Duration::from_secs(1),
             active: Duration::from_mins(10),
+            by_filter: false,
         },
         ..options()
     })?;

@@ -1,19 +1,28 @@
 //! The guard in front of all block tables: nothing that is blocked goes unguarded, and nothing is guarded for
 //! ever.
 
-use std::{collections::BTreeSet, error::Error, net::IpAddr, path::PathBuf, str::FromStr};
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    net::IpAddr,
+    path::PathBuf,
+    str::FromStr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use secmesh::{
     addr::Prefix,
-    dataplane::{Compiled, LoadOptions},
+    dataplane::{Compiled, LoadOptions, TestRun as _, TestRunOptions},
 };
 use secmesh_common::block::{Addr4, BlockEntry, origin};
 use secmesh_tests::{
     chaos::mono_ns,
-    kernel::{BPFFS, Kernel, LONG_NS, isolated, options, shown},
-    lists::{frame, oracle, replace, span},
+    kernel::{BPFFS, Kernel, LONG_NS, XDP_DROP, XDP_PASS, isolated, options, shown},
+    lists::{frame, oracle, replace, span, v4},
     random::{Random, seed},
 };
 
@@ -131,4 +140,103 @@ fn entries_of_somebody_else_take_no_guard_along_and_leave_none() -> Result<()> {
         ensure!(left.is_empty(), "guarded: {left:?}");
         Ok(())
     })
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_decision_holds_at_once_while_lists_write_the_guards() -> Result<()> {
+    let options = LoadOptions {
+        // The largest guards.
+        max_list_addresses: 1 << 20,
+        ..options()
+    };
+    let mut kernel = Kernel::load(&options)?;
+    // The second half of the one is the first half of the other.
+    let lists = [made_of(1 << 15, 0), made_of(1 << 15, 1 << 14)];
+    let in_both = |n: u32| v4(0x0a00_0001 + (((1 << 14) + n % (1 << 14)) << 8));
+    replace(&mut kernel.lists, &lists[0])?;
+    let over = AtomicBool::new(false);
+    let (mut rounds, mut longest) = (0u32, Duration::ZERO);
+    let Kernel {
+        dataplane,
+        blocks,
+        lists: tables,
+        ..
+    } = &mut kernel;
+    let took = thread::scope(|scope| -> Result<Duration> {
+        let writer = scope.spawn(|| {
+            let begun = Instant::now();
+            let result = (1..=6).try_for_each(|n| {
+                let next = if n % 2 == 0 { &lists[0] } else { &lists[1] };
+                replace(tables, next).map(drop)
+            });
+            over.store(true, Ordering::Release);
+            result.map(|()| begun.elapsed())
+        });
+        let mut decide = || -> Result<()> {
+            // Neighbourhoods that both, one or none of the lists guard.
+            for source in ["10.0.0.2", "10.127.255.2", "10.2.4.2", "172.16.0.1"] {
+                let source: IpAddr = source.parse()?;
+                let prefix = Prefix::host(source);
+                let begun = Instant::now();
+                blocks.put(&prefix, mono_ns()? + LONG_NS, 1, origin::OPERATOR)?;
+                longest = longest.max(begun.elapsed());
+                for blocked in [true, false] {
+                    let answer = dataplane.program()?.test_run(TestRunOptions {
+                        data_in: Some(&frame(source)),
+                        ..TestRunOptions::new()
+                    })?;
+                    let wanted = if blocked { XDP_DROP } else { XDP_PASS };
+                    ensure!(
+                        answer.return_value == wanted,
+                        "{source}, blocked: {blocked}: answer {}",
+                        answer.return_value
+                    );
+                    blocks.remove(&prefix)?;
+                }
+            }
+            // A listed one is listed throughout.
+            let source = in_both(rounds.wrapping_mul(7919));
+            let answer = dataplane.program()?.test_run(TestRunOptions {
+                data_in: Some(&frame(source)),
+                ..TestRunOptions::new()
+            })?;
+            ensure!(
+                answer.return_value == XDP_DROP,
+                "{source}, which both lists name: answer {}",
+                answer.return_value
+            );
+            rounds += 1;
+            Ok(())
+        };
+        let mut result = Ok(());
+        while result.is_ok() && !over.load(Ordering::Acquire) {
+            result = decide();
+        }
+        let took = writer
+            .join()
+            .map_err(|_panic| anyhow!("the writer panicked"))??;
+        result.map(|()| took)
+    })?;
+    eprintln!("{rounds} rounds in {took:?}, the longest wait {longest:?}");
+    ensure!(rounds > 10, "{rounds} rounds in {took:?}");
+    let left = kernel.guards()?;
+    replace(&mut kernel.lists, &lists[0])?;
+    ensure!(
+        left == kernel.guards()?,
+        "guards that nobody needs, or not all"
+    );
+    Ok(())
+}
+
+/// So many addresses from 10.0.0.1 on, two neighbourhoods apart, `after` of them later.
+fn made_of(count: u32, after: u32) -> Compiled {
+    let host = |n: u32| {
+        let addr = 0x0a00_0001 + ((n + after) << 8);
+        span(addr, addr, 1)
+    };
+    Compiled {
+        hosts4: (0..count).map(host).collect(),
+        ..Compiled::default()
+    }
 }

@@ -15,7 +15,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use secmesh::dataplane::{Compiled, LoadOptions, Span, TableError};
 use secmesh_common::{
     config::Config,
-    list::{ListRange4, ListRange6},
+    list::{ListRange4, ListRange6, Listed6},
+    nets::{ListNets4, ListNets6},
 };
 use secmesh_tests::{
     chaos::mono_ns,
@@ -137,6 +138,8 @@ struct Half {
     ranges6: Vec<ListRange6>,
     search6: Vec<u64>,
     index: Vec<u32>,
+    nets4: Vec<ListNets4>,
+    nets6: Vec<ListNets6>,
 }
 
 /// Which half of the ranges packets are compared with.
@@ -157,7 +160,16 @@ fn read_half(kernel: &mut Kernel, half: u32) -> Result<Half> {
         ranges6: part(kernel, "RANGE6", half)?,
         search6: part(kernel, "SEARCH6", half)?,
         index: part(kernel, "INDEX", half)?,
+        nets4: every_other(kernel, "NET4", half)?,
+        nets6: every_other(kernel, "NET6", half)?,
     })
+}
+
+/// A half of a map whose halves are interleaved.
+fn every_other<V: aya::Pod>(kernel: &mut Kernel, name: &str, half: u32) -> Result<Vec<V>> {
+    let map = kernel.map::<V>(name)?;
+    let all = (half..map.len()).step_by(2);
+    Ok(all.map(|n| map.get(&n, 0)).collect::<Result<_, _>>()?)
 }
 
 #[test]
@@ -426,10 +438,11 @@ fn the_next_agent_finds_the_lists_and_replaces_them_whatever_its_settings() -> R
             }
             let replaced = replace(&mut kernel.lists, new).with_context(context)?;
             compare(&mut kernel, new, &addrs).with_context(context)?;
-            let of = |list: &Compiled| -> BTreeSet<IpAddr> {
-                let hosts4 = list.hosts4.iter().map(|s| v4(s.start));
-                hosts4
-                    .chain(list.hosts6.iter().map(|s| v6(s.start)))
+            let of = |list: &Compiled| -> BTreeSet<(IpAddr, IpAddr)> {
+                let four = list.hosts4.iter().chain(&list.ranges4);
+                let six = list.hosts6.iter().chain(&list.ranges6);
+                four.map(|s| (v4(s.start), v4(s.end)))
+                    .chain(six.map(|s| (v6(s.start), v6(s.end))))
                     .collect()
             };
             let added = of(new).difference(&of(old)).count();
@@ -449,4 +462,203 @@ fn the_next_agent_finds_the_lists_and_replaces_them_whatever_its_settings() -> R
         );
         Ok(())
     })
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn ranges_that_an_import_brings_are_new_and_those_that_stay_are_not_written_again() -> Result<()> {
+    let mut kernel = Kernel::load(&options())?;
+    let mut wanted = Compiled {
+        hosts4: vec![span(0x0a00_0001, 0x0a00_0001, 1)],
+        ranges4: vec![span(0x0b00_0000, 0x0b00_00ff, 1)],
+        ..Compiled::default()
+    };
+    let counts = |done: secmesh::dataplane::Replaced| (done.added, done.removed, done.kept);
+    let done = counts(replace(&mut kernel.lists, &wanted)?);
+    ensure!(done == (2, 0, 0), "{done:?}");
+    let inside = v4(0x0b00_0007);
+    let hits = |kernel: &Kernel| kernel.lists.hits(inside).map_or(0, |(_, hits)| hits);
+    for _ in 0..1000 {
+        ensure!(is_dropped(&mut kernel, inside)?, "not in force");
+    }
+    let met = hits(&kernel);
+    ensure!(met > 0, "no hit is counted");
+
+    // A host more: the ranges, and what has met them, stay as they are.
+    let half = kernel.dataplane.kernel_config().list_half;
+    wanted.hosts4.push(span(0x0a00_0003, 0x0a00_0003, 1));
+    let done = counts(replace(&mut kernel.lists, &wanted)?);
+    ensure!(done == (1, 0, 2), "{done:?}");
+    ensure!(
+        kernel.dataplane.kernel_config().list_half == half && hits(&kernel) == met,
+        "the ranges were written again"
+    );
+
+    // Two ranges more, one of each family, and a host less.
+    wanted.ranges4.push(span(0x0c00_0000, 0x0c00_ffff, 2));
+    wanted
+        .ranges6
+        .push(span(0xfd00 << 112, (0xfd01 << 112) - 1, 2));
+    wanted.hosts4.pop();
+    let done = counts(replace(&mut kernel.lists, &wanted)?);
+    ensure!(done == (2, 1, 2), "{done:?}");
+    for addr in [inside, v4(0x0c00_8000), v6((0xfd00 << 112) + 9)] {
+        ensure!(is_dropped(&mut kernel, addr)?, "{addr} is not in force");
+    }
+    ensure!(!is_dropped(&mut kernel, v4(0x0a00_0003))?, "still there");
+
+    // An end that changes is written, though it is the same entry.
+    if let Some(range) = wanted.ranges4.first_mut() {
+        range.expires_unix_s = UNIX_US / 1_000_000 - 1;
+    }
+    let done = counts(replace(&mut kernel.lists, &wanted)?);
+    ensure!(done == (0, 0, 4), "{done:?}");
+    // Ends are rounded up to a second.
+    let begun = Instant::now();
+    while is_dropped(&mut kernel, inside)? {
+        ensure!(begun.elapsed() < PATIENCE, "it has ended");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn the_index_of_ranges_is_right_whatever_was_there_before() -> Result<()> {
+    let seed = seed()?;
+    let mut random = Random(seed);
+    let mut kernel = Kernel::load(&options())?;
+    for round in 0..8 {
+        // None now and then: then the index is left as it is.
+        let wanted = if round % 4 == 2 {
+            Compiled::default()
+        } else {
+            made_up(&mut random, false)
+        };
+        replace(&mut kernel.lists, &wanted)?;
+        let addrs = probes(&mut random, &wanted);
+        compare(&mut kernel, &wanted, &addrs)
+            .with_context(|| format!("SECMESH_SEED={seed}, round {round}"))?;
+        // Nothing is left to be found by an audit of it.
+        let mut cursor = secmesh::dataplane::AuditCursor::default();
+        loop {
+            let part = kernel.lists.audit(&mut cursor, 1 << 16, now()?)?;
+            ensure!(
+                !part.lists.any() && !part.guards.any(),
+                "SECMESH_SEED={seed}, round {round}: {part:?}"
+            );
+            if part.done {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Audits until there is nothing more to look at; what was put right in the lists' tables.
+fn put_right(kernel: &mut Kernel) -> Result<usize> {
+    let mut cursor = secmesh::dataplane::AuditCursor::default();
+    let mut found = 0;
+    loop {
+        let part = kernel.lists.audit(&mut cursor, 1 << 16, now()?)?;
+        found += part.lists.added + part.lists.removed;
+        if part.done {
+            return Ok(found);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_range_is_found_by_its_networks_or_else_by_the_search_and_both_are_put_right() -> Result<()> {
+    let mut kernel = Kernel::load(&options())?;
+    let wanted = Compiled {
+        ranges4: vec![span(0xc633_6400, 0xc633_64ff, 1)],
+        ranges6: vec![span(
+            0x2001_0db8 << 96,
+            (0x2001_0db8 << 96) | ((1 << 72) - 1),
+            1,
+        )],
+        ..Compiled::default()
+    };
+    replace(&mut kernel.lists, &wanted)?;
+    let sources: [IpAddr; 2] = ["198.51.100.7".parse()?, "2001:db8::77:1".parse()?];
+    let all_dropped = |kernel: &mut Kernel, wanted: bool, what: &str| -> Result<()> {
+        for source in sources {
+            ensure!(is_dropped(kernel, source)? == wanted, "{source}: {what}");
+        }
+        Ok(())
+    };
+    all_dropped(&mut kernel, true, "as it is")?;
+    let half = half_in_use(&mut kernel)?;
+    // The search finds nothing any more: the networks do.
+    let (base4, base6) = {
+        let config: Config = kernel.map("CONFIG")?.get(&0, 0)?;
+        (half * config.list_room4, half * config.list_room6)
+    };
+    kernel
+        .map::<ListRange4>("RANGE4")?
+        .set(base4, ListRange4::default(), 0)?;
+    kernel
+        .map::<ListRange6>("RANGE6")?
+        .set(base6, ListRange6::default(), 0)?;
+    all_dropped(&mut kernel, true, "by its networks")?;
+    // Nor do they, and they are said to be whole.
+    let (nets4, nets6) = (
+        every_other::<ListNets4>(&mut kernel, "NET4", half)?.len(),
+        every_other::<ListNets6>(&mut kernel, "NET6", half)?.len(),
+    );
+    for n in 0..u32::try_from(nets4)? {
+        kernel
+            .map("NET4")?
+            .set(n * 2 + half, ListNets4::default(), 0)?;
+    }
+    for n in 0..u32::try_from(nets6)? {
+        kernel
+            .map("NET6")?
+            .set(n * 2 + half, ListNets6::default(), 0)?;
+    }
+    all_dropped(&mut kernel, false, "nothing names it")?;
+    let found = put_right(&mut kernel)?;
+    ensure!(found > 4, "{found} were put right");
+    all_dropped(&mut kernel, true, "put right")?;
+    ensure!(put_right(&mut kernel)? == 0);
+    // What is no network is searched for.
+    let odd = Compiled {
+        ranges4: vec![span(0xc633_6407, 0xc633_6408, 1)],
+        ranges6: vec![span(
+            (0x2001_0db8 << 96) | 5,
+            (0x2001_0db8 << 96) | 0x0077_0001,
+            1,
+        )],
+        ..Compiled::default()
+    };
+    replace(&mut kernel.lists, &odd)?;
+    all_dropped(&mut kernel, true, "by the search")
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn an_address_beside_a_print_that_somebody_changed_is_put_right() -> Result<()> {
+    let mut kernel = Kernel::load(&options())?;
+    let wanted = Compiled {
+        hosts6: vec![span((0x2001_0db8 << 96) | 7, (0x2001_0db8 << 96) | 7, 1)],
+        ..Compiled::default()
+    };
+    replace(&mut kernel.lists, &wanted)?;
+    let mut listed = kernel.map::<Listed6>("LISTED6")?;
+    let mut changed = 0;
+    for n in 0..listed.len() {
+        let mut there = listed.get(&n, 0)?;
+        if there.beside.expires != 0 {
+            there.addr = [9; 16];
+            listed.set(n, there, 0)?;
+            changed += 1;
+        }
+    }
+    drop(listed);
+    ensure!(changed == 1, "{changed} hosts");
+    ensure!(put_right(&mut kernel)? == 1);
+    ensure!(put_right(&mut kernel)? == 0);
+    Ok(())
 }

@@ -414,6 +414,7 @@ pub(super) fn unpin_interface(dir: &Path, interface: &str) -> Result<(), Datapla
             unpin(&path)?;
         }
     }
+    super::flows::remove_filter(interface);
     Ok(())
 }
 

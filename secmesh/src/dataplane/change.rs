@@ -24,7 +24,7 @@ use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, RenameFlags, renameat2},
 };
-use secmesh_common::block::BlockEntry;
+use secmesh_common::{block::BlockEntry, counters::Counters};
 use tracing::{info, warn};
 
 use super::{
@@ -85,6 +85,13 @@ pub(super) fn begin(dir: &Path, options: &LoadOptions) -> Result<Found, Dataplan
                 source,
             })?;
             info!(why = %old.why, "the pinned maps are filled into new ones; the old ones enforce meanwhile");
+            if !old.anew.is_empty() {
+                warn!(
+                    maps = old.anew.join(", "),
+                    schema = old.schema,
+                    "what an older version left in these maps means something else now; they begin empty"
+                );
+            }
             Ok(Found::Other(Change {
                 old: *old,
                 dir: dir.to_path_buf(),
@@ -255,10 +262,13 @@ impl Sizes {
         Ok(match old.carry {
             Carry::Counters => {
                 let cpus = nr_cpus().map_err(|(_, e)| e)?;
-                let all = old.value_size.next_multiple_of(8).saturating_mul(cpus);
-                Self { old: all, new: all }
+                let all = |one: usize| one.next_multiple_of(8).saturating_mul(cpus);
+                Self {
+                    old: all(old.value_size),
+                    new: all(size_of::<Counters>()),
+                }
             }
-            Carry::Bytes => Self {
+            Carry::Bytes { .. } => Self {
                 old: old.value_size,
                 new: old.value_size,
             },
@@ -289,7 +299,10 @@ fn copy_entries(
             break;
         };
         if bpf::look_up(old.fd(), &next, &mut value)?
-            && let Some(entry) = converted(old.carry, &old.parts, &value, sizes.new, now_ns)
+            && let Some(entry) = match old.carry {
+                Carry::Counters => of_each_cpu(&old.parts, &value, old.value_size),
+                carry => converted(carry, &old.parts, &value, sizes.new, now_ns),
+            }
         {
             bpf::update(new, &next, &entry)?;
             copied += 1;
@@ -297,6 +310,28 @@ fn copy_entries(
         key = Some(next);
     }
     Ok(copied)
+}
+
+/// The counters of all CPUs as ours, from values of `size` bytes each.
+fn of_each_cpu(parts: &[Part], values: &[u8], size: usize) -> Option<Vec<u8>> {
+    let mut all = Vec::new();
+    for value in values.chunks_exact(size.next_multiple_of(8)) {
+        let mut entry = vec![0u8; size_of::<Counters>().next_multiple_of(8)];
+        move_parts(parts, value, &mut entry)?;
+        all.extend(entry);
+    }
+    all.iter().any(|byte| *byte != 0).then_some(all)
+}
+
+/// Copies the fields to their places; `None` if a value is shorter than it says.
+fn move_parts(parts: &[Part], value: &[u8], entry: &mut [u8]) -> Option<()> {
+    for part in parts {
+        let from = value.get(part.from..part.from.checked_add(part.len)?)?;
+        entry
+            .get_mut(part.to..part.to.checked_add(part.len)?)?
+            .copy_from_slice(from);
+    }
+    Some(())
 }
 
 /// The value as ours; `None` if it need not be written.
@@ -307,17 +342,12 @@ fn converted(
     new_size: usize,
     now_ns: u64,
 ) -> Option<Vec<u8>> {
-    if matches!(carry, Carry::Bytes | Carry::Counters) {
+    if matches!(carry, Carry::Bytes { .. }) {
         // New maps are zero.
         return value.iter().any(|b| *b != 0).then(|| value.to_vec());
     }
     let mut entry = vec![0u8; new_size];
-    for part in parts {
-        let from = value.get(part.from..part.from.checked_add(part.len)?)?;
-        entry
-            .get_mut(part.to..part.to.checked_add(part.len)?)?
-            .copy_from_slice(from);
-    }
+    move_parts(parts, value, &mut entry)?;
     if carry == Carry::Blocks {
         let at = std::mem::offset_of!(BlockEntry, expires_ns);
         let expires = u64::from_ne_bytes(entry.get(at..at.checked_add(8)?)?.try_into().ok()?);
@@ -357,6 +387,39 @@ mod tests {
             converted(Carry::Blocks, &parts, old.get(..12).unwrap(), size, 0),
             None
         );
+    }
+
+    #[test]
+    fn counters_of_every_cpu_move_by_name_and_new_ones_begin_at_zero() {
+        let size = size_of::<Counters>();
+        // Two CPUs of a version with two counters, in another order than ours.
+        let parts = [
+            Part {
+                from: 8,
+                to: 0,
+                len: 8,
+            },
+            Part {
+                from: 0,
+                to: size - 8,
+                len: 8,
+            },
+        ];
+        let old: Vec<u8> = [1u64, 2, 3, 4]
+            .iter()
+            .flat_map(|n| n.to_ne_bytes())
+            .collect();
+        let new = of_each_cpu(&parts, &old, 16).unwrap();
+        let words: Vec<u64> = new
+            .chunks_exact(8)
+            .map(|c| u64::from_ne_bytes(c.try_into().unwrap()))
+            .collect();
+        let each = size / 8;
+        assert_eq!(words.len(), 2 * each);
+        let mut wanted = vec![0; 2 * each];
+        (wanted[0], wanted[each - 1]) = (2, 1);
+        (wanted[each], wanted[2 * each - 1]) = (4, 3);
+        assert_eq!(words, wanted);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use secmesh_common::{
     port::{COOKIE_ALWAYS, COOKIE_AUTO, PortPolicy},
 };
 
-use super::{Dataplane, DataplaneError, array, cell::ConfigCell, take};
+use super::{Dataplane, DataplaneError, Differences, array, cell::ConfigCell, take};
 use crate::config::CookieMode;
 
 /// Flags that are ours; those of others in the same entry stay as they are.
@@ -30,6 +30,10 @@ pub(super) struct CookieMaps {
     addresses: HashMap<MapData, Addr6, u32>,
     /// What is in the port map; unknown if an earlier agent wrote it.
     known: Option<BTreeMap<u16, CookieMode>>,
+    /// The addresses that were written last.
+    written: Option<BTreeSet<[u8; 16]>>,
+    /// Addresses that somebody else took out or put in, since they were last asked for.
+    differed: Differences,
 }
 
 impl CookieMaps {
@@ -42,6 +46,8 @@ impl CookieMaps {
                 .try_into()
                 .map_err(DataplaneError::Map)?,
             known: (!resumed).then(BTreeMap::new),
+            written: None,
+            differed: Differences::default(),
         })
     }
 
@@ -99,7 +105,7 @@ impl CookieMaps {
     }
 }
 
-fn flags_of(mode: CookieMode) -> u16 {
+pub(super) fn flags_of(mode: CookieMode) -> u16 {
     match mode {
         CookieMode::Off => 0,
         CookieMode::Auto => COOKIE_AUTO,
@@ -175,6 +181,11 @@ impl Dataplane {
             .map(|key| key.map(|key| key.addr))
             .collect::<Result<_, _>>()
             .map_err(DataplaneError::Map)?;
+        if let Some(written) = self.cookies.written.take() {
+            let differed = &mut self.cookies.differed;
+            differed.added += written.difference(&known).count();
+            differed.removed += known.difference(&written).count();
+        }
         for addr in known.difference(&wanted).copied() {
             map.remove(&Addr6 { addr }).map_err(DataplaneError::Map)?;
         }
@@ -182,12 +193,24 @@ impl Dataplane {
             map.insert(Addr6 { addr }, 1, 0)
                 .map_err(DataplaneError::Map)?;
         }
+        self.cookies.written = Some(wanted);
         Ok(left_out)
     }
 
     /// Ports that have cookies, as far as this agent set them.
     pub fn cookie_ports(&self) -> BTreeMap<u16, CookieMode> {
         self.cookies.known.clone().unwrap_or_default()
+    }
+
+    /// The same; none while what an earlier agent set was not looked at.
+    pub fn known_cookie_ports(&self) -> Option<&BTreeMap<u16, CookieMode>> {
+        self.cookies.known.as_ref()
+    }
+
+    /// What [`Dataplane::set_cookie_addresses`] found that somebody else had changed since it was last called; each
+    /// difference once.
+    pub fn take_cookie_differences(&mut self) -> Differences {
+        std::mem::take(&mut self.cookies.differed)
     }
 
     /// Ports with a listener that is flooded at `now_ns`, `CLOCK_MONOTONIC`.

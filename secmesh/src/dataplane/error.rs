@@ -23,6 +23,14 @@ pub enum DataplaneError {
         /// The configured pin directory.
         dir: PathBuf,
     },
+    /// A processor that the programs are not right on.
+    #[error(
+        "this processor is {found}, and packets are judged on x86-64 only: on others a search may miss an entry that is being moved\n  remedy: run the agent on an x86-64 machine; commands that need no kernel (replay, verify, decisions export of a file) work here"
+    )]
+    Architecture {
+        /// As the compiler calls it.
+        found: &'static str,
+    },
     /// The kernel is too old.
     #[error(
         "kernel {found} is too old: secmesh needs {needed} or later\n  remedy: boot a newer kernel; Debian 12 and later have one"

@@ -10,15 +10,13 @@ use aya::{
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp,
         links::{FdLink, PinnedLink},
-        tc::{
-            NlOptions, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
-        },
+        tc::{SchedClassifierLink, TcAttachOptions},
     },
 };
 use secmesh_common::flow::{FlowExport, SWEEP_SLICE, SweepOrder, UNIT_SHIFT};
 use tracing::{info, warn};
 
-use super::{Dataplane, DataplaneError, RingReader, attach, take};
+use super::{Dataplane, DataplaneError, RingReader, attach, filters, take};
 use crate::state::read_capped_text;
 
 /// Where the system tells of its interfaces.
@@ -40,6 +38,9 @@ pub struct FlowOptions {
     pub idle: Duration,
     /// Age at which a flow that goes on is recorded and begun anew; at most 73 minutes.
     pub active: Duration,
+    /// Whether outgoing packets are counted by a clsact filter also where the kernel has TCX links; for tests of what
+    /// kernels before 6.6 do.
+    pub by_filter: bool,
 }
 
 impl FlowOptions {
@@ -64,7 +65,7 @@ pub(super) fn units(duration: Duration) -> u32 {
 pub enum Egress {
     /// A TCX link, pinned (Linux 6.6).
     Tcx,
-    /// A filter of the clsact queueing discipline; gone with the agent.
+    /// A filter of the clsact queueing discipline, which stays when the agent ends (before Linux 6.6).
     Clsact,
     /// Not at all: flows of this interface have incoming packets only.
     Unseen {
@@ -180,17 +181,21 @@ impl Dataplane {
         let path = self.pin_dir.as_deref().map(|dir| pin_path(dir, interface));
         if !self.flows.enabled() {
             // An earlier agent may have counted.
-            if let Some(path) = path
-                && path.exists()
-                && let Err(error) = attach::unpin(&path)
-            {
-                warn!(interface, %error, "the program that counted flows stays");
+            if let Some(path) = path {
+                if path.exists()
+                    && let Err(error) = attach::unpin(&path)
+                {
+                    warn!(interface, %error, "the program that counted flows stays");
+                }
+                remove_filter(interface);
             }
             return;
         }
         let seen = egress(&mut self.ebpf)
             .map_err(|e| e.to_string())
-            .and_then(|program| attach_to(program, interface, path.as_deref()))
+            .and_then(|program| {
+                attach_to(program, interface, path.as_deref(), self.flows.by_filter)
+            })
             .unwrap_or_else(|reason| {
                 warn!(interface, %reason, "flow records have incoming packets only");
                 Egress::Unseen { reason }
@@ -205,12 +210,12 @@ impl Dataplane {
 /// As [`attach::switch_pinned`], for the program that counts what leaves.
 pub(super) fn switch_pinned(ebpf: &mut Ebpf, interface: &str, dir: &Path) {
     let path = pin_path(dir, interface);
-    if !path.exists() {
-        return;
-    }
-    let switched = egress(ebpf)
-        .map_err(|e| e.to_string())
-        .and_then(|program| take_over(program, interface, &path));
+    let switched = egress(ebpf).map_err(|e| e.to_string()).and_then(|program| {
+        if path.exists() {
+            take_over(program, interface, &path)?;
+        }
+        filters::take_over(program, interface)
+    });
     if let Err(reason) = switched {
         warn!(interface, %reason, "the program that counts flows stays the old one");
     }
@@ -246,6 +251,7 @@ fn attach_to(
     program: &mut SchedClassifier,
     interface: &str,
     pin: Option<&Path>,
+    by_filter: bool,
 ) -> Result<Egress, String> {
     let kind =
         read_capped_text(&Path::new(SYSFS).join(interface).join("type"), 64).unwrap_or_default();
@@ -255,6 +261,10 @@ fn attach_to(
             "{interface} is no Ethernet link (type {})",
             kind.trim()
         ));
+    }
+    let stays = pin.is_some();
+    if by_filter {
+        return filters::put(program, interface, stays).map(|()| Egress::Clsact);
     }
     if let Some(path) = pin
         && path.exists()
@@ -271,31 +281,14 @@ fn attach_to(
             let link = program.take_link(id).map_err(|e| attach::chain(&e))?;
             let link = FdLink::try_from(link).map_err(|e| attach::chain(&e))?;
             link.pin(path).map_err(|e| attach::chain(&e))?;
+            // Of an agent that could not have links; both would count.
+            remove_filter(interface);
             Ok(Egress::Tcx)
         }
-        Err(tcx) => clsact(program, interface)
+        Err(tcx) => filters::put(program, interface, stays)
             .map(|()| Egress::Clsact)
             .map_err(|legacy| format!("tcx: {}; clsact: {legacy}", attach::chain(&tcx))),
     }
-}
-
-/// The way of kernels before 6.6. The filter ends with the agent; one that a killed agent left goes first.
-fn clsact(program: &mut SchedClassifier, interface: &str) -> Result<(), String> {
-    // It may be there already.
-    drop(qdisc_add_clsact(interface));
-    drop(qdisc_detach_program(
-        interface,
-        TcAttachType::Egress,
-        EGRESS,
-    ));
-    program
-        .attach_with_options(
-            interface,
-            TcAttachType::Egress,
-            TcAttachOptions::Netlink(NlOptions::default()),
-        )
-        .map(drop)
-        .map_err(|e| attach::chain(&e))
 }
 
 /// Puts our program into a pinned link in one step. `false`: the link's interface is gone, so the pin was
@@ -322,11 +315,23 @@ fn take_over(program: &mut SchedClassifier, interface: &str, path: &Path) -> Res
     }
 }
 
-/// Takes filters off that were attached without a link, from the interfaces that `links` name.
+/// Takes our filters off the interfaces that `links` name.
 pub(super) fn remove_filters(links: &[PathBuf]) {
-    for name in links.iter().filter_map(|path| attach::interface_of(path)) {
-        // Most systems have none: theirs are links.
-        drop(qdisc_detach_program(&name, TcAttachType::Egress, EGRESS));
+    let mut names: Vec<String> = links
+        .iter()
+        .filter_map(|path| attach::interface_of(path))
+        .collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        remove_filter(&name);
+    }
+}
+
+/// Takes our filters off an interface. Most systems have none: theirs are links.
+pub(super) fn remove_filter(interface: &str) {
+    if let Err(error) = filters::remove(interface) {
+        warn!(interface, %error, "a filter that counts flows stays; `tc filter del dev {interface} egress` removes all filters");
     }
 }
 

@@ -79,7 +79,7 @@ impl HostTables {
     pub fn new(seed: u64) -> Self {
         Self {
             four: Published::new(seed, 64),
-            six: Published::new(seed, 128),
+            six: Published::new(seed, 64),
         }
     }
 

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
 };
 
 use aya::maps::{Array, MapData};
@@ -15,7 +15,7 @@ use secmesh_common::list::{
     WIDE6_DECISION, WIDE6_LIST, guard_shift, guard4_long, guard4_short, guard6_long, guard6_short,
 };
 
-use super::{DataplaneError, TableError, batch, cell::ConfigCell};
+use super::{DataplaneError, TableError, batch, cell::ConfigCell, turns::Turns};
 use crate::addr::Prefix;
 
 /// Bit of [`secmesh_common::config::Config::guard6_off`] that decisions set.
@@ -124,9 +124,12 @@ struct Inner {
     config: ConfigCell,
 }
 
+/// Words that lists compare and write before decisions get a turn.
+const PIECE: usize = 1 << 13;
+
 /// A handle to both guards.
 #[derive(Clone)]
-pub(super) struct Guard(Arc<Mutex<Inner>>);
+pub(super) struct Guard(Arc<Turns<Inner>>);
 
 impl Guard {
     /// Takes the maps over, which are of one size. Whatever bits an earlier agent left stay until
@@ -153,7 +156,7 @@ impl Guard {
                 }
             }
         }
-        Ok(Self(Arc::new(Mutex::new(Inner {
+        Ok(Self(Arc::new(Turns::new(Inner {
             maps: [v4, v6],
             words,
             shift,
@@ -165,7 +168,7 @@ impl Guard {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Planes of this guard's size that guard nothing.
@@ -184,7 +187,7 @@ impl Guard {
 
     /// Guards a decision's prefix; before its entry is written. Doing so twice is once.
     pub fn add(&self, prefix: &Prefix) -> Result<(), TableError> {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock_soon();
         let single = prefix.is_single();
         let is_new = if single {
             inner.singles.insert(prefix.addr())
@@ -213,7 +216,7 @@ impl Guard {
 
     /// Stops guarding a decision's prefix; after its entry was removed. One that is not guarded is no error.
     pub fn remove(&self, prefix: &Prefix) -> Result<(), TableError> {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock_soon();
         let v4 = prefix.is_ipv4();
         let single = prefix.is_single();
         let was_guarded = if single {
@@ -277,26 +280,22 @@ impl Guard {
         self.write_lists(wanted, true)
     }
 
+    /// Goes over all words a piece at a time, and decisions get a turn between two of them: what is kept of a word is
+    /// what it holds when its piece is written. Nothing is unguarded meanwhile: bits are added before the entries that
+    /// need them, and taken when nobody needs them any more, so it does not matter when each piece is written.
     fn write_lists(&self, wanted: &ListPlanes, clear: bool) -> Result<(), TableError> {
-        let mut inner = self.lock();
         if !clear {
-            inner.write_wide(Some((wanted, true)))?;
+            self.lock().write_wide(Some((wanted, true)))?;
         }
         for (family, plane) in [&wanted.v4, &wanted.v6].into_iter().enumerate() {
-            let Some(words) = inner.words.get(family) else {
-                continue;
-            };
-            let changed = (0u32..)
-                .zip(words.iter().zip(plane))
-                .filter_map(|(n, (have, want))| {
-                    let kept = if clear { have & !LIST_BITS } else { *have };
-                    (*have != kept | want).then_some((n, kept | want))
-                });
-            let (places, values) = changed.unzip();
-            inner.write_many(family == 0, places, values)?;
+            for (first, piece) in (0..).step_by(PIECE).zip(plane.chunks(PIECE)) {
+                self.0
+                    .lock_after_others()
+                    .write_piece(family, first, piece, clear)?;
+            }
         }
         if clear {
-            inner.write_wide(Some((wanted, false)))?;
+            self.lock().write_wide(Some((wanted, false)))?;
         }
         Ok(())
     }
@@ -372,6 +371,31 @@ impl Inner {
         })?;
         *word = value;
         Ok(())
+    }
+
+    /// Adds the lists' bits of `piece`, which begins at word `first`; with `clear` those go that are not in it.
+    fn write_piece(
+        &mut self,
+        family: usize,
+        first: usize,
+        piece: &[u64],
+        clear: bool,
+    ) -> Result<(), TableError> {
+        let Some(words) = self.words.get(family).and_then(|words| words.get(first..)) else {
+            return Ok(());
+        };
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (places, values): (Vec<u32>, Vec<u64>) = (first..)
+            .zip(words.iter().zip(piece))
+            .filter_map(|(n, (have, want))| {
+                let kept = if clear { have & !LIST_BITS } else { *have };
+                (*have != kept | want).then_some((number(n), kept | want))
+            })
+            .unzip();
+        if places.is_empty() {
+            return Ok(());
+        }
+        self.write_many(family == 0, places, values)
     }
 
     /// As [`Inner::write`], many words by few calls.

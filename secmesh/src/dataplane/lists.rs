@@ -2,18 +2,20 @@
 
 mod audit;
 mod hosts;
+mod nets;
 mod ranges;
 
 use aya::maps::{Array, MapData, MapError};
 use secmesh_common::{
     config::Config,
-    list::{EXPIRY_NEVER, EXPIRY_SHIFT, ListBucket4, ListBucket6, Listed},
+    list::{EXPIRY_NEVER, EXPIRY_SHIFT, ListBucket4, ListBucket6, Listed, Listed6},
 };
 
 pub use self::audit::{AuditCursor, Audited, Differences};
 use self::hosts::HostTable;
 pub(super) use self::{
     hosts::{Four, Six},
+    nets::{NetMaps, Nets4, Nets6, buckets_of_half},
     ranges::RangeMaps,
 };
 use super::{TableError, cell::ConfigCell, cuckoo::Value, guard::Guard};
@@ -75,7 +77,7 @@ pub(super) struct ListMaps {
     pub hosts6: Array<MapData, ListBucket6>,
     pub soonest6: Array<MapData, u32>,
     pub listed4: Array<MapData, Listed>,
-    pub listed6: Array<MapData, Listed>,
+    pub listed6: Array<MapData, Listed6>,
     pub ranges: RangeMaps,
 }
 
@@ -87,7 +89,14 @@ pub struct ListTables {
     hosts6: HostTable<Six>,
     ranges: RangeMaps,
     current: Compiled,
+    /// Unix time less `CLOCK_MONOTONIC` when the ranges of `current` were written, µs; none before that, when there
+    /// may be an earlier agent's.
+    ranges_origin_us: Option<u64>,
 }
+
+/// How far the clocks may have moved apart until ranges are written again for their ends, µs: less than one unit of
+/// an end.
+const SAME_ORIGIN_US: u64 = 1_000_000;
 
 impl ListTables {
     pub(super) fn new(
@@ -96,6 +105,7 @@ impl ListTables {
         config: ConfigCell,
     ) -> Result<Self, TableError> {
         let now = config.get();
+        let current = maps.ranges.learn(&now)?;
         Ok(Self {
             hosts4: HostTable::open(
                 maps.hosts4,
@@ -114,7 +124,8 @@ impl ListTables {
             ranges: maps.ranges,
             guard,
             config,
-            current: Compiled::default(),
+            current,
+            ranges_origin_us: None,
         })
     }
 
@@ -177,7 +188,14 @@ impl ListTables {
         })?;
         let mut done = 0;
         let mut replaced = Replaced::default();
-        self.write_ranges(wanted, now)?;
+        for (added, removed) in [
+            compared(&self.current.ranges4, &wanted.ranges4),
+            compared(&self.current.ranges6, &wanted.ranges6),
+        ] {
+            replaced.added += added;
+            replaced.removed += removed;
+        }
+        self.replace_ranges(wanted, now)?;
         done += wanted.ranges4.len() + wanted.ranges6.len();
         progress(done);
         self.replace_hosts(wanted, now, &mut replaced, &mut |n| progress(done + n))?;
@@ -187,8 +205,6 @@ impl ListTables {
             c.list_generation = allow_generation;
         })?;
         self.guard.set_lists(&planes)?;
-        replaced.removed += (self.current.ranges4.len() + self.current.ranges6.len())
-            .saturating_sub(wanted.ranges4.len() + wanted.ranges6.len());
         replaced.kept = wanted.len().saturating_sub(replaced.added);
         debug_assert!(replaced.kept <= before.max(wanted.len()));
         self.current = wanted.clone();
@@ -247,12 +263,31 @@ impl ListTables {
         Ok(())
     }
 
+    /// Writes the ranges, unless they are there: most lists that come and go have hosts only, and what has met a range
+    /// is counted in the range.
+    fn replace_ranges(&mut self, wanted: &Compiled, now: Now) -> Result<(), TableError> {
+        let origin_us = now.unix_us.saturating_sub(now.mono_ns / 1000);
+        let in_time = self
+            .ranges_origin_us
+            .is_some_and(|written| written.abs_diff(origin_us) < SAME_ORIGIN_US);
+        let (four, six) = (&self.current.ranges4, &self.current.ranges6);
+        if in_time && *four == wanted.ranges4 && *six == wanted.ranges6 {
+            return Ok(());
+        }
+        self.write_ranges(wanted, now)?;
+        // From now on an audit looks for these, also if the hosts fail.
+        self.current.ranges4.clone_from(&wanted.ranges4);
+        self.current.ranges6.clone_from(&wanted.ranges6);
+        self.ranges_origin_us = Some(origin_us);
+        Ok(())
+    }
+
     /// Writes the ranges into the half that is not in use, then switches to it: one word of the
     /// configuration, so that a packet sees all of the old ranges or all of the new.
     fn write_ranges(&mut self, wanted: &Compiled, now: Now) -> Result<(), TableError> {
         let replacements = self.config.get().list_half.wrapping_add(1);
         let half = replacements & 1;
-        self.ranges.write(half, wanted, now)?;
+        let nets = self.ranges.write(half, wanted, now)?;
         let [room4, room6] = self.ranges.rooms();
         let (ranges4, ranges6) = (count(wanted.ranges4.len()), count(wanted.ranges6.len()));
         self.set_counts(|c| {
@@ -263,6 +298,15 @@ impl ListTables {
                 (*lower4, *lower6) = (ranges4, ranges6);
             } else {
                 (*upper4, *upper6) = (ranges4, ranges6);
+            }
+            for (all, of_half) in [
+                (&mut c.list_nets4, nets.buckets4),
+                (&mut c.list_nets6, nets.buckets6),
+                (&mut c.list_whole, nets.whole),
+            ] {
+                if let Some(place) = all.get_mut(half as usize) {
+                    *place = of_half;
+                }
             }
         })?;
         self.set_counts(|c| c.list_half = replacements)
@@ -294,6 +338,35 @@ fn hosts<A: Copy>(spans: &[Span<A>], now: Now) -> impl Iterator<Item = (A, Value
         .map(move |s| (s.start, (kernel_expiry(s.expires_unix_s, now), s.list)))
 }
 
+/// How many of `wanted` are not among `before`, and the other way round. An entry is the same if its addresses are;
+/// both are sorted.
+fn compared<A: Ord + Copy>(before: &[Span<A>], wanted: &[Span<A>]) -> (usize, usize) {
+    let key = |span: &Span<A>| (span.start, span.end);
+    let (mut old, mut new) = (before.iter().peekable(), wanted.iter().peekable());
+    let (mut added, mut removed) = (0, 0);
+    loop {
+        match (old.peek(), new.peek()) {
+            (None, None) => return (added, removed),
+            (Some(a), Some(b)) if key(a) == key(b) => {
+                old.next();
+                new.next();
+            }
+            (Some(a), Some(b)) if key(a) > key(b) => {
+                new.next();
+                added += 1;
+            }
+            (None, Some(_)) => {
+                new.next();
+                added += 1;
+            }
+            (Some(_), _) => {
+                old.next();
+                removed += 1;
+            }
+        }
+    }
+}
+
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
@@ -317,5 +390,34 @@ fn refused(map: &'static str) -> impl FnOnce(MapError) -> TableError {
     move |e| TableError::Kernel {
         map,
         reason: e.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spans(of: &[(u32, u32)]) -> Vec<Span<u32>> {
+        of.iter()
+            .map(|(start, end)| Span {
+                start: *start,
+                end: *end,
+                expires_unix_s: u64::MAX,
+                list: 1,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn entries_are_counted_as_new_gone_or_the_same_by_their_addresses() {
+        let all = spans(&[(1, 9), (20, 29), (40, 49)]);
+        assert_eq!(compared(&[], &all), (3, 0));
+        assert_eq!(compared(&all, &[]), (0, 3));
+        assert_eq!(compared(&all, &all), (0, 0));
+        // One that became longer is another one; the list that names it and its end are not what it is.
+        let mut others = spans(&[(0, 0), (1, 9), (20, 30), (50, 59)]);
+        others[1].list = 7;
+        others[1].expires_unix_s = 5;
+        assert_eq!(compared(&all, &others), (3, 2));
     }
 }

@@ -19,10 +19,12 @@ mod cuckoo_check;
 mod driver;
 mod error;
 mod events;
+mod filters;
 mod flows;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod guard;
+mod hot;
 mod kernel_types;
 mod listing;
 mod lists;
@@ -34,7 +36,9 @@ mod ring;
 mod standing;
 pub mod syncookies;
 mod tables;
+mod turns;
 mod verify;
+mod watches;
 
 use std::path::{Path, PathBuf};
 
@@ -52,7 +56,10 @@ use secmesh_common::{
     cookie::{Listener, Verified},
     counters::Counters,
     limit::{Limit, SourceLimit},
-    list::{HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed},
+    list::{
+        HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed, Listed6, print_keys,
+    },
+    nets::{ListNets4, ListNets6},
     port::{PortPolicy, SharedLimit},
 };
 
@@ -72,15 +79,16 @@ pub use self::{
     ports::{PortRule, PortTable},
     preflight::{KERNEL_FLOOR, check_system, mount_hint},
     ring::RingReader,
-    tables::{AllowTable, BlockTable, TableError, WatchTable},
+    tables::{AllowTable, BlockTable, TableError},
     verify::{Accepted, ProgramReport, try_programs},
+    watches::WatchTable,
 };
 use self::{
     cell::ConfigCell,
     change::{Change, Found},
     cookies::CookieMaps,
     guard::Guard,
-    lists::{ListMaps, RangeMaps},
+    lists::{ListMaps, NetMaps, RangeMaps},
     processes::ProcessOffsets,
 };
 pub use crate::config::{CookieMode, Mode};
@@ -110,11 +118,13 @@ const PINNED_MAPS: &[(&str, usize, usize)] = &[
     ("LIST6", size_of::<u32>(), size_of::<ListBucket6>()),
     ("SOONEST6", size_of::<u32>(), size_of::<u32>()),
     ("LISTED4", size_of::<u32>(), size_of::<Listed>()),
-    ("LISTED6", size_of::<u32>(), size_of::<Listed>()),
+    ("LISTED6", size_of::<u32>(), size_of::<Listed6>()),
     ("RANGE4", size_of::<u32>(), size_of::<ListRange4>()),
     ("RANGE6", size_of::<u32>(), size_of::<ListRange6>()),
     ("SEARCH6", size_of::<u32>(), size_of::<u64>()),
     ("INDEX", size_of::<u32>(), size_of::<u32>()),
+    ("NET4", size_of::<u32>(), size_of::<ListNets4>()),
+    ("NET6", size_of::<u32>(), size_of::<ListNets6>()),
     ("PORT", size_of::<u32>(), size_of::<PortPolicy>()),
     ("PORT_LIMIT", size_of::<u32>(), size_of::<SharedLimit>()),
     ("COOKIE_ADDRESS", size_of::<Addr6>(), size_of::<u32>()),
@@ -310,6 +320,7 @@ impl Dataplane {
                 c.mode = change.mode();
                 c.enforce_until_ns = change.enforce_until_ns();
             }
+            c.print_keys = print_keys(c.table_seed);
             c.rates = options.levels.rates;
             c.contact_window_ns = options.levels.contact_window_ns;
             c.event_budget = (options.event_budget / 10).max(1);
@@ -488,6 +499,12 @@ impl Dataplane {
                 ranges6: array(&mut self.ebpf, "RANGE6")?,
                 search6: array(&mut self.ebpf, "SEARCH6")?,
                 index: array(&mut self.ebpf, "INDEX")?,
+                indexed: [None, None],
+                nets: NetMaps::new(
+                    array(&mut self.ebpf, "NET4")?,
+                    array(&mut self.ebpf, "NET6")?,
+                    self.config.get().table_seed,
+                ),
             },
         };
         ListTables::new(maps, self.guard.clone(), self.config.clone())
@@ -539,14 +556,12 @@ impl Dataplane {
     ///
     /// If they were taken before.
     pub fn take_watches(&mut self) -> Result<WatchTable, DataplaneError> {
-        Ok(WatchTable {
-            v4: take(&mut self.ebpf, "WATCH4")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
-            v6: take(&mut self.ebpf, "WATCH6")?
-                .try_into()
-                .map_err(DataplaneError::Map)?,
-        })
+        let v4 = take(&mut self.ebpf, "WATCH4")?;
+        let v6 = take(&mut self.ebpf, "WATCH6")?;
+        Ok(WatchTable::new(
+            v4.try_into().map_err(DataplaneError::Map)?,
+            v6.try_into().map_err(DataplaneError::Map)?,
+        ))
     }
 
     /// Takes the event ring.

@@ -27,8 +27,8 @@ const GROUP_LINK: u32 = 1;
 const NOTICES: usize = 1024;
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
-const NLM_F_REQUEST: u16 = 1;
-const NLMSG_HEADER: usize = 16;
+pub(super) const NLM_F_REQUEST: u16 = 1;
+pub(super) const NLMSG_HEADER: usize = 16;
 const IFINFO: usize = 16;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_PROG_ID: u16 = 4;
@@ -38,15 +38,15 @@ const IFLA_XDP_HW_PROG_ID: u16 = 7;
 /// Flags in an attribute's type (nested, byte order).
 const NLA_TYPE_MASK: u16 = 0x3fff;
 /// More than any link's description takes.
-const ANSWER: usize = 64 << 10;
+pub(super) const ANSWER: usize = 64 << 10;
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(
         bytes.get(at..at.checked_add(2)?)?.try_into().ok()?,
     ))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(
         bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
     ))
@@ -69,7 +69,7 @@ fn request(index: u32) -> Vec<u8> {
 }
 
 /// The attributes in `bytes`, up to the first that does not fit.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::from(u16_at(bytes, 0)?);
         let kind = u16_at(bytes, 2)? & NLA_TYPE_MASK;
@@ -107,12 +107,8 @@ fn programs(answer: &[u8]) -> Option<Vec<u32>> {
     Some(ids)
 }
 
-/// The ids of the XDP programs that run on the interface with this index, in whatever mode.
-///
-/// # Errors
-///
-/// The system's refusal; [`io::ErrorKind::NotFound`] if there is no such interface.
-pub(super) fn xdp_programs(index: u32) -> io::Result<Vec<u32>> {
+/// A socket on which the kernel answers `message`.
+pub(super) fn asked(message: &[u8]) -> io::Result<OwnedFd> {
     let socket = socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -122,12 +118,17 @@ pub(super) fn xdp_programs(index: u32) -> io::Result<Vec<u32>> {
     // The kernel answers at once; this is for the day on which it does not.
     setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(1))?;
     let kernel = NetlinkAddr::new(0, 0);
-    sendto(
-        socket.as_raw_fd(),
-        &request(index),
-        &kernel,
-        MsgFlags::empty(),
-    )?;
+    sendto(socket.as_raw_fd(), message, &kernel, MsgFlags::empty())?;
+    Ok(socket)
+}
+
+/// The ids of the XDP programs that run on the interface with this index, in whatever mode.
+///
+/// # Errors
+///
+/// The system's refusal; [`io::ErrorKind::NotFound`] if there is no such interface.
+pub(super) fn xdp_programs(index: u32) -> io::Result<Vec<u32>> {
+    let socket = asked(&request(index))?;
     let mut answer = vec![0; ANSWER];
     let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     answer.truncate(len);
@@ -190,17 +191,19 @@ impl LinkWatch {
     }
 }
 
+/// An attribute as the kernel writes one.
+#[cfg(test)]
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(4 + value.len()).unwrap();
+    let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let len = u16::try_from(4 + value.len()).unwrap();
-        let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
 
     fn answer(kind: u16, body: &[u8]) -> Vec<u8> {
         let len = u32::try_from(NLMSG_HEADER + IFINFO + body.len()).unwrap();

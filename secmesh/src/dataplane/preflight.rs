@@ -27,12 +27,13 @@ const CAP_PERFMON: u32 = 38;
 /// `CAP_BPF` (Linux 5.8).
 const CAP_BPF: u32 = 39;
 
-/// Checks capabilities and kernel version.
+/// Checks processor, kernel version and capabilities.
 ///
 /// # Errors
 ///
 /// The first thing that is missing.
 pub fn check_system() -> Result<(), DataplaneError> {
+    check_architecture(std::env::consts::ARCH)?;
     if let Ok(name) = nix::sys::utsname::uname() {
         check_release(&name.release().to_string_lossy())?;
     }
@@ -41,6 +42,23 @@ pub fn check_system() -> Result<(), DataplaneError> {
         .and_then(|bytes| effective_capabilities(&String::from_utf8_lossy(&bytes)));
     // Without /proc nothing can be said in advance; the kernel will say it.
     effective.map_or(Ok(()), check_capabilities)
+}
+
+/// The processors that packets may be judged on, as the compiler calls them.
+///
+/// A packet that searches a list while the controller moves entries notices that by a counter which it reads before
+/// and after (`list_moves4` of [`secmesh_common::config::Config`]). Nothing but the processor keeps these reads in
+/// their order: on x86-64 loads are not reordered with loads, nor stores with stores (Intel SDM volume 3, 9.2.2). On
+/// others, such as arm64, they may be, and a listed source could get through; the instruction that would order them
+/// (`BPF_LOAD_ACQ`) came with Linux 6.15, long after [`KERNEL_FLOOR`].
+const ARCHITECTURES: &[&str] = &["x86_64"];
+
+fn check_architecture(found: &'static str) -> Result<(), DataplaneError> {
+    if ARCHITECTURES.contains(&found) {
+        Ok(())
+    } else {
+        Err(DataplaneError::Architecture { found })
+    }
 }
 
 /// A release that cannot be read is not refused: the kernel itself will say what it lacks.
@@ -140,6 +158,19 @@ mod tests {
             .to_string();
         assert!(text.contains("CAP_NET_ADMIN"), "{text}");
         assert!(check_capabilities((1 << CAP_SYS_ADMIN) | (1 << CAP_NET_ADMIN)).is_ok());
+    }
+
+    #[test]
+    fn a_processor_that_may_reorder_reads_is_refused_by_name() {
+        assert!(check_architecture("x86_64").is_ok());
+        assert!(check_architecture(std::env::consts::ARCH).is_ok());
+        for other in ["aarch64", "riscv64", "powerpc64", "x86"] {
+            let text = check_architecture(other).unwrap_err().to_string();
+            assert!(
+                text.contains(other) && text.contains("x86-64") && text.contains("remedy"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use aya::maps::{MapData, MapInfo};
 use secmesh_common::{
     SCHEMA,
     block::{AllowEntry, BlockEntry},
+    counters::Counter,
     list::GROUP6_SHIFT,
 };
 use tracing::warn;
@@ -18,7 +19,7 @@ use tracing::warn;
 use super::{
     DataplaneError, LoadOptions, PINNED_MAPS, bpf, cuckoo, guard,
     kernel_types::KernelTypes,
-    lists::{Four, Six},
+    lists::{Four, Nets4, Nets6, Six, buckets_of_half},
 };
 
 /// The oldest schema that is understood.
@@ -49,11 +50,23 @@ pub(super) enum Carry {
     Blocks,
     /// Entries with fields that are known by name.
     Allows,
-    /// Bytes as they are, from a map of the same schema only.
-    Bytes,
-    /// As above, and only once the old program has counted its last packet.
+    /// Bytes as they are, if what they mean has not changed since this schema.
+    Bytes {
+        /// The first schema with the keys, values and hashes of ours.
+        since: u32,
+    },
+    /// Counters of the same names, and only once the old program has counted its last packet.
     Counters,
 }
+
+/// What is in WATCH4 and WATCH6 has been an address and an end from the beginning.
+const WATCHES: Carry = Carry::Bytes { since: 1 };
+/// Ports, cookies, and how [`secmesh_common::config::Config::table_seed`] makes the cookies' tags: as they are now
+/// since schema 3. Whoever changes one of them writes the new schema here, besides raising [`SCHEMA`].
+const COOKIES_SINCE: u32 = 3;
+const COOKIES: Carry = Carry::Bytes {
+    since: COOKIES_SINCE,
+};
 
 /// What is taken over; the rest the agent writes anew before the program is switched, or it starts empty: lists
 /// come from the disk, guards from what is in the block maps, accounting and hot sources from the traffic.
@@ -64,14 +77,14 @@ pub(super) const CARRIED: &[(&str, Carry, &str)] = &[
     ("PREFIX6", Carry::Blocks, "max_prefixes"),
     ("ALLOW4", Carry::Allows, ""),
     ("ALLOW6", Carry::Allows, ""),
-    ("WATCH4", Carry::Bytes, ""),
-    ("WATCH6", Carry::Bytes, ""),
-    ("PORT", Carry::Bytes, ""),
-    ("PORT_LIMIT", Carry::Bytes, ""),
-    ("COOKIE_ADDRESS", Carry::Bytes, ""),
-    ("COOKIE_LISTENER", Carry::Bytes, ""),
-    ("COOKIE_FLOOD", Carry::Bytes, ""),
-    ("COOKIE_VERIFIED", Carry::Bytes, ""),
+    ("WATCH4", WATCHES, ""),
+    ("WATCH6", WATCHES, ""),
+    ("PORT", COOKIES, ""),
+    ("PORT_LIMIT", COOKIES, ""),
+    ("COOKIE_ADDRESS", COOKIES, ""),
+    ("COOKIE_LISTENER", COOKIES, ""),
+    ("COOKIE_FLOOD", COOKIES, ""),
+    ("COOKIE_VERIFIED", COOKIES, ""),
     ("COUNTERS", Carry::Counters, ""),
 ];
 
@@ -99,15 +112,17 @@ pub(super) struct OldSet {
     pub schema: u32,
     pub mode: u32,
     pub enforce_until_ns: u64,
-    /// What the tags of verified clients are hashed with; none if its maps are not of our schema, which start empty.
+    /// What the tags of verified clients are hashed with; none if those are not taken over.
     pub table_seed: Option<u64>,
     pub maps: Vec<OldMap>,
+    /// Maps whose content this version would not understand and does not need: they begin empty.
+    pub anew: Vec<&'static str>,
     /// Why it cannot be gone on with as it is.
     pub why: String,
 }
 
 /// The maps whose sizes are configured, with the sizes that `options` ask for.
-pub(super) fn sizes(options: &LoadOptions) -> [(&'static str, u32); 14] {
+pub(super) fn sizes(options: &LoadOptions) -> [(&'static str, u32); 16] {
     let ranges = options.max_list_prefixes.saturating_mul(2).max(2);
     let buckets4 = cuckoo::buckets_for::<Four>(options.max_list_addresses);
     let buckets6 = cuckoo::buckets_for::<Six>(options.max_list_addresses);
@@ -127,6 +142,14 @@ pub(super) fn sizes(options: &LoadOptions) -> [(&'static str, u32); 14] {
         ("RANGE4", ranges),
         ("RANGE6", ranges),
         ("SEARCH6", ranges),
+        (
+            "NET4",
+            2 * buckets_of_half::<Nets4>(options.max_list_prefixes),
+        ),
+        (
+            "NET6",
+            2 * buckets_of_half::<Nets6>(options.max_list_prefixes),
+        ),
     ]
 }
 
@@ -190,12 +213,14 @@ pub(super) fn look(dir: &Path, options: &LoadOptions) -> Result<Standing, Datapl
             .and_then(|at| value.get(at..at + 8)?.try_into().ok())
             .map(u64::from_ne_bytes)
     };
+    let (maps, anew) = open_all(dir, schema)?;
     Ok(Standing::Other(Box::new(OldSet {
         schema,
         mode,
         enforce_until_ns: long("enforce_until_ns").unwrap_or(0),
-        table_seed: long("table_seed").filter(|_| schema == SCHEMA),
-        maps: open_all(dir, schema)?,
+        table_seed: long("table_seed").filter(|_| schema >= COOKIES_SINCE),
+        maps,
+        anew,
         why,
     })))
 }
@@ -216,9 +241,9 @@ fn difference(dir: &Path, options: &LoadOptions) -> Result<Option<String>, Datap
     Ok(None)
 }
 
-/// Opens what is taken over.
-fn open_all(dir: &Path, schema: u32) -> Result<Vec<OldMap>, DataplaneError> {
-    let mut maps = Vec::new();
+/// Opens what is taken over, and names what is not.
+fn open_all(dir: &Path, schema: u32) -> Result<(Vec<OldMap>, Vec<&'static str>), DataplaneError> {
+    let (mut maps, mut anew) = (Vec::new(), Vec::new());
     for (name, carry, setting) in CARRIED {
         let path = dir.join(name);
         if !path.exists() {
@@ -231,25 +256,26 @@ fn open_all(dir: &Path, schema: u32) -> Result<Vec<OldMap>, DataplaneError> {
             continue;
         };
         let types = match carry {
-            Carry::Blocks | Carry::Allows => types_of(&map, &path)?,
-            Carry::Bytes | Carry::Counters => None,
+            Carry::Blocks | Carry::Allows | Carry::Counters => types_of(&map, &path)?,
+            Carry::Bytes { .. } => None,
         };
         let types = types.as_ref();
+        let same_sizes = (key_size, value_size) == (*our_key, *our_value);
         let parts = match carry {
             Carry::Blocks | Carry::Allows if key_size != *our_key => None,
             Carry::Blocks => fields(types, schema, "BlockEntry", BLOCK_FIELDS),
             Carry::Allows => fields(types, schema, "AllowEntry", ALLOW_FIELDS),
-            Carry::Bytes | Carry::Counters
-                if schema == SCHEMA && (key_size, value_size) == (*our_key, *our_value) =>
-            {
-                Some(vec![Part {
-                    from: 0,
-                    to: 0,
-                    len: value_size,
-                }])
+            Carry::Counters if key_size == *our_key => Some(counters(types, schema)),
+            Carry::Bytes { since } if schema >= *since && same_sizes => Some(vec![Part {
+                from: 0,
+                to: 0,
+                len: value_size,
+            }]),
+            // What is in them comes again by itself.
+            Carry::Bytes { .. } | Carry::Counters => {
+                anew.push(*name);
+                continue;
             }
-            // Of another schema; what is in it comes again by itself.
-            Carry::Bytes | Carry::Counters => continue,
         };
         let parts = parts.filter(|parts| parts.iter().all(|p| p.from + p.len <= value_size));
         maps.push(OldMap {
@@ -263,7 +289,28 @@ fn open_all(dir: &Path, schema: u32) -> Result<Vec<OldMap>, DataplaneError> {
             parts: parts.ok_or_else(|| not_understood(&path, schema))?,
         });
     }
-    Ok(maps)
+    Ok((maps, anew))
+}
+
+/// Where each of our counters is in the old values; those that there were not begin at zero.
+fn counters(types: Option<&KernelTypes>, schema: u32) -> Vec<Part> {
+    const EACH: usize = size_of::<u64>();
+    Counter::ALL
+        .iter()
+        .enumerate()
+        .filter_map(|(n, counter)| {
+            let to = n * EACH;
+            let from = match types {
+                Some(types) => types.integer("Counters", counter.name(), EACH),
+                None => (schema == SCHEMA).then_some(to),
+            }?;
+            Some(Part {
+                from,
+                to,
+                len: EACH,
+            })
+        })
+        .collect()
 }
 
 /// A field of ours: name, place, length, and whether an entry means nothing without it.

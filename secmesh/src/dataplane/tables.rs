@@ -88,7 +88,7 @@ fn errno(error: &MapError) -> Option<Errno> {
     }
 }
 
-fn written(
+pub(super) fn written(
     result: Result<(), MapError>,
     map: &'static str,
     setting: &'static str,
@@ -104,7 +104,7 @@ fn written(
 }
 
 /// Whether it was there.
-fn removed(result: Result<(), MapError>, map: &'static str) -> Result<bool, TableError> {
+pub(super) fn removed(result: Result<(), MapError>, map: &'static str) -> Result<bool, TableError> {
     match result {
         Err(e) if matches!(e, MapError::KeyNotFound) || errno(&e) == Some(Errno::ENOENT) => {
             Ok(false)
@@ -295,7 +295,7 @@ impl BlockTable {
         Some(entry)
     }
 
-    fn entry(&self, prefix: &Prefix) -> Option<BlockEntry> {
+    pub(super) fn entry(&self, prefix: &Prefix) -> Option<BlockEntry> {
         match (prefix.addr(), is_exact(prefix)) {
             (IpAddr::V4(a), true) => self.exact4.get(&Addr4 { addr: a.octets() }, 0).ok(),
             (IpAddr::V6(a), true) => self.exact6.get(&Addr6 { addr: a.octets() }, 0).ok(),
@@ -399,46 +399,5 @@ impl AllowTable {
         let v4 = self.v4.keys().flatten().filter_map(|k| net4_prefix(&k));
         let v6 = self.v6.keys().flatten().filter_map(|k| net6_prefix(&k));
         v4.chain(v6).collect()
-    }
-}
-
-/// The two watch maps.
-pub struct WatchTable {
-    pub(super) v4: HashMap<MapData, Addr4, u64>,
-    pub(super) v6: HashMap<MapData, Addr6, u64>,
-}
-
-impl WatchTable {
-    /// Reports every packet of `addr` until `until_ns` (`CLOCK_MONOTONIC`).
-    ///
-    /// # Errors
-    ///
-    /// A full map (1,024 sources are watched at once), or the kernel's refusal.
-    pub fn put(&mut self, addr: IpAddr, until_ns: u64) -> Result<(), TableError> {
-        match addr {
-            IpAddr::V4(a) => written(
-                self.v4.insert(Addr4 { addr: a.octets() }, until_ns, 0),
-                "WATCH4",
-                "nothing: 1024 sources are watched at once",
-            ),
-            IpAddr::V6(a) => written(
-                self.v6.insert(Addr6 { addr: a.octets() }, until_ns, 0),
-                "WATCH6",
-                "nothing: 1024 sources are watched at once",
-            ),
-        }
-    }
-
-    /// Stops reporting.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's refusal.
-    pub fn remove(&mut self, addr: IpAddr) -> Result<(), TableError> {
-        match addr {
-            IpAddr::V4(a) => removed(self.v4.remove(&Addr4 { addr: a.octets() }), "WATCH4"),
-            IpAddr::V6(a) => removed(self.v6.remove(&Addr6 { addr: a.octets() }), "WATCH6"),
-        }
-        .map(drop)
     }
 }

@@ -1,7 +1,8 @@
 //! The only program of the guest that `cargo xtask vm` boots: process 1 of its kernel.
 //!
 //! Mounts what a kernel has to offer, loads the modules that came along, tries every program of the object
-//! and every fixture, writes one line of JSON per result to the second serial port, and turns the machine
+//! and every fixture, sends real traffic and runs a real program, writes one line of JSON per result to the second
+//! serial port, and turns the machine
 //! off. Outside such a guest it refuses to do anything.
 
 use std::{
@@ -26,10 +27,11 @@ use nix::{
         utsname::uname,
     },
 };
-use secmesh::dataplane::{Accepted, Mode, ProgramReport, check_system, try_programs};
+use secmesh::dataplane::{Accepted, Egress, Mode, ProgramReport, check_system, try_programs};
 use secmesh_tests::{
     fixtures::{self, Fixture},
     kernel::{BPFFS, Kernel},
+    records,
     sizes::{Size, halve},
     verdicts::{Blocked, compare, set_blocked},
 };
@@ -143,6 +145,55 @@ fn guest() -> Result<()> {
             parent(size)
         });
     }
+    attempt("flows and processes, live", live);
+    Ok(())
+}
+
+/// Real datagrams over the loopback interface with an agent's data plane, without one, and with the next; and a real
+/// program.
+fn live() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let _entered = runtime.enter();
+    let loading = records::loading("secmesh-live", false);
+    let (mut first, mut ring) = records::load(&loading)?;
+    let egress = match first.dataplane.flow_interfaces() {
+        [interface] => match &interface.egress {
+            Egress::Tcx => "tcx".to_owned(),
+            Egress::Clsact => "clsact".to_owned(),
+            Egress::Unseen { reason } => bail!("what leaves is not seen: {reason}"),
+        },
+        others => bail!("one interface is attached to, and there are {others:?}"),
+    };
+    records::send(4001)?;
+    let with_first = records::recorded(&mut first, &mut ring, 4001)?;
+    drop((first, ring));
+    records::send(4002)?;
+    let with_none = records::known(records::counter()?, 4002)?;
+    let (mut second, mut ring) = records::load(&loading)?;
+    ensure!(
+        second
+            .dataplane
+            .attached()
+            .iter()
+            .all(|attached| attached.resumed),
+        "the link was not taken over"
+    );
+    records::send(4003)?;
+    let with_second = records::recorded(&mut second, &mut ring, 4003)?;
+    drop((second, ring));
+    // A child that is asked for nonsense ends at once.
+    let told = records::processes(Command::new("/proc/self/exe").env(GUEST, "1").arg("none"))?;
+    say(&Line::Live {
+        egress,
+        packets: [with_first, with_none, with_second],
+        wanted: records::SEEN,
+        process: told
+            .iter()
+            .map(|record| format!("{:?}", record.change).to_lowercase())
+            .collect(),
+    });
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Boots Debian's kernels under qemu with a first file system of our own making, whose only program is
 //! `vm-init` of the tests' package. In there every program of the object is loaded in the smallest, the
-//! default and the largest configuration, and every fixture is sent through it.
+//! default and the largest configuration, and every fixture is sent through it; then real traffic and a real program.
 
 mod apt;
 mod cpio;
@@ -25,8 +25,9 @@ use qemu::{Accelerator, Boot};
 
 /// The binary of the tests' package that is the guest's only program.
 const INIT: &str = "vm-init";
-/// Kernel modules that the guest gets, in the order in which they are loaded.
-const MODULES: [&str; 1] = ["veth"];
+/// Kernel modules that the guest gets, in the order in which they are loaded; the last two for filters of the clsact
+/// queueing discipline, which a system loads by itself when they are asked for.
+const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
 /// Where they are in the guest.
 pub const MODULE_FOLDER: &str = "/modules";
 
@@ -168,6 +169,15 @@ fn progress(line: &Line) -> Option<String> {
         } => Some(format!(
             "fixtures, {size} configuration, blocked {blocked}, {mode} mode: {sent} sent, {} not as expected",
             failed.len()
+        )),
+        Line::Live {
+            egress,
+            packets,
+            process,
+            ..
+        } => Some(format!(
+            "flows of {packets:?} packets, out by {egress}; a program: {}",
+            process.join(", ")
         )),
         Line::Failure { what, error } => Some(format!("{what}: {error}")),
         Line::Configuration { .. } | Line::Canary { .. } | Line::End => None,

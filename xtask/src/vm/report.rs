@@ -62,6 +62,17 @@ pub enum Line {
         /// It must have been.
         noticed: bool,
     },
+    /// Real traffic over the loopback interface and a real program, as the kernel's records tell of them.
+    Live {
+        /// How what leaves is counted.
+        egress: String,
+        /// Packets that the records of the flows have, of each agent, and while none ran between the two.
+        packets: [u64; 3],
+        /// Packets that each of them should have.
+        wanted: u64,
+        /// What was told of a program that ran, in order.
+        process: Vec<String>,
+    },
     /// Something went wrong that is not one of the above.
     Failure {
         /// What was being done.
@@ -120,7 +131,7 @@ pub fn failures(series: &str, lines: &[Line]) -> Vec<String> {
     let mut found = Vec::new();
     let mut release = None;
     let (mut canaries, mut noticed_all, mut ended) = (0, true, false);
-    let mut fixtures = 0;
+    let (mut fixtures, mut live) = (0, 0);
     for line in lines {
         match line {
             Line::Kernel { release: name, .. } => release = Some(name.as_str()),
@@ -144,6 +155,22 @@ pub fn failures(series: &str, lines: &[Line]) -> Vec<String> {
                 canaries += 1;
                 noticed_all &= noticed;
             }
+            Line::Live {
+                egress,
+                packets,
+                wanted,
+                process,
+            } => {
+                live += 1;
+                if packets.iter().any(|packets| packets != wanted) {
+                    found.push(format!(
+                        "flows over the loopback interface ({egress}) have {packets:?} packets, not {wanted} each"
+                    ));
+                }
+                if *process != ["fork", "exec", "exit"] {
+                    found.push(format!("of a program that ran was told: {process:?}"));
+                }
+            }
             Line::Failure { what, error } => found.push(format!("{what}: {error}")),
             Line::End => ended = true,
         }
@@ -164,6 +191,9 @@ pub fn failures(series: &str, lines: &[Line]) -> Vec<String> {
         if !tried {
             found.push(format!("no program was loaded in the {size} configuration"));
         }
+    }
+    if live == 0 {
+        found.push("no real traffic and no real program was tried".to_owned());
     }
     if fixtures == 0 {
         found.push("no fixture was sent".to_owned());
@@ -267,6 +297,21 @@ impl Report {
             text,
             "  fixtures: {sent} frames in {states} runs, {wrong} not as expected"
         );
+        for line in &self.lines {
+            if let Line::Live {
+                egress,
+                packets,
+                process,
+                ..
+            } = line
+            {
+                let _ = writeln!(
+                    text,
+                    "  live: flows of {packets:?} packets (out by {egress}; the second without an agent); a program: {}",
+                    process.join(", ")
+                );
+            }
+        }
         let _ = writeln!(
             text,
             "  {} in {:.0} s",
@@ -344,6 +389,15 @@ mod tests {
         }
     }
 
+    fn live(packets: [u64; 3], process: &[&str]) -> Line {
+        Line::Live {
+            egress: "clsact".to_owned(),
+            packets,
+            wanted: 40,
+            process: process.iter().map(|s| (*s).to_owned()).collect(),
+        }
+    }
+
     /// A run in which nothing failed.
     fn good() -> Vec<Line> {
         let mut lines = vec![Line::Kernel {
@@ -355,6 +409,7 @@ mod tests {
         lines.extend([
             fixtures(Vec::new()),
             Line::Canary { noticed: true },
+            live([40, 40, 40], &["fork", "exec", "exit"]),
             Line::End,
         ]);
         lines
@@ -394,6 +449,10 @@ mod tests {
             error: "no such file".to_owned(),
         });
         assert_eq!(text, "loading veth: no such file");
+        let text = with(live([40, 20, 40], &["fork", "exec", "exit"]));
+        assert!(text.contains("[40, 20, 40]"), "{text}");
+        let text = with(live([40; 3], &["exec", "exit"]));
+        assert!(text.contains("exec"), "{text}");
         let change = |change: fn(&mut ProgramLine)| {
             let Line::Program(mut line) = program("largest") else {
                 panic!("made above");

@@ -25,6 +25,7 @@ enum Phase {
     Ranges4,
     Ranges6,
     Index,
+    Nets,
     Guard4,
     Guard6,
 }
@@ -37,7 +38,8 @@ impl Phase {
             Self::Hosts6 => Self::Ranges4,
             Self::Ranges4 => Self::Ranges6,
             Self::Ranges6 => Self::Index,
-            Self::Index => Self::Guard4,
+            Self::Index => Self::Nets,
+            Self::Nets => Self::Guard4,
             Self::Guard4 => Self::Guard6,
             Self::Guard6 => return None,
         })
@@ -60,7 +62,7 @@ impl Differences {
     }
 
     /// Counts an entry that is wrong, or one that is left over.
-    pub(super) fn note(&mut self, wrong: bool, left_over: bool) {
+    pub(in crate::dataplane) fn note(&mut self, wrong: bool, left_over: bool) {
         if wrong {
             self.added += 1;
         } else if left_over {
@@ -72,7 +74,7 @@ impl Differences {
 /// What one slice found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Audited {
-    /// In the lists' tables: hosts, ranges, entries of the index.
+    /// In the lists' tables: hosts, ranges, entries of the index, buckets of networks.
     pub lists: Differences,
     /// In the guards: words.
     pub guards: Differences,
@@ -117,6 +119,7 @@ impl ListTables {
             Phase::Ranges6 => count(self.current.ranges6.len()),
             Phase::Index if self.current.ranges4.is_empty() => 0,
             Phase::Index => INDEX4,
+            Phase::Nets => self.ranges.nets.audited(),
             Phase::Guard4 | Phase::Guard6 => self.guard.words(),
         };
         let end = cursor.at.saturating_add(slice).min(all);
@@ -137,6 +140,7 @@ impl ListTables {
                     let spans = &self.current.ranges4;
                     self.ranges.audit_index(half, n, spans, &mut found.lists)?;
                 }
+                Phase::Nets => self.ranges.nets.audit(half, n, &mut found.lists)?,
                 Phase::Guard4 | Phase::Guard6 => {
                     let missing = self.guard.audit(cursor.phase == Phase::Guard4, n)?;
                     if let Some(missing) = missing {

@@ -11,8 +11,8 @@ use aya::{
     maps::{Array, MapData},
 };
 use secmesh_common::list::{
-    BUCKET4, BUCKET6, EXPIRY_NEVER, GROUP6_SHIFT, ListBucket4, ListBucket6, Listed, buckets4,
-    buckets6,
+    BUCKET4, BUCKET6, EXPIRY_NEVER, GROUP6_SHIFT, ListBucket4, ListBucket6, Listed, Listed6,
+    buckets4, buckets6, native, print_keys, print6,
 };
 
 use super::{Differences, count, refused};
@@ -27,6 +27,8 @@ use crate::dataplane::{
 pub(in crate::dataplane) trait Family: Geometry {
     /// One element of [`Family::LIST`].
     type Bucket: Pod + PartialEq + Default;
+    /// One element of [`Family::LISTED`].
+    type Listed: Pod;
     /// The map of buckets.
     const LIST: &'static str;
     /// The map of what is beside their slots.
@@ -35,8 +37,28 @@ pub(in crate::dataplane) trait Family: Geometry {
     /// A bucket with these hosts; `soonest` is when the first one of its group ends.
     fn bucket(n: u32, slots: &[Slot<Self::Key>], soonest: u32, hash: Hash) -> Self::Bucket;
 
-    /// The address in a slot, of a host or not.
-    fn key(bucket: &Self::Bucket, slot: usize) -> Option<Self::Key>;
+    /// What is in a slot, of a host or not.
+    fn word(bucket: &Self::Bucket, slot: usize) -> Option<u64>;
+
+    /// The host in a slot, by what is there and beside it.
+    fn host(
+        bucket: &Self::Bucket,
+        slot: usize,
+        beside: &Self::Listed,
+        hash: Hash,
+    ) -> Option<Self::Key>;
+
+    /// What goes beside a slot; a free one is all zeros.
+    fn listed(host: Slot<Self::Key>) -> Self::Listed;
+
+    /// What is beside a slot, without the address.
+    fn beside(listed: &Self::Listed) -> Listed;
+
+    /// Whether the address that is beside a slot is that of its host.
+    fn is_beside(listed: &Self::Listed, host: Slot<Self::Key>) -> bool;
+
+    /// The two buckets where somebody may look for zeros.
+    fn zeros(hash: Hash) -> [u32; 2];
 
     /// When the first host ends, if buckets themselves say so; else a map of groups does.
     fn soonest(bucket: &Self::Bucket) -> Option<u32>;
@@ -78,12 +100,19 @@ impl Geometry for Six {
     const GROUP: usize = 1 << GROUP6_SHIFT;
 
     fn places(key: u128, seed: u64, buckets: u32) -> [u32; 2] {
-        buckets6(&words(key.to_be_bytes()), seed, buckets)
+        buckets6(print(key, seed), buckets)
     }
+}
+
+/// What the IPv6 table has of an address.
+fn print(addr: u128, seed: u64) -> u64 {
+    let [low, high] = native(&words(addr.to_be_bytes()));
+    print6(low, high, &print_keys(seed))
 }
 
 impl Family for Four {
     type Bucket = ListBucket4;
+    type Listed = Listed;
     const LIST: &'static str = "LIST4";
     const LISTED: &'static str = "LISTED4";
 
@@ -99,8 +128,29 @@ impl Family for Four {
         bucket
     }
 
-    fn key(bucket: &ListBucket4, slot: usize) -> Option<u32> {
+    fn word(bucket: &ListBucket4, slot: usize) -> Option<u64> {
+        let addr = bucket.addrs.get(slot)?;
+        Some(u32::from_be_bytes(*addr).into())
+    }
+
+    fn host(bucket: &ListBucket4, slot: usize, _beside: &Listed, _hash: Hash) -> Option<u32> {
         bucket.addrs.get(slot).map(|addr| u32::from_be_bytes(*addr))
+    }
+
+    fn listed(host: Slot<u32>) -> Listed {
+        listed(host.map(|(_, value)| value))
+    }
+
+    fn beside(listed: &Listed) -> Listed {
+        *listed
+    }
+
+    fn is_beside(_listed: &Listed, _host: Slot<u32>) -> bool {
+        true
+    }
+
+    fn zeros(hash: Hash) -> [u32; 2] {
+        Self::places(0, hash.seed, hash.buckets)
     }
 
     fn soonest(bucket: &ListBucket4) -> Option<u32> {
@@ -119,24 +169,47 @@ impl Family for Four {
 
 impl Family for Six {
     type Bucket = ListBucket6;
+    type Listed = Listed6;
     const LIST: &'static str = "LIST6";
     const LISTED: &'static str = "LISTED6";
 
     fn bucket(n: u32, slots: &[Slot<u128>], _soonest: u32, hash: Hash) -> ListBucket6 {
-        let free = stranger(|addr| Self::places(addr.into(), hash.seed, hash.buckets), n);
-        let free = u128::from(free).to_be_bytes();
+        let free = stranger(|print| buckets6(print.into(), hash.buckets), n).into();
         let mut bucket = ListBucket6 {
-            addrs: [free; BUCKET6],
+            prints: [free; BUCKET6],
         };
-        for (to, from) in bucket.addrs.iter_mut().zip(slots) {
-            *to = from.map_or(free, |(addr, _)| addr.to_be_bytes());
+        for (to, from) in bucket.prints.iter_mut().zip(slots) {
+            *to = from.map_or(free, |(addr, _)| print(addr, hash.seed));
         }
         bucket
     }
 
-    fn key(bucket: &ListBucket6, slot: usize) -> Option<u128> {
-        let addr = bucket.addrs.get(slot)?;
-        Some(u128::from_be_bytes(*addr))
+    fn word(bucket: &ListBucket6, slot: usize) -> Option<u64> {
+        bucket.prints.get(slot).copied()
+    }
+
+    fn host(bucket: &ListBucket6, slot: usize, beside: &Listed6, hash: Hash) -> Option<u128> {
+        let addr = u128::from_be_bytes(beside.addr);
+        (bucket.prints.get(slot) == Some(&print(addr, hash.seed))).then_some(addr)
+    }
+
+    fn listed(host: Slot<u128>) -> Listed6 {
+        Listed6 {
+            addr: host.map(|(addr, _)| addr).unwrap_or_default().to_be_bytes(),
+            beside: listed(host.map(|(_, value)| value)),
+        }
+    }
+
+    fn beside(listed: &Listed6) -> Listed {
+        listed.beside
+    }
+
+    fn is_beside(listed: &Listed6, host: Slot<u128>) -> bool {
+        listed.addr == Self::listed(host).addr
+    }
+
+    fn zeros(hash: Hash) -> [u32; 2] {
+        buckets6(0, hash.buckets)
     }
 
     fn soonest(_bucket: &ListBucket6) -> Option<u32> {
@@ -144,8 +217,8 @@ impl Family for Six {
     }
 
     fn is_empty_as_made(n: u32, hash: Hash) -> bool {
-        // Zeros are an address, too: somebody may look for it here.
-        !Self::places(0, hash.seed, hash.buckets).contains(&n)
+        // Zeros are a print, too: somebody may look for it here.
+        !Self::zeros(hash).contains(&n)
     }
 
     fn tell_of_move(config: &ConfigCell) -> Result<(), TableError> {
@@ -167,7 +240,7 @@ fn tell(
     })
 }
 
-/// An address that belongs into other buckets: nobody who looks into this one looks for it.
+/// An address, or a print, that belongs into other buckets: nobody who looks into this one looks for it.
 fn stranger(places: impl Fn(u32) -> [u32; 2], bucket: u32) -> u32 {
     (0..u32::MAX)
         .find(|addr| !places(*addr).contains(&bucket))
@@ -187,7 +260,7 @@ fn beside<G: Geometry>(bucket: u32, slot: usize) -> u32 {
         .saturating_add(count(slot))
 }
 
-/// What goes beside a slot; a free one is all zeros.
+/// The end and the list that go beside a slot; zeros beside a free one.
 fn listed(value: Option<Value>) -> Listed {
     let (expires, list) = value.unwrap_or_default();
     Listed {
@@ -206,7 +279,7 @@ struct Groups {
 /// The kernel's maps of a host table.
 struct HostMaps<F: Family> {
     list: Array<MapData, F::Bucket>,
-    listed: Array<MapData, Listed>,
+    listed: Array<MapData, F::Listed>,
     groups: Option<Groups>,
     config: ConfigCell,
     hash: Hash,
@@ -226,7 +299,7 @@ impl<F: Family> HostTable<F> {
     /// The kernel's refusal.
     pub fn open(
         list: Array<MapData, F::Bucket>,
-        listed: Array<MapData, Listed>,
+        listed: Array<MapData, F::Listed>,
         soonest: Option<Array<MapData, u32>>,
         config: ConfigCell,
         has_hosts: bool,
@@ -265,23 +338,23 @@ impl<F: Family> HostTable<F> {
             for slot in 0..F::SLOTS {
                 let at = beside::<F>(n, slot);
                 let there = self.maps.listed.get(&at, 0).map_err(refused(F::LISTED))?;
-                if there.expires != 0
-                    && let Some(key) = F::key(&bucket, slot)
+                let beside = F::beside(&there);
+                if beside.expires != 0
+                    && let Some(key) = F::host(&bucket, slot, &there, self.maps.hash)
                 {
-                    self.table.learn(key, (there.expires, there.list), n, slot);
+                    self.table
+                        .learn(key, (beside.expires, beside.list), n, slot);
                 }
             }
         }
         Ok(())
     }
 
-    /// A new table is all zeros, which may be an address: the buckets where somebody would look for it get others.
+    /// A new table is all zeros, which may be an address or its print: the buckets where somebody would look for it
+    /// get others.
     fn fill(&mut self) -> Result<(), TableError> {
         let hash = self.maps.hash;
-        let Some(zeros) = F::key(&F::Bucket::default(), 0) else {
-            return Ok(());
-        };
-        for n in F::places(zeros, hash.seed, hash.buckets) {
+        for n in F::zeros(hash) {
             if F::is_empty_as_made(n, hash) {
                 continue;
             }
@@ -325,7 +398,7 @@ impl<F: Family> HostTable<F> {
     pub fn beside(&self, key: F::Key) -> Option<Listed> {
         let (bucket, slot) = self.table.find(key)?;
         let at = beside::<F>(bucket, slot);
-        self.maps.listed.get(&at, 0).ok()
+        self.maps.listed.get(&at, 0).ok().as_ref().map(F::beside)
     }
 
     /// Looks at a bucket, at what is beside it, and at the soonest end, and writes what differs. An end that is too
@@ -349,8 +422,12 @@ impl<F: Family> HostTable<F> {
         for (at, wanted) in (beside::<F>(n, 0)..).zip(slots) {
             let there = maps.listed.get(&at, 0).map_err(refused(F::LISTED))?;
             let right = listed(wanted.map(|(_, value)| value));
-            if (there.expires, there.list) != (right.expires, right.list) {
+            let beside = F::beside(&there);
+            if (beside.expires, beside.list) != (right.expires, right.list)
+                || !F::is_beside(&there, *wanted)
+            {
                 found.note(wanted.is_some(), true);
+                let right = F::listed(*wanted);
                 maps.listed.set(at, right, 0).map_err(refused(F::LISTED))?;
             }
         }
@@ -364,7 +441,7 @@ impl<F: Family> HostTable<F> {
         let right = F::bucket(n, slots, group, maps.hash);
         let mut wrong = false;
         for (slot, wanted) in slots.iter().enumerate() {
-            if F::key(&there, slot) != F::key(&right, slot) {
+            if F::word(&there, slot) != F::word(&right, slot) {
                 found.note(wanted.is_some(), true);
                 wrong = true;
             }
@@ -397,12 +474,12 @@ impl<F: Family> HostMaps<F> {
         table: &Cuckoo<F>,
         changes: &[Change<F::Key>],
     ) -> Result<(), TableError> {
-        let (keys, values): (Vec<u32>, Vec<Listed>) = changes
+        let (keys, values): (Vec<u32>, Vec<F::Listed>) = changes
             .iter()
             .map(|change| {
                 let host = table.bucket(change.bucket).get(change.slot);
-                let value = host.copied().flatten().map(|(_, value)| value);
-                (beside::<F>(change.bucket, change.slot), listed(value))
+                let host = host.copied().flatten();
+                (beside::<F>(change.bucket, change.slot), F::listed(host))
             })
             .unzip();
         batch::set_each(&self.listed, &keys, &values).map_err(refused(F::LISTED))

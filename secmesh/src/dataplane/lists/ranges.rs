@@ -4,9 +4,16 @@ use aya::{
     Pod,
     maps::{Array, MapData},
 };
-use secmesh_common::list::{INDEX4, ListRange4, ListRange6};
+use secmesh_common::{
+    config::Config,
+    list::{INDEX4, ListRange4, ListRange6},
+};
 
-use super::{Compiled, Differences, Span, count, kernel_expiry, refused};
+use super::{
+    Compiled, Differences, Span, count, kernel_expiry,
+    nets::{NetCounts, NetMaps},
+    refused,
+};
 use crate::{
     dataplane::{TableError, batch},
     respond::Now,
@@ -32,6 +39,8 @@ pub(super) trait Range: Pod + PartialEq {
 
     /// What a span is in the kernel.
     fn new(span: &Span<Self::Addr>, now: Now) -> Self;
+    /// Its addresses and its list, for good.
+    fn span(&self) -> Span<Self::Addr>;
     /// When it ends.
     fn expires(&mut self) -> &mut u32;
     /// What has met it.
@@ -52,6 +61,15 @@ impl Range for ListRange4 {
             list: span.list,
             flags: 0,
             hits: 0,
+        }
+    }
+
+    fn span(&self) -> Span<u32> {
+        Span {
+            start: self.start,
+            end: self.end,
+            expires_unix_s: u64::MAX,
+            list: self.list,
         }
     }
 
@@ -83,6 +101,16 @@ impl Range for ListRange6 {
         }
     }
 
+    fn span(&self) -> Span<u128> {
+        let whole = |[high, low]: [u64; 2]| u128::from(high) << 64 | u128::from(low);
+        Span {
+            start: whole(self.start),
+            end: whole(self.end),
+            expires_unix_s: u64::MAX,
+            list: self.list,
+        }
+    }
+
     fn expires(&mut self) -> &mut u32 {
         &mut self.expires
     }
@@ -104,7 +132,8 @@ fn pair(addr: u128) -> [u64; 2] {
     ]
 }
 
-fn high(addr: u128) -> u64 {
+/// The first half of an address.
+pub(super) fn high(addr: u128) -> u64 {
     u64::try_from(addr >> 64).unwrap_or(u64::MAX)
 }
 
@@ -116,6 +145,10 @@ pub(in crate::dataplane) struct RangeMaps {
     pub search6: Array<MapData, u64>,
     /// Where in the IPv4 ranges each /16 begins.
     pub index: Array<MapData, u32>,
+    /// What is in each half of that, as far as it is known: writing takes 0.2 µs an entry, and most stay.
+    pub indexed: [Option<Vec<u32>>; 2],
+    /// The same ranges as networks.
+    pub nets: NetMaps,
 }
 
 impl RangeMaps {
@@ -124,21 +157,62 @@ impl RangeMaps {
         [self.ranges4.len() / 2, self.ranges6.len() / 2]
     }
 
+    /// The ranges that an earlier agent left in the half in use. When they end is not read: it is written anew.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn learn(&self, config: &Config) -> Result<Compiled, TableError> {
+        let half = config.list_half & 1;
+        let [room4, room6] = self.rooms();
+        let of_half = |[lower, upper]: [u32; 2]| if half == 0 { lower } else { upper };
+        let ranges4 = batch::get(&self.ranges4, half * room4, of_half(config.list_ranges4));
+        let ranges6 = batch::get(&self.ranges6, half * room6, of_half(config.list_ranges6));
+        Ok(Compiled {
+            ranges4: ranges4
+                .map_err(refused(ListRange4::MAP))?
+                .iter()
+                .map(Range::span)
+                .collect(),
+            ranges6: ranges6
+                .map_err(refused(ListRange6::MAP))?
+                .iter()
+                .map(Range::span)
+                .collect(),
+            ..Compiled::default()
+        })
+    }
+
     /// Writes the ranges into one half.
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn write(&self, half: u32, wanted: &Compiled, now: Now) -> Result<(), TableError> {
+    pub fn write(
+        &mut self,
+        half: u32,
+        wanted: &Compiled,
+        now: Now,
+    ) -> Result<NetCounts, TableError> {
         let [room4, room6] = self.rooms();
         write(&self.ranges4, half * room4, &wanted.ranges4, now)?;
         write(&self.ranges6, half * room6, &wanted.ranges6, now)?;
         let search: Vec<u64> = wanted.ranges6.iter().map(|span| high(span.start)).collect();
         batch::set(&self.search6, half * room6, &search).map_err(refused("SEARCH6"))?;
+        self.write_index(half, &wanted.ranges4)?;
+        self.nets.write(half, wanted, now)
+    }
+
+    /// Writes where each /16 begins in one half. Without ranges nobody asks.
+    fn write_index(&mut self, half: u32, spans: &[Span<u32>]) -> Result<(), TableError> {
+        let Some(indexed) = self.indexed.get_mut(half as usize) else {
+            return Ok(());
+        };
+        if spans.is_empty() {
+            return Ok(());
+        }
         let mut at = 0;
         let mut index = Vec::with_capacity(INDEX4 as usize);
         for block in 0..INDEX4 {
-            while wanted
-                .ranges4
+            while spans
                 .get(at)
                 .is_some_and(|s| u64::from(s.start) < u64::from(block) << 16)
             {
@@ -146,7 +220,17 @@ impl RangeMaps {
             }
             index.push(count(at));
         }
-        batch::set(&self.index, half * INDEX4, &index).map_err(refused("INDEX"))
+        let before = indexed.take();
+        let before = before.as_deref().unwrap_or_default();
+        let (places, values): (Vec<u32>, Vec<u32>) = (half * INDEX4..)
+            .zip(&index)
+            .zip(before.iter().map(Some).chain(std::iter::repeat(None)))
+            .filter(|((_, wanted), there)| *there != Some(*wanted))
+            .map(|((place, wanted), _)| (place, *wanted))
+            .unzip();
+        batch::set_each(&self.index, &places, &values).map_err(refused("INDEX"))?;
+        *indexed = Some(index);
+        Ok(())
     }
 
     /// Looks at an IPv4 range of a half, and writes it again if it differs.

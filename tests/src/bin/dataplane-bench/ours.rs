@@ -41,6 +41,7 @@ pub fn load_with_flows(lists: &[&Blocked]) -> Result<Kernel> {
             slots: flows.table_size,
             idle: flows.idle_timeout,
             active: flows.active_timeout,
+            by_filter: false,
         },
     )
 }
