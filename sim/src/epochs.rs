@@ -194,6 +194,20 @@ impl Oracle {
         if !same {
             return broken("weights", "a roster that is not its epoch's");
         }
+        let drawn = self.seated(&roster.epoch_hash());
+        let held = roster.seats().map(|seats| {
+            let held = seats.iter().map(|(node, n)| (*node, u64::from(*n)));
+            held.collect::<BTreeMap<_, _>>()
+        });
+        if held != drawn {
+            return broken(
+                "seats",
+                format!(
+                    "others have a seat in epoch {} than its hash draws",
+                    epoch.number
+                ),
+            );
+        }
         Ok(())
     }
 

@@ -20,12 +20,18 @@ pub const SIZES: [usize; 7] = [4, 7, 16, 30, 100, 300, 1_000];
 const MAX_HEALED: usize = 100;
 /// Bytes per node may grow by this much more than the number of nodes from one size to the next.
 const LINEAR: f64 = 1.3;
+/// Seats of the committee in the second part of the table, in meshes that have more nodes.
+pub const SEATS: usize = 64;
+/// With a committee, bytes per node may grow by this much from its smallest mesh to its largest.
+const FLAT: f64 = 1.3;
 
 /// One size.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Row {
     /// Nodes.
     pub nodes: usize,
+    /// Seats of the committee; 0: everybody decides.
+    pub seats: usize,
     /// Messages that arrive at a node for one decision, on average.
     pub messages_per_node: f64,
     /// Their bytes.
@@ -46,13 +52,16 @@ pub struct Row {
     pub cpu_ms_per_node: f64,
 }
 
-fn plan(nodes: usize) -> Plan {
+fn plan(nodes: usize, seats: usize) -> Plan {
     Plan {
         seed: nodes as u64,
         zones: (0..nodes).map(|i| i % 5.max(nodes.min(10))).collect(),
         nodes,
         liars: BTreeSet::new(),
-        params: Params::default(),
+        params: Params {
+            committee: u32::try_from(seats).unwrap_or(0),
+            ..Params::default()
+        },
         // A local network.
         network: Network {
             delay_min_us: 200,
@@ -79,9 +88,9 @@ fn plan(nodes: usize) -> Plan {
 ///
 /// # Errors
 /// A [`Violation`], as in any other run.
-pub fn measure(nodes: usize) -> Result<Row, Violation> {
+pub fn measure(nodes: usize, seats: usize) -> Result<Row, Violation> {
     simulation::remember_signature_checks();
-    let mut world = World::new_connected(plan(nodes))?;
+    let mut world = World::new_connected(plan(nodes, seats))?;
     world.run_until(2 * S)?;
     world.arrived.fill((0, 0));
     let started = Instant::now();
@@ -108,6 +117,7 @@ pub fn measure(nodes: usize) -> Result<Row, Violation> {
     let ms = |at: u64| (at - begin) as f64 / 1_000.0;
     let mut row = Row {
         nodes,
+        seats,
         messages_per_node: average(|a| a.0, &world),
         bytes_per_node: average(|a| a.1, &world),
         bytes_at_most: world.arrived.iter().map(|a| a.1).max().unwrap_or(0),
@@ -117,7 +127,7 @@ pub fn measure(nodes: usize) -> Result<Row, Violation> {
         heal_bytes_per_node: None,
         cpu_ms_per_node: cpu_ms / nodes as f64,
     };
-    if nodes <= MAX_HEALED {
+    if nodes <= MAX_HEALED && seats == 0 {
         let (heal_ms, bytes) = heal(&mut world)?;
         row.heal_ms = Some(heal_ms);
         row.heal_bytes_per_node = Some(bytes);
@@ -160,11 +170,23 @@ fn heal(world: &mut World) -> Result<(f64, f64), Violation> {
 /// Whether bytes per node grow no worse than in proportion to the nodes, from 16 on (below, fixed parts and
 /// rounding of thresholds dominate).
 pub fn is_linear(rows: &[Row]) -> bool {
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.seats == 0).collect();
     rows.windows(2).all(|pair| {
         let [a, b] = pair else { return true };
         a.nodes < 16
             || b.bytes_per_node / a.bytes_per_node <= LINEAR * b.nodes as f64 / a.nodes as f64
     })
+}
+
+/// How much more bytes arrive at a node of the largest mesh with a committee than at one of the smallest, on average;
+/// none without two of them.
+pub fn growth_with_committee(rows: &[Row]) -> Option<f64> {
+    let mut rows: Vec<&Row> = rows.iter().filter(|row| row.seats > 0).collect();
+    rows.sort_by_key(|row| row.nodes);
+    match rows.as_slice() {
+        [first, .., last] => Some(last.bytes_per_node / first.bytes_per_node),
+        _ => None,
+    }
 }
 
 /// The rows in the form of `cargo xtask bench` (`xtask::bench::Row`).
@@ -177,27 +199,30 @@ pub fn bench_rows(rows: &[Row]) -> Vec<serde_json::Value> {
     };
     let mut all = Vec::new();
     for row in rows {
-        let n = row.nodes;
+        let n = match row.seats {
+            0 => format!("{} nodes", row.nodes),
+            seats => format!("{} nodes, committee of {seats}", row.nodes),
+        };
         all.push(value(
-            format!("{n} nodes, messages for a decision"),
+            format!("{n}, messages for a decision"),
             row.messages_per_node,
             "messages/node",
             None,
         ));
         all.push(value(
-            format!("{n} nodes, bytes for a decision"),
+            format!("{n}, bytes for a decision"),
             row.bytes_per_node,
             "bytes/node",
             None,
         ));
         all.push(value(
-            format!("{n} nodes, second witness to first certificate"),
+            format!("{n}, second witness to first certificate"),
             row.first_ms,
             "virtual ms",
             None,
         ));
         all.push(value(
-            format!("{n} nodes, second witness to the last node's block"),
+            format!("{n}, second witness to the last node's block"),
             row.last_ms,
             "virtual ms",
             None,
@@ -205,13 +230,13 @@ pub fn bench_rows(rows: &[Row]) -> Vec<serde_json::Value> {
         if let (Some(ms), Some(bytes)) = (row.heal_ms, row.heal_bytes_per_node) {
             let note = Some("two halves decided apart; redialling takes seconds of it");
             all.push(value(
-                format!("{n} nodes, healing to one belief"),
+                format!("{n}, healing to one belief"),
                 ms,
                 "virtual ms",
                 note,
             ));
             all.push(value(
-                format!("{n} nodes, bytes of healing"),
+                format!("{n}, bytes of healing"),
                 bytes,
                 "bytes/node",
                 None,
@@ -219,7 +244,8 @@ pub fn bench_rows(rows: &[Row]) -> Vec<serde_json::Value> {
         }
     }
     // How much faster than the number of nodes the bytes of a node grow, from 16 on; 1 is in proportion.
-    let worst = rows
+    let everybody: Vec<&Row> = rows.iter().filter(|row| row.seats == 0).collect();
+    let worst = everybody
         .windows(2)
         .filter_map(|pair| match pair {
             [a, b] if a.nodes >= 16 => {
@@ -237,13 +263,24 @@ pub fn bench_rows(rows: &[Row]) -> Vec<serde_json::Value> {
     growth["bar"] = serde_json::json!({ "at_most": LINEAR });
     growth["met"] = serde_json::json!(is_linear(rows));
     all.push(growth);
+    if let Some(grown) = growth_with_committee(rows) {
+        let mut growth = value(
+            format!("growth of bytes/node with a committee of {SEATS}"),
+            grown,
+            "times",
+            Some("1 is flat; from the smallest mesh that has one to the largest"),
+        );
+        growth["bar"] = serde_json::json!({ "at_most": FLAT });
+        growth["met"] = serde_json::json!(grown <= FLAT);
+        all.push(growth);
+    }
     all
 }
 
 /// For people.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "nodes  messages/node  bytes/node   bytes/(node·n)  first certificate  last node   after healing  healing bytes/node  cpu/node\n",
+        "nodes  seats  messages/node  bytes/node   bytes/(node·n)  most at a node  first certificate  last node   after healing  healing bytes/node  cpu/node\n",
     );
     for row in rows {
         let heal = row
@@ -252,14 +289,19 @@ pub fn table(rows: &[Row]) -> String {
         let bytes = row
             .heal_bytes_per_node
             .map_or("–".to_owned(), |b| format!("{b:.0}"));
+        let seats = match row.seats {
+            0 => "all".to_owned(),
+            seats => seats.to_string(),
+        };
         // Writing to a string does not fail.
         let _written = writeln!(
             text,
-            "{:>5}  {:>13.1}  {:>10.0}  {:>15.1}  {:>14.2} ms  {:>7.2} ms  {heal:>13}  {bytes:>18}  {:>5.2} ms",
+            "{:>5}  {seats:>5}  {:>13.1}  {:>10.0}  {:>15.1}  {:>14}  {:>14.2} ms  {:>7.2} ms  {heal:>13}  {bytes:>18}  {:>5.2} ms",
             row.nodes,
             row.messages_per_node,
             row.bytes_per_node,
             row.bytes_per_node / row.nodes as f64,
+            row.bytes_at_most,
             row.first_ms,
             row.last_ms,
             row.cpu_ms_per_node
@@ -312,30 +354,37 @@ pub fn svg(rows: &[Row]) -> String {
             at + 4.0
         ));
     }
-    let line = |of: &dyn Fn(&Row) -> f64| -> String {
+    let line = |committee: bool, of: &dyn Fn(&Row) -> f64| -> String {
         rows.iter()
+            .filter(|row| (row.seats > 0) == committee)
             .map(|r| format!("{:.1},{:.1}", x(r.nodes as f64), y(of(r))))
             .collect::<Vec<_>>()
             .join(" ")
     };
     put(format!(
         "<polyline points=\"{}\" fill=\"none\" stroke=\"#c33\" stroke-width=\"2\"/>",
-        line(&|r| r.bytes_per_node)
+        line(false, &|r| r.bytes_per_node)
+    ));
+    put(format!(
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"#36c\" stroke-width=\"2\"/>",
+        line(true, &|r| r.bytes_per_node)
     ));
     if let Some(start) = rows.iter().find(|r| r.nodes >= 16).or(rows.first()) {
         let per = start.bytes_per_node / start.nodes as f64;
         put(format!(
             "<polyline points=\"{}\" fill=\"none\" stroke=\"#888\" stroke-dasharray=\"4\"/>",
-            line(&|r| per * r.nodes as f64)
+            line(false, &|r| per * r.nodes as f64)
         ));
     }
     put(format!(
         "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">nodes</text><text x=\"{}\" y=\"44\" fill=\"#c33\">measured\
-         </text><text x=\"{}\" y=\"44\" fill=\"#888\">in proportion to the nodes, from 16 on</text>",
+         </text><text x=\"{}\" y=\"44\" fill=\"#36c\">with a committee of {SEATS}</text><text x=\"{}\" y=\"44\" \
+         fill=\"#888\">in proportion to the nodes, from 16 on</text>",
         WIDTH / 2.0,
         HEIGHT - 20.0,
         EDGE,
-        EDGE + 80.0
+        EDGE + 80.0,
+        EDGE + 240.0
     ));
     put("</svg>".to_owned());
     text
@@ -348,6 +397,7 @@ mod tests {
     fn row(nodes: usize, bytes_per_node: f64) -> Row {
         Row {
             nodes,
+            seats: 0,
             messages_per_node: 1.0,
             bytes_per_node,
             bytes_at_most: 1,
@@ -370,10 +420,18 @@ mod tests {
     }
 
     #[test]
+    fn with_a_committee_more_nodes_cost_a_node_nothing() {
+        let rows = [40, 120].map(|nodes| measure(nodes, 16).unwrap());
+        let grown = growth_with_committee(&rows).unwrap();
+        assert!(grown <= FLAT, "{grown}: {rows:?}");
+    }
+
+    #[test]
     fn four_nodes_decide_in_a_few_round_trips() {
-        let row = measure(4).unwrap();
+        let row = measure(4, 0).unwrap();
         assert!(row.first_ms < 10.0 && row.last_ms < 20.0, "{row:?}");
         assert!(row.heal_ms.is_some());
+        assert_eq!(growth_with_committee(std::slice::from_ref(&row)), None);
         assert!(
             svg(std::slice::from_ref(&row)).ends_with("</svg>\n")
                 && table(&[row]).lines().count() == 2

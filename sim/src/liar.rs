@@ -57,6 +57,10 @@ macro_rules! tricks {
             $($name,)+
             /// Calls an honest node hostile, and the liars that are cut off good; all liars together.
             Accuse,
+            /// Shows one node another log of statements than the others: one statement. In directed runs only.
+            LogForkForOne,
+            /// The same with so many large statements that no answer holds them. In directed runs only.
+            LongLogForkForOne,
         }
 
         const TRICKS: &[Trick] = &[$(Trick::$name,)+];
@@ -216,13 +220,18 @@ impl Liar {
         ballot
     }
 
-    /// Does one thing. The ballots in the second place are for the others of its group.
+    /// Does one thing: this one, or one of its own. The ballots in the second place are for the others of its group.
     #[expect(
         clippy::too_many_lines,
         reason = "one arm per trick, read one at a time"
     )]
-    pub fn act(&mut self, scene: &Scene<'_>, rng: &mut Rng) -> (Vec<Said>, Vec<Ballot>) {
-        let Some(trick) = rng.pick(&self.tricks).copied() else {
+    pub fn act(
+        &mut self,
+        scene: &Scene<'_>,
+        trick: Option<Trick>,
+        rng: &mut Rng,
+    ) -> (Vec<Said>, Vec<Ballot>) {
+        let Some(trick) = trick.or_else(|| rng.pick(&self.tricks).copied()) else {
             return (Vec::new(), Vec::new());
         };
         let mut said = Vec::new();
@@ -475,6 +484,8 @@ impl Liar {
             Trick::EpochForge => self.forge_epoch(scene, rng, &mut said),
             Trick::ForgeRemoval => self.forge_removal(scene, rng, &mut said),
             Trick::LogFork => self.fork_log(scene, rng, &mut said),
+            Trick::LogForkForOne => self.fork_log_for_one(scene, rng, false, &mut said),
+            Trick::LongLogForkForOne => self.fork_log_for_one(scene, rng, true, &mut said),
             Trick::LogFrame => self.frame_in_log(scene, rng, &mut said),
             Trick::LogForge => self.forge_in_log(scene, rng, &mut said),
             Trick::LedgerFork => self.fork_ledger(scene, rng, &mut said),

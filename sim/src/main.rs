@@ -32,6 +32,9 @@ struct Growth {
     /// So many nodes; may be given more than once [default: 4 to 1000].
     #[arg(long)]
     nodes: Vec<usize>,
+    /// Measure sizes beyond this with a committee of so many seats, too; 0: none.
+    #[arg(long, value_name = "SEATS", default_value_t = growth::SEATS)]
+    committee: usize,
     /// Where to put the plot.
     #[arg(long)]
     plot: Option<PathBuf>,
@@ -44,6 +47,10 @@ struct Growth {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 struct Cli {
     /// How many seeds.
     #[arg(long, default_value_t = 200)]
@@ -63,10 +70,13 @@ struct Cli {
     /// Nobody is cut off, and liars answer no test questions.
     #[arg(long)]
     plain: bool,
+    /// In meshes of 9 to 16 nodes, some decide for all.
+    #[arg(long)]
+    committee: bool,
     /// Print each step of the one seed.
     #[arg(long)]
     trace: bool,
-    /// Plant this bug, or each of them (`all`), and look for a seed that shows it.
+    /// Plant this bug, or each of them (`all`), and look for a directed run or a seed that shows it.
     #[arg(long, value_parser = bug)]
     planted: Option<Planted>,
     /// Print one JSON object.
@@ -153,6 +163,15 @@ fn failure(outcome: &Outcome, (at, violation): &(f64, Violation), cli: &Cli) -> 
     if cli.plain {
         nodes.push_str(" --plain");
     }
+    if cli.committee {
+        nodes.push_str(" --committee");
+    }
+    if let Some(Planted(bugs)) = &cli.planted
+        && let [bug] = bugs.as_slice()
+    {
+        nodes.push_str(" --planted ");
+        nodes.push_str(bug.name());
+    }
     format!(
         "seed {}: {} at {at:.3} s ({} nodes, {} lie): {}\nAgain: cargo xtask sim --seed {}{nodes} --trace",
         outcome.seed, violation.check, outcome.nodes, outcome.liars, violation.detail, outcome.seed
@@ -170,6 +189,7 @@ fn main() -> ExitCode {
     let wish = Wish {
         nodes: cli.nodes.map(usize::from),
         plain: cli.plain,
+        committee: cli.committee,
     };
     if let Some(name) = &cli.scenario {
         return directed(&cli, name);
@@ -193,11 +213,17 @@ fn grow(args: &Growth) -> ExitCode {
         args.nodes.clone()
     };
     let mut rows = Vec::new();
-    for nodes in sizes {
-        match growth::measure(nodes) {
+    // All once with everybody, then those that are large enough with a committee.
+    let seats = args.committee;
+    let with_committee = sizes.iter().filter(|n| seats > 0 && **n > seats);
+    let with_committee = with_committee.map(|nodes| (*nodes, seats));
+    let everybody = sizes.iter().map(|nodes| (*nodes, 0));
+    for (nodes, seats) in everybody.chain(with_committee) {
+        match growth::measure(nodes, seats) {
             Ok(row) => rows.push(row),
             Err(violation) => {
-                eprintln!("{nodes} nodes: {}: {}", violation.check, violation.detail);
+                let (check, detail) = (violation.check, violation.detail);
+                eprintln!("{nodes} nodes, {seats} seats: {check}: {detail}");
                 return ExitCode::FAILURE;
             }
         }
@@ -309,24 +335,39 @@ fn planted(cli: &Cli, bugs: &[Bug], seed: Option<u64>, wish: Wish) -> bool {
         simulation::plant(Some(*bug));
         return !one(cli, seed, wish);
     }
+    let started = Instant::now();
     let mut all: Vec<Caught> = Vec::new();
     for bug in bugs {
         let caught = hunt(*bug, cli.first, wish);
         if !cli.json {
             match (caught.seed, caught.check) {
-                (Some(seed), Some(check)) => println!("{:<24} {check:<22} seed {seed}", caught.bug),
+                (Some(seed), Some(check)) => {
+                    let of = if caught.committee {
+                        " with a committee"
+                    } else {
+                        ""
+                    };
+                    println!("{:<26} {check:<22} seed {seed}{of}", caught.bug);
+                }
                 (None, Some(check)) => println!(
-                    "{:<24} {check:<22} directed run {}",
+                    "{:<26} {check:<22} directed run {}",
                     caught.bug,
                     caught.scenario.unwrap_or_default()
                 ),
-                _ => println!("{:<24} NOT CAUGHT", caught.bug),
+                _ => println!("{:<26} NOT CAUGHT", caught.bug),
             }
         }
         all.push(caught);
     }
     if cli.json {
         print_json(&all);
+    } else {
+        let caught = all.iter().filter(|caught| caught.check.is_some()).count();
+        println!(
+            "{caught} of {} planted bugs caught in {:.0} s",
+            all.len(),
+            started.elapsed().as_secs_f64()
+        );
     }
     all.iter().all(|caught| caught.check.is_some())
 }

@@ -285,6 +285,11 @@ pub struct Node {
     pub asked_about: BTreeSet<NodeId>,
     /// Whom it saw attack.
     pub attacked_by: BTreeSet<NodeId>,
+    /// Nodes that it has voted to cut off, and until when such a vote may be in a certificate, by its clock: any vote, and
+    /// one that no operator asked for.
+    pub wants_off: BTreeMap<NodeId, (u64, u64)>,
+    /// Second in which it asked another one for statements last, and how often in it.
+    pub asked: BTreeMap<usize, (u64, u32)>,
 }
 
 impl Node {
@@ -326,6 +331,8 @@ impl Node {
             spent: BTreeMap::new(),
             asked_about: BTreeSet::new(),
             attacked_by: BTreeSet::new(),
+            wants_off: BTreeMap::new(),
+            asked: BTreeMap::new(),
         }
     }
 

@@ -72,6 +72,36 @@ impl Epoch {
     pub fn total(&self) -> u64 {
         self.voters.values().map(|v| v.weight).sum()
     }
+
+    /// Who has how many seats, if not everybody decides: written down once more from docs/protocol.md.
+    fn seats(&self, hash: &Hash, seats: u64) -> Option<BTreeMap<NodeId, u64>> {
+        let place = |rest: &[u8]| {
+            let tag = b"secmesh/committee/1".as_slice();
+            secmesh::mesh::crypto::sha256(&[&[19][..], tag, hash.as_bytes(), rest].concat())
+        };
+        let voters = self.voters.iter().filter(|(_, v)| v.weight > 0);
+        let mut order: Vec<(NodeId, u64)> = voters.map(|(n, v)| (*n, v.weight)).collect();
+        if seats == 0 || order.len() as u64 <= seats {
+            return None;
+        }
+        order.sort_by_key(|(node, _)| place(node.as_bytes()));
+        let mut first = [0; 8];
+        first.copy_from_slice(&place(&[])[..8]);
+        let total = self.total();
+        let first = u64::from_be_bytes(first) % total;
+        let mut taken: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for mark in (0..seats).map(|k| (first + k * total) / seats) {
+            let mut end = 0;
+            let on = order.iter().find(|(_, weight)| {
+                end += weight;
+                mark < end
+            });
+            if let Some((node, _)) = on {
+                *taken.entry(*node).or_default() += 1;
+            }
+        }
+        Some(taken)
+    }
 }
 
 /// Number, hash before, round, step of a vote on an epoch.
@@ -297,18 +327,26 @@ impl Oracle {
         Ok(())
     }
 
+    /// Who has which seats in an epoch; none if everybody decides.
+    pub(crate) fn seated(&self, hash: &Hash) -> Option<BTreeMap<NodeId, u64>> {
+        let seats = u64::from(self.genesis.params.committee);
+        self.epochs.get(hash)?.seats(hash, seats)
+    }
+
     /// Whether the votes are enough under the rules of one epoch.
     fn enough(
         &self,
         certificate: &Certificate,
-        epoch: Hash,
+        hash: Hash,
         known_liars: &BTreeSet<NodeId>,
     ) -> Result<(), Violation> {
         let action = &certificate.action;
-        let Some(epoch) = self.epochs.get(&epoch) else {
+        let Some(epoch) = self.epochs.get(&hash) else {
             return broken("warrant", "a certificate of an epoch that never was");
         };
         let own = epoch.number == certificate.epoch;
+        // Where a committee decided, its seats count.
+        let seated = self.seated(&certificate.epoch_hash);
         let (mut weight, mut witnesses) = (0, BTreeSet::new());
         let mut witnessed = 0;
         let mut zones: BTreeSet<&Zone> = BTreeSet::new();
@@ -348,17 +386,23 @@ impl Oracle {
             if concerned || voter.weight == 0 || known_liars.contains(&vote.voter) {
                 continue;
             }
-            weight += voter.weight;
+            let counts = seated.as_ref().map_or(voter.weight, |seated| {
+                seated.get(&vote.voter).copied().unwrap_or(0)
+            });
+            weight += counts;
             if vote.verdict == Verdict::Confirm {
                 witnesses.insert(vote.voter);
-                witnessed += voter.weight;
+                witnessed += counts;
                 zones.insert(&voter.zone);
             }
         }
         if latest > earliest_end {
             return broken("warrant", "votes that never were valid at one time");
         }
-        let (total, n) = (epoch.total(), epoch.counting());
+        let (total, n) = match &seated {
+            Some(seated) => (seated.values().sum(), seated.len()),
+            None => (epoch.total(), epoch.counting()),
+        };
         let class_2 = match action.kind {
             ActionKind::Block => action.subject.prefix().is_some_and(|s| !s.is_single()),
             ActionKind::Quarantine | ActionKind::Readmit => true,
@@ -388,7 +432,7 @@ impl Oracle {
                 format!("witnesses of {witnessed} of {total} weight against a node"),
             );
         }
-        let least = if cuts_off { 2 } else { n.min(2) };
+        let least = if cuts_off { 2 } else { epoch.counting().min(2) };
         if witnesses.len() < least || zones.len() < all.len().min(2) {
             return broken(
                 "witnesses",

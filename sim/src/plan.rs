@@ -55,6 +55,8 @@ pub enum Happening {
     },
     /// A liar does something.
     Lie(usize),
+    /// A liar does this.
+    Trick(usize, Trick),
     /// The operator takes a node out of the mesh.
     Remove {
         /// Whom.
@@ -176,13 +178,16 @@ pub struct Wish {
     pub nodes: Option<usize>,
     /// Nobody is cut off, and liars answer nothing.
     pub plain: bool,
+    /// Some of the nodes decide for all. Then there are 9 to 16 unless `nodes` says otherwise.
+    pub committee: bool,
 }
 
 impl Plan {
     /// What `seed` asks for.
     pub fn new(seed: u64, wish: Wish) -> Self {
         let mut rng = Rng::new(seed);
-        let nodes = wish.nodes.unwrap_or_else(|| match rng.below(10) {
+        let large = wish.committee.then(|| 9 + (seed % 8) as usize);
+        let nodes = wish.nodes.or(large).unwrap_or_else(|| match rng.below(10) {
             0..=4 => 4,
             5 => 5,
             6 => 6,
@@ -269,6 +274,14 @@ impl Plan {
         plan.write_more(more);
         if !wish.plain {
             plan.write_conduct(&mut rng.fork(5));
+        }
+        if wish.committee {
+            // So many that the liars never have a third of the seats, whoever is drawn.
+            let least = (3 * plan.liars.len() + 1).max(4);
+            if least < plan.nodes {
+                let seats = rng.fork(8).between(least as u64, plan.nodes as u64 - 1);
+                plan.params.committee = u32::try_from(seats).unwrap_or(4);
+            }
         }
         plan
     }

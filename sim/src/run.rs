@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use secmesh::mesh::roster::Roster;
+use secmesh::mesh::roster::Weights;
 use secmesh::mesh::simulation;
 use secmesh::mesh::vote::AttackClass;
 
@@ -104,7 +104,7 @@ fn phases(world: &mut World) -> Result<(), Violation> {
     world.run_until(until - 2 * S)?;
     world.truce = true;
     world.run_until(until)?;
-    if standing::suffice(world, begin, Roster::needed) {
+    if standing::suffice(world, begin, Weights::needed) {
         blocked(world)?;
     }
     agree_until(world, until + AGREE_US)?;
@@ -124,7 +124,7 @@ fn phases(world: &mut World) -> Result<(), Violation> {
 }
 
 /// Goes on until all honest nodes believe the same.
-fn agree_until(world: &mut World, until: u64) -> Result<(), Violation> {
+pub(crate) fn agree_until(world: &mut World, until: u64) -> Result<(), Violation> {
     loop {
         let agreed = agree(world);
         if agreed.is_ok() || world.now >= until {
@@ -143,7 +143,7 @@ fn epochs_go_on(world: &mut World) -> Result<(), Violation> {
         engines.map(|e| e.roster().epoch()).min().unwrap_or(0)
     };
     let before = lowest(world);
-    if !standing::suffice(world, u64::MAX, Roster::t_hi) {
+    if !standing::suffice(world, u64::MAX, Weights::t_hi) {
         return Ok(());
     }
     if length <= 60 * S {
@@ -182,7 +182,7 @@ fn epochs_go_on(world: &mut World) -> Result<(), Violation> {
 }
 
 /// All honest nodes believe the same, byte for byte.
-fn agree(world: &World) -> Result<(), Violation> {
+pub(crate) fn agree(world: &World) -> Result<(), Violation> {
     // Who waits for the epoch that takes it in is told nothing by the others yet.
     let mut running = world.members();
     running.retain(|i| {
@@ -191,6 +191,15 @@ fn agree(world: &World) -> Result<(), Violation> {
             .as_ref()
             .is_some_and(|e| e.roster().get(&node.id).is_some())
     });
+    for i in &running {
+        let engine = world.nodes[*i].engine.as_ref();
+        if engine.is_some_and(|engine| !engine.trust().whole) {
+            return broken(
+                "convergence",
+                format!("node {i} lacks statements that its epoch rests on"),
+            );
+        }
+    }
     let decisions = world.provable();
     let mut beliefs = running
         .iter()

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use secmesh::mesh::engine::Automatic;
 use secmesh::mesh::ids::NodeId;
-use secmesh::mesh::roster::Roster;
+use secmesh::mesh::roster::Weights;
 use secmesh::mesh::vote::{ActionKind, bucket_of};
 
 use crate::cast::{S, START_US};
@@ -104,11 +104,11 @@ fn wait(
     Ok(())
 }
 
-/// Whether the honest nodes that are in the roster and not cut off can decide by themselves: they have that weight, and
-/// are of two zones where there are two. Less than a third of the nodes lie, but caps on zones, evidence and
+/// Whether the honest nodes that are in the roster and not cut off can decide by themselves: they have that weight, of
+/// all and of the committee, and are of two zones where there are two. Less than a third of the nodes lie, but caps on zones, evidence and
 /// operators who cut honest nodes off move the weights. Who was mute since `since`, because it may have voted before its
 /// clock was set back, is none of them.
-pub fn suffice(world: &World, since: u64, needed: impl Fn(&Roster) -> u64) -> bool {
+pub fn suffice(world: &World, since: u64, needed: impl Fn(&Weights) -> u64) -> bool {
     let members = world.members();
     let first = members
         .first()
@@ -127,7 +127,10 @@ pub fn suffice(world: &World, since: u64, needed: impl Fn(&Roster) -> u64) -> bo
         .collect();
     let weight: u64 = voting.iter().map(|m| u64::from(m.weight)).sum();
     let zones: BTreeSet<_> = voting.iter().map(|m| &m.record.zone).collect();
-    weight >= needed(roster) && zones.len() >= roster.zone_count().min(2)
+    let seated = voting.iter().map(|m| roster.vote_weight(&m.record.node));
+    weight >= needed(roster.weights())
+        && seated.sum::<u64>() >= needed(roster.deciding())
+        && zones.len() >= roster.zone_count().min(2)
 }
 
 /// A proved liar that an honest node has not cut off although it could.
@@ -135,7 +138,7 @@ fn at_large(world: &World) -> Option<String> {
     let members = world.members();
     let first = world.nodes[*members.first()?].engine.as_ref()?;
     let roster = first.roster();
-    if !suffice(world, u64::MAX, Roster::t_hi) {
+    if !suffice(world, u64::MAX, Weights::t_hi) {
         return None;
     }
     let from = bucket_of(START_US + world.now).saturating_sub(60);

@@ -7,7 +7,7 @@ use secmesh::mesh::simulation::{self, Bug};
 
 use crate::plan::Wish;
 use crate::run::{Outcome, run};
-use crate::scenario::SCENARIOS;
+use crate::scenario::{SCENARIOS, Scenario};
 
 /// How many seeds are tried for a planted bug before the suite is said to have missed it.
 pub const PLANTED_SEEDS: u64 = 3_000;
@@ -53,6 +53,8 @@ pub struct Caught {
     pub scenario: Option<&'static str>,
     /// The lowest seed at which a check failed.
     pub seed: Option<u64>,
+    /// Whether that is a seed of a mesh with a committee.
+    pub committee: bool,
     /// The check.
     pub check: Option<&'static str>,
     /// What it said.
@@ -95,25 +97,47 @@ pub const fn noticed_by(bug: Bug) -> &'static [&'static str] {
         Bug::WitnessForgets => &["one-ledger"],
         Bug::ProposerStuck | Bug::ResendStuck => &["epoch-liveness", "convergence"],
         Bug::RestoredAnew => &["restore", "convergence"],
-        Bug::NewcomerWaits | Bug::ForkStalls => &["convergence"],
+        Bug::NewcomerWaits | Bug::ForkStalls | Bug::ForkKept => &["convergence"],
+        Bug::ForkAskedAgain => &["asked-again"],
         Bug::AccusersLight => &["witnesses", "framed-node"],
         Bug::QuarantineTLo => &["warrant"],
         Bug::BreakerOff => &["breaker"],
         Bug::BudgetOff => &["budget"],
+        Bug::UnderWayFree => &["budget", "breaker"],
         Bug::CutOffHeard => &["cut-off"],
         Bug::QuarantineForgotten => &["restore"],
         Bug::ProofWithoutConsequence => &["cut-off-liveness"],
         Bug::ReadmitIgnored => &["readmit"],
         Bug::WrongIsRight => &["answers"],
+        Bug::UnseatedCounts => &["warrant"],
+        Bug::SeatsOfToday => &["warrant", "convergence"],
+        Bug::SeatsForeseen | Bug::SeatsByHead => &["seats"],
+        Bug::UnseatedUnheard | Bug::DesksKeep | Bug::DesksOnce => &["liveness"],
     }
 }
 
-/// Plants a bug and looks for a directed run, then for the first seed that shows it to the check that has to notice, from `first` on.
+/// Whether a bug is in a rule for meshes in which some decide for all.
+const fn is_of_committees(bug: Bug) -> bool {
+    matches!(
+        bug,
+        Bug::UnseatedCounts
+            | Bug::SeatsForeseen
+            | Bug::SeatsByHead
+            | Bug::SeatsOfToday
+            | Bug::UnseatedUnheard
+            | Bug::DesksKeep
+            | Bug::DesksOnce
+    )
+}
+
+/// Plants a bug and looks for a directed run that is for it, then for the first seed, from `first` on, that shows it to the
+/// check that has to notice. Bugs in the rules of committees are looked for where there is one.
 pub fn hunt(bug: Bug, first: u64, wish: Wish) -> Caught {
-    // In blocks, so that the answer does not depend on which processor was faster.
-    const BLOCK: u64 = 20;
+    let committee = wish.committee || is_of_committees(bug);
+    let wish = Wish { committee, ..wish };
     simulation::plant(Some(bug));
-    let directed = SCENARIOS.iter().find_map(|scenario| {
+    let shows = |scenario: &&Scenario| scenario.shows.contains(&bug);
+    let directed = SCENARIOS.iter().filter(shows).find_map(|scenario| {
         let violation = scenario.run(false).err()?;
         let noticed = noticed_by(bug).contains(&violation.check);
         noticed.then_some((scenario.name, violation))
@@ -124,40 +148,40 @@ pub fn hunt(bug: Bug, first: u64, wish: Wish) -> Caught {
             bug: bug.name(),
             scenario: Some(scenario),
             seed: None,
+            committee: false,
             check: Some(violation.check),
             detail: Some(violation.detail),
         };
     }
-    let mut from = first;
-    while from < first + PLANTED_SEEDS {
-        let failed: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
-        seeds(from, BLOCK, wish, Some(bug), &|outcome| {
-            let noticed = outcome.violation.as_ref();
-            if noticed.is_some_and(|(_, v)| noticed_by(bug).contains(&v.check)) {
-                failed
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(outcome);
-            }
-            true
-        });
-        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(outcome) = failed.into_iter().min_by_key(|outcome| outcome.seed) {
-            let (_, violation) = outcome.violation.unzip();
-            return Caught {
-                bug: bug.name(),
-                scenario: None,
-                seed: Some(outcome.seed),
-                check: violation.as_ref().map(|v| v.check),
-                detail: violation.map(|v| v.detail),
-            };
+    let failed: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
+    // Seeds are begun in order and each that was begun is ended, so the lowest does not depend on which processor was
+    // faster.
+    seeds(first, PLANTED_SEEDS, wish, Some(bug), &|outcome| {
+        let violation = outcome.violation.as_ref();
+        let noticed = violation.is_some_and(|(_, v)| noticed_by(bug).contains(&v.check));
+        if noticed {
+            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.push(outcome);
         }
-        from += BLOCK;
+        !noticed
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(outcome) = failed.into_iter().min_by_key(|outcome| outcome.seed) {
+        let (_, violation) = outcome.violation.unzip();
+        return Caught {
+            bug: bug.name(),
+            scenario: None,
+            seed: Some(outcome.seed),
+            committee,
+            check: violation.as_ref().map(|v| v.check),
+            detail: violation.map(|v| v.detail),
+        };
     }
     Caught {
         bug: bug.name(),
         scenario: None,
         seed: None,
+        committee,
         check: None,
         detail: None,
     }

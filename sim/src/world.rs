@@ -411,8 +411,11 @@ impl World {
             return Ok(());
         };
         node.view.now_us = now;
-        engine.handle(node.wall(now), input, &node.view, &mut out);
+        let wall = node.wall(now);
+        engine.handle(wall, input, &node.view, &mut out);
         node.engine = Some(engine);
+        // What was over by a clock that was ahead is over.
+        node.wants_off.retain(|_, (until, _)| *until > wall);
         self.hears_cut_off(i, from, &out)?;
         let node = &mut self.nodes[i];
         let persists = out.iter().any(|o| {

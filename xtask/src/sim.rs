@@ -17,6 +17,10 @@ const MARKER: &[u8] = b"secmesh: bugs can be planted in this binary, do not ship
 pub const STEP_SEEDS: &str = "200";
 /// Seeds that `cargo xtask test --full` runs.
 pub const FULL_SEEDS: &str = "5000";
+/// Seeds with a committee in the test command.
+pub const STEP_COMMITTEES: &str = "20";
+/// The same with `--full`.
+pub const FULL_COMMITTEES: &str = "500";
 
 fn program() -> anyhow::Result<Command> {
     let mut cargo = sh::cargo();

@@ -37,7 +37,7 @@ use crate::{
     clock::Clock,
     dataplane::{
         AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader, LinkWatch,
-        WatchTable,
+        PortTable, WatchTable,
     },
     detect::{Alert, Detectors, TimeBase},
     ledger::{LedgerHandle, Record, fork::LedgerForkProof},
@@ -78,7 +78,8 @@ const CLOCK_STEP_US: u64 = 2_000_000;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Watch {
     pub until_unix_us: u64,
-    pub reported_by: NodeId,
+    /// None if it was watched before this agent started.
+    pub reported_by: Option<NodeId>,
     /// Packets of it that the kernel showed us since.
     pub packets: u64,
 }
@@ -92,6 +93,18 @@ pub(super) struct Evidence {
     pub renewed_unix_us: u64,
     /// When it is looked at again; its place in [`Agent::evidence_due`].
     pub due_unix_us: u64,
+}
+
+impl Evidence {
+    /// What the core is told of it.
+    pub const fn about(&self, subject: Prefix) -> Input<'static> {
+        Input::OwnEvidence {
+            subject,
+            class: self.class,
+            evidence_root: Hash(self.root),
+            detector_hash: Hash(self.detector),
+        }
+    }
 }
 
 /// Numbers that are nobody else's to count.
@@ -122,6 +135,7 @@ pub(super) struct Agent {
     pub table: BlockTable,
     pub allows: AllowTable,
     pub watches: WatchTable,
+    pub ports: PortTable,
     pub counters: CounterReader,
     /// What scrapers asked for, where there is a listener for them.
     pub scrapes: Option<Arc<ServerCounters>>,
@@ -422,13 +436,7 @@ impl Agent {
             return;
         }
         self.keep_evidence(subject, evidence);
-        self.drive(Input::OwnEvidence {
-            subject,
-            class: evidence.class,
-            evidence_root: Hash(root),
-            detector_hash: Hash(evidence.detector),
-        })
-        .await;
+        self.drive(evidence.about(subject)).await;
     }
 
     async fn take_peer(&mut self, event: TransportEvent) {
@@ -443,6 +451,14 @@ impl Agent {
                 self.notary.up(node);
                 self.drive(Input::PeerUp(node)).await;
                 self.swim_up(node).await;
+            }
+            TransportEvent::PeerAt { node, ip } => {
+                // One that is gone was met too late: its address may be anybody's by now.
+                if self.engine.connected().contains(&node)
+                    && self.met.up(node, ip, self.clock.mono_ns())
+                {
+                    self.protect_known();
+                }
             }
             TransportEvent::PeerDown { node } => {
                 warn!(peer = %self.name_of(&node), "disconnected");

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Sources watched at once; the kernel's watch maps hold as many per family.
-const MAX_WATCHED: usize = 1024;
+pub(super) const MAX_WATCHED: usize = 1024;
 
 impl Agent {
     /// Gives the engine one input and carries out what comes of it.
@@ -555,8 +555,7 @@ impl Agent {
                 .saturating_sub(now.unix_us)
                 .saturating_mul(1000),
         );
-        let new = !self.watched.contains_key(&addr);
-        if new && self.watched.len() >= MAX_WATCHED {
+        if !self.watched.contains_key(&addr) && self.watched.len() >= MAX_WATCHED {
             self.tally.watch_full += 1;
             return false;
         }
@@ -566,9 +565,12 @@ impl Agent {
         }
         let entry = self.watched.entry(addr).or_insert(Watch {
             until_unix_us,
-            reported_by,
+            reported_by: None,
             packets: 0,
         });
+        // The first word of a peer since the start counts as new: what is known here is judged by it.
+        let new = entry.reported_by.is_none();
+        entry.reported_by.get_or_insert(reported_by);
         entry.until_unix_us = entry.until_unix_us.max(until_unix_us);
         if new {
             info!(%addr, reported_by = %self.name_of(&reported_by), "watching");

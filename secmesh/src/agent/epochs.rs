@@ -9,7 +9,7 @@ use super::{
     requests::{Answer, done},
 };
 use crate::{
-    api::types::{EpochMemberView, EpochView},
+    api::types::{CommitteeView, EpochMemberView, EpochView},
     ledger::Record,
     mesh::{
         admission::EpochMark,
@@ -278,6 +278,16 @@ impl Agent {
                 .saturating_add(u64::from(params.epoch_s).saturating_mul(1_000_000)),
             probation: params.probation_epochs,
             members,
+            committee: roster.seats().map(|seats| CommitteeView {
+                seats: seats
+                    .iter()
+                    .map(|(node, seats)| (node.to_string(), *seats))
+                    .collect(),
+                total: roster.deciding().total(),
+                t_lo: roster.deciding().t_lo(),
+                t_hi: roster.deciding().t_hi(),
+            }),
+            liars_withstood: roster.liars_withstood(),
             total_weight: roster.total(),
             t_lo: roster.t_lo(),
             t_hi: roster.t_hi(),

@@ -4,7 +4,7 @@ use super::core::{Agent, Evidence, QUIET_US};
 use crate::{
     addr::Prefix,
     api::types::Origin,
-    mesh::{engine::Input, ids::Hash, vote::AttackClass},
+    mesh::vote::AttackClass,
     respond::{ENDS_PER_TICK, Now},
 };
 
@@ -75,13 +75,7 @@ impl Agent {
                     ..evidence
                 };
                 self.keep_evidence(subject, renewed);
-                self.drive(Input::OwnEvidence {
-                    subject,
-                    class: evidence.class,
-                    evidence_root: Hash(evidence.root),
-                    detector_hash: Hash(evidence.detector),
-                })
-                .await;
+                self.drive(evidence.about(subject)).await;
             } else if self.blocks.is_desired(&subject)
                 || now.unix_us.saturating_sub(evidence.renewed_unix_us) < keep_us
             {

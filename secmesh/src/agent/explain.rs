@@ -58,7 +58,7 @@ impl Agent {
             mode: self.dataplane.mode(),
             allowlisted,
             watched_until_unix_us: watch.map(|w| w.until_unix_us),
-            watched_by: watch.map(|w| self.name_of(&w.reported_by)),
+            watched_by: watch.and_then(|w| Some(self.name_of(&w.reported_by?))),
             watched_packets: watch.map(|w| w.packets),
             alerts: self
                 .alerts

@@ -31,6 +31,7 @@ mod reconcile;
 mod recover;
 mod requests;
 mod setup;
+mod small_tables;
 mod trust;
 mod unblock;
 mod watch;

@@ -270,10 +270,8 @@ impl Desk {
     async fn round(&mut self, connected: &BTreeSet<NodeId>) {
         match self.ledger.publish().await {
             Ok(signed) => {
-                if self.publisher.publish(signed) {
-                    for peer in self.publisher.choose(connected) {
-                        self.ask(peer).await;
-                    }
+                for peer in self.publisher.publish(signed, connected) {
+                    self.ask(peer).await;
                 }
             }
             Err(error) => debug!(%error, "no checkpoint"),

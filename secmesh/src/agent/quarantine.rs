@@ -348,6 +348,12 @@ impl Agent {
         if self.engine.is_quarantined(&id) {
             return Err(format!("{node} is quarantined already"));
         }
+        if signed.is_none() && !self.engine.roster().has_seat(&self.engine.node()) {
+            return Err(format!(
+                "this node has no seat on the committee of this epoch, and only seats vote on cutting {node} off: \
+                 say it on those that have (`secmesh epoch`), or use --operator-key"
+            ));
+        }
         // Of one minute the readmission counts, whichever came later.
         let now = self.clock.unix_us();
         if let Some(until) = self.engine.readmitted_until(&id)

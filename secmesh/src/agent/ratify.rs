@@ -5,15 +5,7 @@ use std::collections::BTreeMap;
 use tracing::info;
 
 use super::core::Agent;
-use crate::{
-    addr::Prefix,
-    api::types::Origin,
-    ledger::Record,
-    mesh::{
-        engine::{Input, QuorumLevel},
-        ids::Hash,
-    },
-};
+use crate::{addr::Prefix, api::types::Origin, ledger::Record, mesh::engine::QuorumLevel};
 
 /// Blocks that wait at most; further ones end by themselves.
 const MAX_WAITING: usize = 4_096;
@@ -181,13 +173,7 @@ impl Agent {
         let Some(evidence) = self.evidence.get(&subject).copied() else {
             return false;
         };
-        self.drive(Input::OwnEvidence {
-            subject,
-            class: evidence.class,
-            evidence_root: Hash(evidence.root),
-            detector_hash: Hash(evidence.detector),
-        })
-        .await;
+        self.drive(evidence.about(subject)).await;
         let incidents = self.engine.incidents(Some(&subject));
         let voted = incidents
             .iter()

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use secmesh_common::block::origin;
 use tracing::{info, warn};
 
-use super::core::Agent;
+use super::{core::Agent, small_tables::SmallTables};
 use crate::{
     addr::Prefix,
     api::types::ReconcileTotals,
@@ -40,6 +40,7 @@ pub(super) struct Reconciler {
     allowlist: ReconcileTotals,
     /// Whether this run has still to look at the allowlist.
     allowlist_due: bool,
+    pub small: SmallTables,
 }
 
 impl Reconciler {
@@ -113,6 +114,7 @@ impl Agent {
                 self.reconciler.begun_ns = now.mono_ns;
                 self.reconciler.this_run = Reconciled::default();
                 self.reconciler.allowlist_due = true;
+                self.reconciler.small.begin();
                 // Lists, guards and configuration are looked through by the lists' thread.
                 if let Some(lists) = &self.lists {
                     lists.audit();
@@ -121,6 +123,10 @@ impl Agent {
             }
             phase if self.reconciler.allowlist_due => {
                 self.reconcile_allowlist();
+                phase
+            }
+            phase if self.reconciler.small.is_due() => {
+                self.reconcile_small_tables();
                 phase
             }
             Phase::Desired(after) => {

@@ -11,10 +11,12 @@ use tracing::{info, warn};
 
 use super::{
     AgentError,
-    core::{Agent, MAX_ALERTS},
+    core::{Agent, MAX_ALERTS, Watch},
+    effects::MAX_WATCHED,
     quarantine::Remembered,
 };
 use crate::{
+    addr::Prefix,
     api::types::{DecisionScope, DecisionState, Origin},
     detect::Alert,
     ledger::{self, EffectKind, Record},
@@ -284,12 +286,57 @@ impl Agent {
             self.book.put(entry);
         }
         let adopted = self.adopt();
+        self.adopt_watches();
         // At a start differences are no news: after a reboot everything is missing.
         let _: Reconciled = self.reconcile(now);
         if restored + adopted > 0 {
             info!(
                 restored,
                 adopted, "blocks from before the start are in force"
+            );
+        }
+    }
+
+    /// Sources that the agent before watched are watched on until their time is over; who reported them is not
+    /// remembered. What has ended or is allowed now goes.
+    fn adopt_watches(&mut self) {
+        let now = self.now();
+        let base = self.time_base();
+        let found = match self.watches.entries() {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(%error, "what an earlier agent watched is not known; it is watched again when a peer reports it");
+                return;
+            }
+        };
+        let mut adopted = 0usize;
+        for (addr, until_ns) in found {
+            let wanted = until_ns > now.mono_ns
+                && self.watched.len() < MAX_WATCHED
+                && self.allowlist.protects(&Prefix::host(addr)).is_none();
+            let result = if wanted {
+                self.watches.put(addr, until_ns)
+            } else {
+                self.watches.remove(addr)
+            };
+            if let Err(error) = result {
+                warn!(%addr, %error, "a watched source of an earlier agent");
+                continue;
+            }
+            if wanted {
+                let watch = Watch {
+                    until_unix_us: base.unix_us(until_ns),
+                    reported_by: None,
+                    packets: 0,
+                };
+                self.watched.insert(addr, watch);
+                adopted += 1;
+            }
+        }
+        if adopted > 0 {
+            info!(
+                adopted,
+                "sources that were watched before the start are watched on"
             );
         }
     }

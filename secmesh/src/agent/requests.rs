@@ -187,14 +187,17 @@ impl Agent {
     /// What comparing the tables other than the blocks' has found.
     pub(super) fn reconciled_tables(&self) -> BTreeMap<String, ReconcileTotals> {
         let audits = self.list_audits();
-        [
-            ("allowlist", self.reconciler.allowlist()),
-            ("lists", audits.lists),
-            ("guards", audits.guards),
-            ("config", audits.config),
-        ]
-        .map(|(name, totals)| (name.to_owned(), totals))
-        .into()
+        let mut all = self.reconciler.small.totals();
+        all.extend(
+            [
+                ("allowlist", self.reconciler.allowlist()),
+                ("lists", audits.lists),
+                ("guards", audits.guards),
+                ("config", audits.config),
+            ]
+            .map(|(name, totals)| (name.to_owned(), totals)),
+        );
+        all
     }
 
     fn kernel_counters(&self) -> BTreeMap<String, u64> {

@@ -37,7 +37,7 @@ use crate::{
     config::{FlowsConfig, KernelLog},
     dataplane::{
         self, AllowTable, BlockLister, BlockTable, CounterReader, Dataplane, EventReader,
-        FlowOptions, LinkWatch, ListTables, LoadOptions, Mode, WatchTable,
+        FlowOptions, LinkWatch, ListTables, LoadOptions, Mode, PortTable, WatchTable,
     },
     detect::{Detectors, kernel_levels},
     entropy,
@@ -73,6 +73,7 @@ struct Kernel {
     allows: AllowTable,
     lists: ListTables,
     watches: WatchTable,
+    ports: PortTable,
     counters: CounterReader,
     captures: Captures,
     events: EventReader,
@@ -99,8 +100,10 @@ fn load_kernel(options: &Options) -> Result<Kernel, AgentError> {
         });
     }
     let processes = options.config.host.processes;
-    protect::write_ports(options, &mut dataplane.take_ports()?)?;
+    let mut ports = dataplane.take_ports()?;
+    protect::write_ports(options, &mut ports)?;
     Ok(Kernel {
+        ports,
         watch: Watched::open(&mut dataplane, processes, loading.seed)?,
         table: dataplane.take_blocks()?,
         lister: dataplane.take_lister(),
@@ -222,6 +225,7 @@ pub(super) async fn start(options: Options) -> Result<Agent, AgentError> {
         table: kernel.table,
         allows: kernel.allows,
         watches: kernel.watches,
+        ports: kernel.ports,
         counters: kernel.counters,
         scrapes: None,
         captures: kernel.captures,
@@ -376,6 +380,7 @@ fn flow_options(config: &FlowsConfig) -> FlowOptions {
         slots: if config.enabled { config.table_size } else { 0 },
         idle: config.idle_timeout,
         active: config.active_timeout,
+        by_filter: false,
     }
 }
 

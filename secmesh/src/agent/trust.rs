@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
     core::{Agent, QUIET_US},
@@ -18,7 +18,10 @@ use crate::{
     entropy,
     mesh::{
         engine::{Engine, Input},
-        evidence::{EvidenceFile, EvidenceFileError, OutcomeKind, Ruling},
+        evidence::{
+            EvidenceFile, EvidenceFileError, OutcomeKind, Ruling,
+            store::{MAX_FILE, stored_bytes},
+        },
         ids::{DecisionId, NodeId},
         trust::{Change, ONE, Params, Standing},
     },
@@ -39,10 +42,17 @@ const LONGEST_US: u64 = LOOK_US + QUIET_US;
 /// Packets that make it no accident.
 const MIN_PACKETS: u64 = 16;
 
+/// A file shorter than this is not written anew while the agent runs: it would stand still for that.
+const CROWDED: u64 = MAX_FILE / 2;
+/// So many bytes of no use are let be.
+const LITTLE: u64 = 1 << 20;
+
 /// What is waited for.
 #[derive(Debug)]
 pub(super) struct TrustWork {
     file: EvidenceFile,
+    /// From which length on it is looked at how much of the file is still of use.
+    crowded: u64,
     /// When to look at a decision's outcome, unix µs.
     outcomes: BTreeSet<(u64, String, Prefix)>,
     /// When the next test question is asked, unix µs.
@@ -77,13 +87,44 @@ impl TrustWork {
         }
         // The file may be an older copy, or have lost its end: what this node has stated, its peers say.
         engine.evidence_restored(false);
-        Ok(Self {
+        let mut work = Self {
             file,
+            crowded: 0,
             outcomes: BTreeSet::new(),
             next_question_us: now_unix_us,
             not_kept: 0,
             outcomes_dropped: 0,
-        })
+        };
+        // What this program cannot read, a later one may.
+        if skipped == 0 {
+            work.tidy(engine);
+        }
+        Ok(work)
+    }
+
+    /// Writes the evidence log anew without what this node has let go of, if that is the greater part.
+    fn tidy(&mut self, engine: &Engine) {
+        let before = self.file.bytes();
+        if before < self.crowded {
+            return;
+        }
+        let useful = stored_bytes(engine.evidence());
+        let most = useful.saturating_mul(2).saturating_add(LITTLE);
+        self.crowded = most.max(CROWDED);
+        if before < most {
+            return;
+        }
+        let statements = engine.evidence().iter().map(|s| s.to_bytes());
+        match self.file.rewrite(statements) {
+            Ok(()) => info!(
+                before,
+                after = self.file.bytes(),
+                "the evidence log was written anew without the statements of nodes that have left"
+            ),
+            Err(error) => {
+                warn!(%error, "the evidence log keeps the statements of nodes that have left");
+            }
+        }
     }
 
     fn wait(&mut self, due: u64, id: String, subject: Prefix) {
@@ -108,6 +149,7 @@ impl Agent {
                 warn!(%error, "a peer's statement is not on the disk; it comes again after the next start");
             }
         }
+        self.trust.tidy(&self.engine);
     }
 
     /// What this node votes on must outlast a crash of all: the disk has the evidence before the vote.
@@ -348,7 +390,9 @@ mod tests {
     use super::*;
     use crate::mesh::crypto::Signer;
     use crate::mesh::engine::{EngineConfig, Output, Policy};
-    use crate::mesh::testing::{T0, genesis, node_id, records};
+    use crate::mesh::evidence::{Body, Remediation, Statement};
+    use crate::mesh::ids::Hash;
+    use crate::mesh::testing::{T0, genesis, node_id, records, signer};
 
     struct NoPolicy;
 
@@ -405,6 +449,42 @@ mod tests {
         TrustWork::open(&state, &mut after, T0).unwrap();
         assert_eq!(after.evidence().head(&node_id(1)).size, 1);
         assert_eq!(states(&mut after, false), Vec::<Vec<u8>>::new());
+    }
+
+    #[test]
+    fn a_log_that_is_mostly_of_no_use_is_written_anew_at_the_start() {
+        let temp = tempfile::tempdir().unwrap();
+        let state = StateDir::create(&temp.path().join("state")).unwrap();
+        let mut before = engine();
+        let mut work = TrustWork::open(&state, &mut before, T0).unwrap();
+        before.evidence_restored(true);
+        let own = states(&mut before, true);
+        work.file.append(&own[0], true).unwrap();
+        let body = Body::Remediation(Remediation {
+            node: node_id(2),
+            decision: DecisionId([1; 32]),
+            succeeded: true,
+        });
+        // Of a node that was never in an epoch that is known here, as of one that has left.
+        let mesh = before.genesis().mesh_id();
+        let empty = (0, Hash(crate::merkle::empty_root()));
+        let gone = Statement::new(mesh, &signer(9), node_id(9), empty, T0, body).to_bytes();
+        while work.file.bytes() < LITTLE + 4_096 {
+            work.file.append(&gone, false).unwrap();
+        }
+        let mut after = engine();
+        let work = TrustWork::open(&state, &mut after, T0).unwrap();
+        assert!(work.file.bytes() < 4_096, "{}", work.file.bytes());
+        drop(work);
+        let mut again = engine();
+        let mut work = TrustWork::open(&state, &mut again, T0).unwrap();
+        assert_eq!(again.evidence().head(&node_id(1)).size, 1);
+        assert_eq!(again.evidence().len(), 1);
+        // Little is let be.
+        work.file.append(&gone, true).unwrap();
+        let bytes = work.file.bytes();
+        let work = TrustWork::open(&state, &mut engine(), T0).unwrap();
+        assert_eq!(work.file.bytes(), bytes);
     }
 
     #[test]

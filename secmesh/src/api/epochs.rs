@@ -1,6 +1,21 @@
 //! What the agent says of the epoch in force.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+
+/// Who decides on behalf of all nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitteeView {
+    /// Ids of the nodes with a seat, and how many each has.
+    pub seats: BTreeMap<String, u32>,
+    /// All seats.
+    pub total: u64,
+    /// Seats that a decision of class 1 needs.
+    pub t_lo: u64,
+    /// Seats that a decision of class 2 needs.
+    pub t_hi: u64,
+}
 
 /// The epoch in force, and what comes next.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -19,12 +34,18 @@ pub struct EpochView {
     pub probation: u32,
     /// Everybody in it.
     pub members: Vec<EpochMemberView>,
+    /// Who decides on behalf of all in this epoch; none if everybody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committee: Option<CommitteeView>,
     /// W: the sum of the weights.
     pub total_weight: u64,
-    /// Weight that a decision of class 1 needs.
+    /// Weight that a decision of class 1 needs, unless a committee decides.
     pub t_lo: u64,
-    /// Weight that a decision of class 2, and the next epoch, needs.
+    /// Weight that the next epoch needs, and a decision of class 2 unless a committee decides.
     pub t_hi: u64,
+    /// So many nodes may lie, whichever they are.
+    #[serde(default)]
+    pub liars_withstood: usize,
     /// Why less than a third of liars could do harm; none if they cannot.
     pub not_byzantine_tolerant: Option<String>,
     /// Names of the nodes whose precommits certify it; nobody's do the first one.

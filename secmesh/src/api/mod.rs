@@ -4,6 +4,7 @@
 //! of its own with mode 0700 and has mode 0600: whoever may talk to the agent is root already.
 
 pub mod client;
+mod decisions;
 mod epochs;
 pub mod lists;
 pub mod server;

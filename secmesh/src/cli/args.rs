@@ -396,6 +396,10 @@ pub struct InitArgs {
     /// For how many epochs a node that joins four or more has no weight, 0 to 1000; fixed for ever
     #[arg(long, value_name = "EPOCHS", default_value_t = 3)]
     pub probation: u32,
+    /// In a mesh of more nodes than this, so many decide for all, drawn anew for each epoch; 4 to 512, or 0: everybody
+    /// decides; fixed for ever
+    #[arg(long, value_name = "SEATS", default_value_t = 0)]
+    pub committee: u32,
 }
 
 /// `secmesh invite`

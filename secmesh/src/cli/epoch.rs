@@ -10,7 +10,7 @@ use super::output::{Out, Paint, Style, clean};
 use super::table::{Table, plain, styled};
 use super::time::{rfc3339, span};
 use super::{CliError, Context, asked, control, node};
-use crate::api::types::{EpochView, Peer, Request};
+use crate::api::types::{CommitteeView, EpochView, Peer, Request};
 use crate::mesh::epoch::Removal;
 use crate::mesh::ids::NodeId;
 
@@ -22,6 +22,26 @@ pub fn epoch(context: &Context, out: &mut Out<'_>) -> Result<(), CliError> {
     }
     let text = text(&view, out.now_us, out.paint);
     out.text(&text)
+}
+
+fn committee_text(committee: &CommitteeView) -> String {
+    format!(
+        "{} seats of {} nodes decide; T_lo {}, T_hi {}",
+        committee.total,
+        committee.seats.len(),
+        committee.t_lo,
+        committee.t_hi
+    )
+}
+
+fn liars(view: &EpochView) -> String {
+    match &view.not_byzantine_tolerant {
+        None if view.committee.is_some() => {
+            format!("{} nodes may lie, whichever they are", view.liars_withstood)
+        }
+        None => "less than a third of the weight may lie".to_owned(),
+        Some(why) => format!("not Byzantine-tolerant: {}", clean(why)),
+    }
 }
 
 fn text(view: &EpochView, now_us: u64, paint: Paint) -> String {
@@ -55,13 +75,10 @@ fn text(view: &EpochView, now_us: u64, paint: Paint) -> String {
             view.t_hi
         ),
     );
-    line(
-        "liars",
-        match &view.not_byzantine_tolerant {
-            None => "less than a third of the weight may lie".to_owned(),
-            Some(why) => format!("not Byzantine-tolerant: {}", clean(why)),
-        },
-    );
+    if let Some(committee) = &view.committee {
+        line("committee", committee_text(committee));
+    }
+    line("liars", liars(view));
     line(
         "signed",
         if view.signed_by.is_empty() {
@@ -96,10 +113,16 @@ fn text(view: &EpochView, now_us: u64, paint: Paint) -> String {
     }
     text.push('\n');
     let mut table = Table::new(&["NAME", "ID", "ZONE", "WEIGHT", "SINCE", "STATE"]).right(&[3, 4]);
+    let seats = view.committee.as_ref();
+    let seats = |id: &String| seats.and_then(|committee| committee.seats.get(id));
     for member in &view.members {
         let state = match member.probation_until {
             Some(until) => styled(format!("on probation until epoch {until}"), Style::Warning),
             None if member.weight == 0 => styled("no weight", Style::Bad),
+            None if let Some(seats) = seats(&member.id) => plain(match seats {
+                1 => "has a seat".to_owned(),
+                several => format!("has {several} seats"),
+            }),
             None => plain(""),
         };
         table.row(vec![
@@ -187,9 +210,11 @@ mod tests {
                 since: 6,
                 probation_until: Some(9),
             }],
+            committee: None,
             total_weight: 400,
             t_lo: 134,
             t_hi: 267,
+            liars_withstood: 1,
             not_byzantine_tolerant: None,
             signed_by: vec!["n1".to_owned(), "n2\u{1b}".to_owned()],
             sealed_weight: Some(300),

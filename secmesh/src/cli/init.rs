@@ -6,9 +6,11 @@ use super::args::InitArgs;
 use super::node::{self, NewState};
 use super::output::{Out, Style};
 use super::{CliError, Context, note};
+use crate::mesh::committee::liars_withstood;
 use crate::mesh::crypto::Signer;
 use crate::mesh::genesis::{Genesis, Params};
 use crate::mesh::identity::{Purpose, create_operator_key};
+use crate::mesh::roster::NODE_WEIGHT;
 use crate::mesh::store::MeshStore;
 
 /// `secmesh init`
@@ -17,11 +19,14 @@ pub fn init(context: &Context, args: InitArgs, out: &mut Out<'_>) -> Result<(), 
         block_ttl_s: u32::try_from(args.block_ttl.as_secs()).unwrap_or(u32::MAX),
         epoch_s: u32::try_from(args.epoch_length.as_secs()).unwrap_or(u32::MAX),
         probation_epochs: args.probation,
+        committee: args.committee,
         ..Params::default()
     };
     params.check().map_err(|_| {
         CliError::Usage(
-            "--block-ttl is 1s to 24h, --epoch-length 1s to 7d, --probation 0 to 1000".to_owned(),
+            "--block-ttl is 1s to 24h, --epoch-length 1s to 7d, --probation 0 to 1000, \
+             --committee 4 to 512 or 0"
+                .to_owned(),
         )
     })?;
     let now = out.now_us;
@@ -72,6 +77,14 @@ pub fn init(context: &Context, args: InitArgs, out: &mut Out<'_>) -> Result<(), 
         note(
             "note: this node advertises no address, so others cannot join through it; set [mesh] advertise or use --advertise",
         );
+    }
+    if params.committee > 0 {
+        let seats = usize::try_from(params.committee).unwrap_or(usize::MAX);
+        note(&format!(
+            "note: beyond {seats} nodes {seats} seats decide; {} nodes may lie then, where it is less than a third without \
+             a committee",
+            liars_withstood(vec![NODE_WEIGHT; seats + 1], seats)
+        ));
     }
     let name = out.paint.apply(Style::Bold, identity.name().as_str());
     let key = operator_file.display();

@@ -218,7 +218,17 @@ async fn ask(ticket: &Ticket, expires_unix_us: u64, request: &[u8]) -> Result<Ve
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ed25519_dalek::SigningKey;
+
     use super::*;
+    use crate::mesh::identity::{TlsIdentity, ed25519_spki_sha256};
+    use crate::mesh::ids::{MeshId, NodeId, TicketId};
+    use crate::mesh::transport::{
+        AllowedPeers, Carrier, PeerIdentity, Transport, TransportConfig, TransportEvent,
+        TransportHandle,
+    };
 
     fn after(members: usize, said: &[(usize, Said)]) -> Answers {
         let mut answers = Answers::new(members);
@@ -259,6 +269,81 @@ mod tests {
                 "{said:?}"
             );
         }
+    }
+
+    /// A member with TLS key `n` that lets in whoever has the ticket of this seed, and counts the times.
+    fn credulous(n: u8, seed: [u8; 32]) -> (TransportHandle, tokio::sync::watch::Receiver<usize>) {
+        let allowed = Arc::new(AllowedPeers::new());
+        let public = SigningKey::from_bytes(&seed).verifying_key().to_bytes();
+        allowed.insert(
+            ed25519_spki_sha256(&public),
+            PeerIdentity::Ticket(TicketId([1; 16])),
+        );
+        let (handle, mut events) = Transport::start(TransportConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            node: NodeId([n; 16]),
+            tls: tls(n),
+            mesh: MeshId([5; 32]),
+            carrier: Carrier::Grpc,
+            allowed,
+            peers: Vec::new(),
+            clock: Arc::new(SystemClock),
+        })
+        .unwrap();
+        let (asked, times) = tokio::sync::watch::channel(0);
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if let TransportEvent::JoinRequest { reply, .. } = event {
+                    let members = Vec::new();
+                    let _ = reply.send(JoinReply::Accepted { members }.to_bytes());
+                    asked.send_modify(|times| *times += 1);
+                }
+            }
+        });
+        (handle, times)
+    }
+
+    fn tls(n: u8) -> TlsIdentity {
+        TlsIdentity::new(&SigningKey::from_bytes(&[n; 32])).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_member_is_not_two_also_where_it_answers_at_the_address_of_another() {
+        let seed = [77; 32];
+        let (liar, mut asked) = credulous(1, seed);
+        let (honest, _) = credulous(2, seed);
+        let ticket = |second: &TransportHandle| Ticket {
+            genesis: Vec::new(),
+            grant: Vec::new(),
+            seed,
+            addresses: [&liar, second, second]
+                .iter()
+                .map(|at| at.local_addr().to_string())
+                .collect(),
+            pins: [1, 2, 3].map(|n| tls(n).spki_sha256()).to_vec(),
+        };
+        let alone = ticket(&liar);
+        // In the second round, and the two others were not found there in between.
+        let second_round = async {
+            asked.wait_for(|times| *times >= 2).await.unwrap();
+            let refused = || -> u64 {
+                let counters = liar.counters().into_iter();
+                let refused = counters.filter(|(name, _)| name.starts_with("refused_"));
+                refused.map(|(_, times)| times).sum()
+            };
+            while refused() < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            answer = ask(&alone, u64::MAX, b"me") => panic!("one was enough: {answer:?}"),
+            () = second_round => {}
+        }
+        let both = ticket(&honest);
+        let answer = tokio::time::timeout(Duration::from_mins(1), ask(&both, u64::MAX, b"me"));
+        answer.await.expect("two agree").unwrap();
+        liar.shutdown().await;
+        honest.shutdown().await;
     }
 
     #[test]

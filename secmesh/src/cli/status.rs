@@ -215,6 +215,17 @@ fn quorum(quorum: &Value, paint: Paint) -> String {
         ),
         number(quorum, "epoch"),
     );
+    if let Some(seats) = quorum.pointer("/committee/seats").and_then(Value::as_u64) {
+        let own = quorum
+            .pointer("/committee/own_seat")
+            .and_then(Value::as_bool);
+        let own = if own == Some(true) {
+            "has one"
+        } else {
+            "has none"
+        };
+        let _ = write!(text, "; {seats} seats decide, this node {own}");
+    }
     if let Some(why) = quorum.pointer("/tolerance/why").and_then(Value::as_str) {
         let _ = write!(text, "; {}", clean(why));
     }

@@ -13,7 +13,8 @@ use super::segment::{EntryRef, Visit};
 use super::writer::encode;
 use crate::mesh::epoch::EpochProof;
 
-/// Most records of each kind that are carried; the oldest are left behind.
+/// Most records of each kind that are carried; further ones are left behind and counted. The mesh has no more
+/// decisions in force.
 const MOST: usize = 65_536;
 
 /// A record, and where it stands.
@@ -27,10 +28,26 @@ struct Kept {
     record: Record,
 }
 
+/// How the ends of decisions are gathered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// All: the decision may come later.
+    All,
+    /// None: there were too many. All is read once more for those of the decisions that are carried.
+    Later,
+    /// Those of the decisions that are known, and nothing else is looked at.
+    Known,
+}
+
 /// What is still needed of all that was recorded.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Needed {
     now_unix_us: u64,
+    /// [`MOST`].
+    most: usize,
+    gathers: Ends,
+    /// Records for which there was no room.
+    left_behind: u64,
     vote: Option<Kept>,
     proofs: BTreeMap<String, Kept>,
     decisions: BTreeMap<String, Kept>,
@@ -74,10 +91,13 @@ fn is_epoch_proof(proof: &str) -> bool {
     EpochProof::from_bytes(&bytes).is_ok()
 }
 
-fn put(map: &mut BTreeMap<String, Kept>, key: String, kept: Kept) {
-    if map.len() < MOST || map.contains_key(&key) {
+/// False if there is no room.
+fn put(map: &mut BTreeMap<String, Kept>, most: usize, key: String, kept: Kept) -> bool {
+    let room = map.len() < most || map.contains_key(&key);
+    if room {
         map.insert(key, kept);
     }
+    room
 }
 
 impl Needed {
@@ -85,12 +105,27 @@ impl Needed {
     fn latest(&mut self, key: String, kept: Kept) {
         let known = self.proofs.get(&key);
         if known.is_none_or(|known| known.entry <= kept.entry) {
-            put(&mut self.proofs, key, kept);
+            let room = put(&mut self.proofs, self.most, key, kept);
+            self.left_behind += u64::from(!room);
+        }
+    }
+
+    const fn new(now_unix_us: u64, most: usize) -> Self {
+        Self {
+            now_unix_us,
+            most,
+            gathers: Ends::All,
+            left_behind: 0,
+            vote: None,
+            proofs: BTreeMap::new(),
+            decisions: BTreeMap::new(),
+            ends: BTreeMap::new(),
         }
     }
 
     fn take(&mut self, kept: Kept) {
         match &kept.record {
+            _ if self.gathers == Ends::Known && !matches!(kept.record, Record::Effect { .. }) => {}
             Record::VoteSigned { .. }
                 if self.vote.as_ref().is_none_or(|v| v.entry < kept.entry) =>
             {
@@ -121,7 +156,8 @@ impl Needed {
                 let expires = action.get("expires_unix_us").and_then(Value::as_u64);
                 if expires.is_some_and(|at| at > self.now_unix_us) {
                     let key = decision.clone();
-                    put(&mut self.decisions, key, kept);
+                    let room = put(&mut self.decisions, self.most, key, kept);
+                    self.left_behind += u64::from(!room);
                 }
             }
             Record::Effect {
@@ -131,7 +167,20 @@ impl Needed {
             } => {
                 let key = decision.clone();
                 // Without its decision, which may be carried further on, nobody knows if it matters.
-                self.ends.insert(key, kept);
+                match self.gathers {
+                    Ends::All => {
+                        if !put(&mut self.ends, self.most, key, kept) {
+                            self.gathers = Ends::Later;
+                            self.ends.clear();
+                        }
+                    }
+                    Ends::Later => {}
+                    Ends::Known => {
+                        if self.decisions.contains_key(&key) {
+                            self.ends.insert(key, kept);
+                        }
+                    }
+                }
             }
             _ => {}
         }
@@ -168,11 +217,29 @@ pub(super) fn out_of(
     before: u64,
     now_unix_us: u64,
 ) -> Result<Vec<(u8, Vec<u8>)>, LedgerError> {
-    let mut needed = Needed {
-        now_unix_us,
-        ..Needed::default()
-    };
+    no_more_than(MOST, dir, before, now_unix_us)
+}
+
+/// The same, with so many of each kind.
+pub(super) fn no_more_than(
+    most: usize,
+    dir: &Path,
+    before: u64,
+    now_unix_us: u64,
+) -> Result<Vec<(u8, Vec<u8>)>, LedgerError> {
+    let mut needed = Needed::new(now_unix_us, most);
     walk(dir, &mut needed)?;
+    if needed.gathers == Ends::Later {
+        needed.gathers = Ends::Known;
+        walk(dir, &mut needed)?;
+    }
+    if needed.left_behind > 0 {
+        tracing::warn!(
+            left_behind = needed.left_behind,
+            most,
+            "proofs, or decisions in force, are dropped from the ledger with its oldest segments: there are too many"
+        );
+    }
     let mut out = Vec::new();
     for kept in needed.into_kept() {
         if kept.stands > before {

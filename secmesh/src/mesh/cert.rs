@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::crypto::{CryptoError, SignatureBytes};
 use super::genesis::Params;
 use super::ids::{DecisionId, Hash, IncidentId, MeshId, NodeId, Zone};
-use super::roster::Roster;
+use super::roster::{Roster, Weights};
 use super::simulation::{Bug, planted, planted_total};
 use super::vote::{Action, ActionError, ActionKind, SignedVote, Verdict, Vote};
 use super::wire::{Decoder, Encoder, WireError};
@@ -193,44 +193,73 @@ impl CertVerdict {
     ///
     /// The weight of the subject's own vote and of a proved liar (`zeroed`) is 0, and the total
     /// stays what it is: taking anybody out of the denominator breaks the intersection of quorums.
+    ///
+    /// Where there is a committee, only who has a seat adds weight; anybody with weight in the mesh is a witness.
     pub fn count(
         roster: &Roster,
         zeroed: &BTreeSet<NodeId>,
         action: &Action,
         votes: impl IntoIterator<Item = (NodeId, Verdict, u64)>,
     ) -> Self {
+        Self::count_today(roster, roster, zeroed, action, votes)
+    }
+
+    /// The same of a certificate of an earlier epoch, `own`, with today's roster: who has no weight any more counts for
+    /// nothing. The seats, and what is needed of them, are those of its epoch; where everybody decided then, it is by
+    /// everybody's weight of today.
+    fn count_today(
+        roster: &Roster,
+        own: &Roster,
+        zeroed: &BTreeSet<NodeId>,
+        action: &Action,
+        votes: impl IntoIterator<Item = (NodeId, Verdict, u64)>,
+    ) -> Self {
+        let own = if planted(Bug::SeatsOfToday) {
+            roster
+        } else {
+            own
+        };
+        let by_seats = own.seats().is_some();
+        let deciding = if by_seats {
+            own.deciding()
+        } else {
+            roster.weights()
+        };
         let mut weight = 0_u64;
         let mut confirms = 0;
         let mut confirm_weight = 0_u64;
         let mut zones: BTreeSet<&Zone> = BTreeSet::new();
         let mut counted = Vec::new();
         for (voter, verdict, issued_at_us) in votes {
-            let member = roster.get(&voter);
-            let own = match member {
-                Some(m)
-                    if (!zeroed.contains(&voter) || planted(Bug::LiarKeepsWeight))
-                        && (!roster.is_subject(&voter, &action.subject)
-                            || planted(Bug::SubjectVotes)) =>
-                {
+            let member = roster.get(&voter).filter(|m| {
+                m.weight > 0
+                    && (!zeroed.contains(&voter) || planted(Bug::LiarKeepsWeight))
+                    && (!roster.is_subject(&voter, &action.subject) || planted(Bug::SubjectVotes))
+            });
+            let own_weight = member.map_or(0, |m| {
+                if by_seats {
+                    let least = u64::from(planted(Bug::UnseatedCounts));
+                    own.vote_weight(&voter).max(least)
+                } else {
                     u64::from(m.weight)
                 }
-                _ => 0,
-            };
+            });
             counted.push(CountedVote {
                 voter,
                 verdict,
-                weight: own,
+                weight: own_weight,
                 issued_at_us,
             });
             let agrees =
                 matches!(verdict, Verdict::Confirm | Verdict::Concur) || planted(Bug::RejectAgrees);
-            if own == 0 || !agrees {
+            let Some(member) = member.filter(|_| agrees) else {
                 continue;
-            }
-            weight = weight.saturating_add(own);
-            if let (Verdict::Confirm, Some(member)) = (verdict, member) {
+            };
+            weight = weight.saturating_add(own_weight);
+            let unheard = own_weight == 0 && planted(Bug::UnseatedUnheard);
+            if verdict == Verdict::Confirm && !unheard {
                 confirms += 1;
-                confirm_weight = confirm_weight.saturating_add(own);
+                confirm_weight = confirm_weight.saturating_add(own_weight);
                 zones.insert(&member.record.zone);
             }
         }
@@ -249,13 +278,13 @@ impl CertVerdict {
         };
         Self {
             weight,
-            needed: Self::needed(roster, action),
-            total: roster.total(),
+            needed: Self::needed(roster, deciding, action),
+            total: deciding.total(),
             confirms,
             confirms_needed,
             confirm_weight,
             confirm_weight_needed: match action.kind {
-                ActionKind::Quarantine if !planted(Bug::AccusersLight) => roster.t_lo(),
+                ActionKind::Quarantine if !planted(Bug::AccusersLight) => deciding.t_lo(),
                 _ => 0,
             },
             zones: zones.len(),
@@ -269,22 +298,22 @@ impl CertVerdict {
     pub fn could_suffice(roster: &Roster, action: &Action, agreeing: usize) -> bool {
         let most = u64::try_from(agreeing)
             .unwrap_or(u64::MAX)
-            .saturating_mul(u64::from(roster.max_weight()));
-        most >= Self::needed(roster, action)
+            .saturating_mul(u64::from(roster.deciding().max_weight()));
+        most >= Self::needed(roster, roster.deciding(), action)
     }
 
     /// Weight that an action needs.
-    fn needed(roster: &Roster, action: &Action) -> u64 {
+    fn needed(roster: &Roster, deciding: &Weights, action: &Action) -> u64 {
         match action.kind {
             ActionKind::Block if action.is_class_2() && !planted(Bug::TLoForClass2) => {
-                planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
+                planted_total(roster, action, 2).unwrap_or_else(|| deciding.needed_class_2())
             }
-            ActionKind::Quarantine if planted(Bug::QuarantineTLo) => roster.needed(),
+            ActionKind::Quarantine if planted(Bug::QuarantineTLo) => deciding.needed(),
             ActionKind::Block | ActionKind::Release => {
-                planted_total(roster, action, 1).unwrap_or_else(|| roster.needed())
+                planted_total(roster, action, 1).unwrap_or_else(|| deciding.needed())
             }
             ActionKind::Quarantine | ActionKind::Readmit => {
-                planted_total(roster, action, 2).unwrap_or_else(|| roster.needed_class_2())
+                planted_total(roster, action, 2).unwrap_or_else(|| deciding.needed_class_2())
             }
         }
     }
@@ -434,18 +463,43 @@ impl Certificate {
         Ok(certificate)
     }
 
-    /// Counts the votes by the rules of `roster`, without looking at signatures. A certificate of
-    /// an earlier epoch has to pass this under the current roster too, or the first node of a mesh
-    /// could go on deciding alone by the rules of the time when it was alone.
+    /// Counts the votes by the rules of `roster`, the one of its epoch, without looking at signatures.
     pub fn count(&self, roster: &Roster, zeroed: &BTreeSet<NodeId>) -> CertVerdict {
-        CertVerdict::count(
-            roster,
+        self.count_today(roster, roster, zeroed)
+    }
+
+    /// Counts the votes with today's roster. A certificate of an earlier epoch, whose roster is `own`, has to pass this
+    /// too, or the first node of a mesh could go on deciding alone by the rules of the time when it was alone. Where a
+    /// committee decided, its seats count, not those of today.
+    pub fn count_today(
+        &self,
+        today: &Roster,
+        own: &Roster,
+        zeroed: &BTreeSet<NodeId>,
+    ) -> CertVerdict {
+        let votes = self.votes.iter();
+        CertVerdict::count_today(
+            today,
+            own,
             zeroed,
             &self.action,
-            self.votes
-                .iter()
-                .map(|v| (v.voter, v.verdict, v.issued_at_us)),
+            votes.map(|v| (v.voter, v.verdict, v.issued_at_us)),
         )
+    }
+
+    /// Whether today's roster would have decided so, too: what it takes besides [`Certificate::verify`] by the roster of
+    /// its own epoch.
+    ///
+    /// Keys live longer than epochs. Who has a seat in one may have few tomorrow, and who had many once can still sign
+    /// for that epoch. So where a committee decided that is not today's, more nodes with a seat have to have agreed than
+    /// may lie today; in an epoch with weights like today's it always takes more.
+    pub fn stands_today(&self, today: &Roster, own: &Roster, zeroed: &BTreeSet<NodeId>) -> bool {
+        let counted = self.count_today(today, own, zeroed);
+        let seated = counted.votes.iter().filter(|vote| vote.weight > 0);
+        counted.check().is_ok()
+            && (own.seats().is_none()
+                || own.epoch_hash() == today.epoch_hash()
+                || seated.count() > today.liars_withstood())
     }
 
     /// Checks everything, offline: `roster` is the one of the certificate's epoch, `zeroed` the

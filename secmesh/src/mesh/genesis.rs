@@ -6,7 +6,10 @@ use super::crypto::{self, CryptoError, PublicKey, SignatureBytes, Signer};
 use super::ids::{MeshId, Name};
 use super::wire::{Decoder, Encoder, WireError};
 
+/// A mesh in which everybody decides.
 const TAG: &str = "secmesh/genesis/2";
+/// A mesh with a committee: one number more. Each genesis has one form only.
+const COMMITTEE_TAG: &str = "secmesh/genesis/3";
 const SIGNED_TAG: &str = "secmesh/signed-genesis/2";
 
 /// Longest time a mesh-wide block of one address may last (class 1), in seconds.
@@ -19,6 +22,10 @@ pub const MAX_SKEW_S: u32 = 300;
 pub const MAX_EPOCH_S: u32 = 604_800;
 /// Longest probation, in epochs.
 pub const MAX_PROBATION_EPOCHS: u32 = 1_000;
+/// Fewest seats of a committee: fewer tolerate no liar.
+pub const MIN_COMMITTEE: u32 = 4;
+/// Most seats of a committee: with equal weights, two thirds of them still fit a certificate.
+pub const MAX_COMMITTEE: u32 = 512;
 
 /// Numbers all nodes of a mesh share. They are part of the mesh id, so they never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -35,6 +42,9 @@ pub struct Params {
     pub epoch_s: u32,
     /// For how many epochs a node that joins a mesh of four or more has no weight: 0 to 1,000.
     pub probation_epochs: u32,
+    /// How many nodes decide on behalf of all, drawn anew for each epoch: 4 to 512, or 0 if everybody decides. Fewer
+    /// cost less traffic in a large mesh, and withstand fewer liars (see [`super::committee`]).
+    pub committee: u32,
 }
 
 impl Default for Params {
@@ -45,6 +55,7 @@ impl Default for Params {
             max_skew_s: 30,
             epoch_s: 3_600,
             probation_epochs: 3,
+            committee: 0,
         }
     }
 }
@@ -66,6 +77,16 @@ impl Params {
                 self.probation_epochs.saturating_add(1),
                 MAX_PROBATION_EPOCHS + 1,
             ),
+            // Or none.
+            (
+                "committee",
+                match self.committee {
+                    0 => 1,
+                    1..MIN_COMMITTEE => 0,
+                    seats => seats,
+                },
+                MAX_COMMITTEE,
+            ),
         ];
         match ranges
             .iter()
@@ -73,7 +94,7 @@ impl Params {
         {
             Some((field, ..)) => Err(WireError::Invalid {
                 field,
-                why: "out of range (block_ttl_s 1..86400, vote_valid_s 1..600, max_skew_s 1..300, epoch_s 1..604800, probation_epochs 0..1000)",
+                why: "out of range (block_ttl_s 1..86400, vote_valid_s 1..600, max_skew_s 1..300, epoch_s 1..604800, probation_epochs 0..1000, committee 0 or 4..512)",
             }),
             None => Ok(()),
         }
@@ -97,7 +118,8 @@ pub struct Genesis {
 impl Genesis {
     /// Canonical bytes; what the operator signs.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut e = Encoder::tagged(TAG);
+        let committee = self.params.committee;
+        let mut e = Encoder::tagged(if committee == 0 { TAG } else { COMMITTEE_TAG });
         e.text(&self.mesh_name)
             .fixed(&self.operator_key)
             .u64(self.created_unix_us)
@@ -106,11 +128,15 @@ impl Genesis {
             .u32(self.params.max_skew_s)
             .u32(self.params.epoch_s)
             .u32(self.params.probation_epochs);
+        if committee != 0 {
+            e.u32(committee);
+        }
         e.finish()
     }
 
     fn read(d: &mut Decoder<'_>) -> Result<Self, WireError> {
-        d.expect_tag(TAG)?;
+        let with_committee = d.next_is_tag(COMMITTEE_TAG);
+        d.expect_tag(if with_committee { COMMITTEE_TAG } else { TAG })?;
         let genesis = Self {
             mesh_name: d.text("mesh_name")?,
             operator_key: d.fixed("operator_key")?,
@@ -121,8 +147,19 @@ impl Genesis {
                 max_skew_s: d.u32("max_skew_s")?,
                 epoch_s: d.u32("epoch_s")?,
                 probation_epochs: d.u32("probation_epochs")?,
+                committee: if with_committee {
+                    d.u32("committee")?
+                } else {
+                    0
+                },
             },
         };
+        if with_committee && genesis.params.committee == 0 {
+            return Err(WireError::Invalid {
+                field: "committee",
+                why: "zero in the form for meshes with a committee",
+            });
+        }
         genesis.params.check()?;
         Ok(genesis)
     }
@@ -246,10 +283,46 @@ mod tests {
                 probation_epochs: 1_001,
                 ..Params::default()
             },
+            Params {
+                committee: 3,
+                ..Params::default()
+            },
+            Params {
+                committee: 513,
+                ..Params::default()
+            },
         ] {
             let mut changed = signed();
             changed.genesis.params = params;
             assert!(SignedGenesis::from_bytes(&changed.to_bytes()).is_err());
         }
+    }
+
+    #[test]
+    fn each_mesh_has_one_form() {
+        for (committee, with) in [(0, false), (4, true), (512, true)] {
+            let mut mesh = signed().genesis;
+            mesh.params.committee = committee;
+            let bytes = mesh.to_bytes();
+            assert_eq!(Decoder::untagged(&bytes).next_is_tag(COMMITTEE_TAG), with);
+            assert_eq!(Genesis::read(&mut Decoder::untagged(&bytes)), Ok(mesh));
+        }
+        // Nobody decides for all, said in the form for those who do.
+        let mut mesh = signed().genesis;
+        mesh.params.committee = 4;
+        let mut bytes = mesh.to_bytes();
+        let at = bytes.len() - 1;
+        bytes[at] = 0;
+        let read = Genesis::read(&mut Decoder::untagged(&bytes));
+        assert!(
+            matches!(
+                read,
+                Err(WireError::Invalid {
+                    field: "committee",
+                    ..
+                })
+            ),
+            "{read:?}"
+        );
     }
 }

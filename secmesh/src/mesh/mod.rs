@@ -4,6 +4,7 @@
 
 pub mod admission;
 pub mod cert;
+pub mod committee;
 pub mod crypto;
 pub mod decision;
 pub mod engine;
@@ -24,6 +25,7 @@ pub mod subject;
 pub mod swim;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod threshold;
 pub mod transport;
 pub mod trust;
 #[cfg(test)]

@@ -7,17 +7,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use serde::Serialize;
-
+pub use self::tolerance::Tolerance;
 pub use super::admission::{
     Admission, AdmissionError, AdmittedRecord, Grant, NodeRecord, SignedGrant,
 };
+use super::committee;
 use super::crypto;
 use super::epoch::{EpochParams, EpochRecord};
 pub use super::genesis::{Genesis, Params, SignedGenesis};
-use super::ids::{Hash, TicketId, Zone};
+use super::ids::{Hash, TicketId};
 pub use super::ids::{MeshId, NodeId};
+use super::simulation::{Bug, planted};
 use super::subject::Subject;
+pub use super::threshold::Weights;
 use super::wire::Encoder;
 
 const EPOCH_TAG: &str = "secmesh/epoch/1";
@@ -63,6 +65,8 @@ pub struct Registry {
     spare: BTreeMap<TicketId, VecDeque<AdmittedRecord>>,
     /// Those of them that a certified epoch holds, by hash; they are in `all` too.
     certified: BTreeSet<Hash>,
+    /// Seats of the committee; 0: everybody decides.
+    seats: usize,
 }
 
 /// What is known of a ticket.
@@ -80,6 +84,14 @@ fn rank(admitted: &AdmittedRecord) -> (u64, NodeId, Hash) {
 }
 
 impl Registry {
+    /// An empty one, of a mesh with these numbers.
+    pub fn new(params: &Params) -> Self {
+        Self {
+            seats: usize::try_from(params.committee).unwrap_or(usize::MAX),
+            ..Self::default()
+        }
+    }
+
     /// Takes a record that [`AdmittedRecord::verify`] has accepted.
     pub fn offer(&mut self, admitted: AdmittedRecord) -> Offered {
         let (hash, copy) = (admitted.record.hash(), admitted.clone());
@@ -202,11 +214,12 @@ impl Registry {
             .iter()
             .map(|m| Some((self.by_hash(&m.record)?.record.clone(), m.weight)))
             .collect();
-        Some(Roster {
+        let roster = Roster {
             number: epoch.number,
             hash: epoch.hash(),
             ..Roster::with_weights(epoch.mesh, members?)
-        })
+        };
+        Some(roster.with_committee(self.seats))
     }
 }
 
@@ -219,35 +232,30 @@ pub struct Member {
     pub weight: u32,
 }
 
-/// What a roster can withstand.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Tolerance {
-    /// One node: it decides alone.
-    Single,
-    /// Liars below a third of the weight could still do harm, or nodes are too few.
-    NotByzantineTolerant {
-        /// Why, for people.
-        why: String,
-        /// Whether a decision needs every node (rosters of two or three).
-        needs_all: bool,
-    },
-    /// Less than a third of the weight may lie.
-    Tolerant,
+/// Those who decide, where not everybody does.
+#[derive(Debug, PartialEq, Eq)]
+struct Committee {
+    /// Who has how many seats, in ascending order of the nodes.
+    seats: Vec<(NodeId, u32)>,
+    /// Each seat weighs one.
+    weights: Weights,
 }
 
 /// The nodes of one epoch and their weights.
+///
+/// Its own thresholds are those of all weight, by which epochs are certified. Decisions go by those of
+/// [`Roster::deciding`], which differ if the mesh has a committee.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roster {
     mesh: MeshId,
     members: Arc<BTreeMap<NodeId, Member>>,
-    total: u64,
+    weights: Weights,
+    committee: Option<Arc<Committee>>,
+    /// How many nodes may lie, in a mesh that was founded with a committee.
+    withstood: Option<usize>,
     number: u64,
-    /// Zones of those with weight, and the largest weight: asked for with each vote.
+    /// Zones of those with weight: asked for with each vote.
     zone_count: usize,
-    max_weight: u32,
-    /// Those with weight.
-    voters: usize,
     hash: Hash,
 }
 
@@ -272,7 +280,9 @@ impl Roster {
         }
         Self {
             mesh,
-            total: kept.values().map(|m| u64::from(m.weight)).sum(),
+            weights: Weights::of(kept.values().map(|m| m.weight)),
+            committee: None,
+            withstood: None,
             number: u64::try_from(kept.len()).unwrap_or(u64::MAX),
             zone_count: kept
                 .values()
@@ -280,8 +290,6 @@ impl Roster {
                 .map(|m| &m.record.zone)
                 .collect::<BTreeSet<_>>()
                 .len(),
-            max_weight: kept.values().map(|m| m.weight).max().unwrap_or(0),
-            voters: kept.values().filter(|m| m.weight > 0).count(),
             hash: Hash(crypto::sha256(&e.finish())),
             members: Arc::new(kept),
         }
@@ -322,25 +330,94 @@ impl Roster {
         self.members.iter()
     }
 
-    /// W: the sum of all weights. Fixed: neither unreachable nodes, nor liars, nor the subject of
-    /// a decision are taken out of it.
+    /// The same with the committee that its hash draws, if there are fewer seats than nodes with weight.
+    #[must_use]
+    pub fn with_committee(self, seats: usize) -> Self {
+        // Asked for with each certificate of an epoch with a committee.
+        let withstood = (seats > 0).then(|| self.withstood_with(seats));
+
+        let voters = self.members.iter().filter(|(_, m)| m.weight > 0);
+        let by_head = planted(Bug::SeatsByHead);
+        let voters = voters.map(|(node, m)| (*node, if by_head { 1 } else { m.weight }));
+        let foreseen = Hash(*self.mesh.as_bytes());
+        let hash = if planted(Bug::SeatsForeseen) {
+            &foreseen
+        } else {
+            &self.hash
+        };
+        let seats = committee::draw(hash, seats, voters);
+        let committee = (!seats.is_empty()).then(|| {
+            let weights = Weights::of(seats.iter().map(|(_, seats)| *seats));
+            Arc::new(Committee { seats, weights })
+        });
+        Self {
+            committee,
+            withstood,
+            ..self
+        }
+    }
+
+    fn withstood_with(&self, seats: usize) -> usize {
+        let weights = self.members.values().map(|m| m.weight);
+        committee::liars_withstood(weights.filter(|weight| *weight > 0), seats)
+    }
+
+    /// The weights that decisions are counted by: the seats of the committee, or the weights of all if there is none.
+    pub fn deciding(&self) -> &Weights {
+        let committee = self.committee.as_ref();
+        committee.map_or(&self.weights, |committee| &committee.weights)
+    }
+
+    /// Who sits on the committee, with how many seats, in ascending order of their ids; none if everybody decides.
+    pub fn seats(&self) -> Option<&[(NodeId, u32)]> {
+        self.committee.as_ref().map(|c| c.seats.as_slice())
+    }
+
+    /// Whether a node's vote counts in decisions; anybody's if there is no committee.
+    pub fn has_seat(&self, node: &NodeId) -> bool {
+        self.seats()
+            .is_none_or(|seats| seats.binary_search_by_key(node, |(of, _)| *of).is_ok())
+    }
+
+    /// What a node's vote weighs in a decision: its seats, or its weight if there is no committee; 0 for who is not in
+    /// the roster.
+    pub fn vote_weight(&self, node: &NodeId) -> u64 {
+        let Some(seats) = self.seats() else {
+            return self.get(node).map_or(0, |m| u64::from(m.weight));
+        };
+        let own = seats.binary_search_by_key(node, |(of, _)| *of).ok();
+        let own = own.and_then(|at| seats.get(at));
+        own.map_or(0, |(_, seats)| u64::from(*seats))
+    }
+
+    /// How many nodes may lie, whichever they are: [`committee::liars_withstood`].
+    pub fn liars_withstood(&self) -> usize {
+        self.withstood.unwrap_or_else(|| self.withstood_with(0))
+    }
+
+    /// The weights of all nodes.
+    pub const fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// W of all nodes: see [`Weights::total`].
     pub const fn total(&self) -> u64 {
-        self.total
+        self.weights.total()
     }
 
-    /// ⌊W/3⌋ + 1: at least one honest voter is among them.
+    /// [`Weights::t_lo`] of all nodes.
     pub const fn t_lo(&self) -> u64 {
-        self.total / 3 + 1
+        self.weights.t_lo()
     }
 
-    /// ⌊2W/3⌋ + 1: two such sets share an honest voter.
+    /// [`Weights::t_hi`] of all nodes.
     pub const fn t_hi(&self) -> u64 {
-        self.total * 2 / 3 + 1
+        self.weights.t_hi()
     }
 
     /// Nodes that have weight. Those on probation have none and decide nothing.
     pub const fn voters(&self) -> usize {
-        self.voters
+        self.weights.voters()
     }
 
     /// How many zones nodes that have weight are in.
@@ -348,72 +425,9 @@ impl Roster {
         self.zone_count
     }
 
-    /// The largest weight of a node: so many votes can be enough at the earliest.
-    pub const fn max_weight(&self) -> u32 {
-        self.max_weight
-    }
-
-    /// Whether a node decides only together with every other one (two or three nodes with weight).
-    pub const fn needs_all(&self) -> bool {
-        matches!(self.voters, 2..=3)
-    }
-
-    /// Weight that a decision of class 1, or a release, needs.
-    pub fn needed(&self) -> u64 {
-        if self.voters() < 4 {
-            // A roster of nobody needs one weight nobody has.
-            self.total.max(1)
-        } else {
-            self.t_lo()
-        }
-    }
-
-    /// Weight that a decision of class 2 needs.
-    pub fn needed_class_2(&self) -> u64 {
-        if self.voters() < 4 {
-            self.needed()
-        } else {
-            self.t_hi()
-        }
-    }
-
-    /// What the roster can withstand.
-    pub fn tolerance(&self) -> Tolerance {
-        let not = |why: String| Tolerance::NotByzantineTolerant {
-            why,
-            needs_all: self.needs_all(),
-        };
-        match self.voters() {
-            0 => return not("nobody in the roster has weight".to_owned()),
-            1 if self.members.len() == 1 => return Tolerance::Single,
-            1 => return not("one node has all the weight; the others are on probation".to_owned()),
-            n @ 2..=3 => {
-                return not(format!(
-                    "{n} nodes: every one has to agree, so one that is down or lies stops a \
-                     decision; four nodes or more are needed"
-                ));
-            }
-            _ => {}
-        }
-        let third = |weight: u64| weight.saturating_mul(3) >= self.total;
-        if let Some(m) = self.members.values().find(|m| third(u64::from(m.weight))) {
-            return not(format!(
-                "node {} holds {} of {} weight, a third or more",
-                m.record.name, m.weight, self.total
-            ));
-        }
-        let mut zones: BTreeMap<&Zone, u64> = BTreeMap::new();
-        for m in self.members.values() {
-            *zones.entry(&m.record.zone).or_default() += u64::from(m.weight);
-        }
-        match zones.iter().find(|(_, weight)| third(**weight)) {
-            Some((zone, weight)) => not(format!(
-                "zone {zone} holds {weight} of {} weight, a third or more: spread the nodes over \
-                 more zones",
-                self.total
-            )),
-            None => Tolerance::Tolerant,
-        }
+    /// [`Weights::needed_class_2`] of all nodes: what it takes to begin a new epoch.
+    pub fn needed_for_epoch(&self) -> u64 {
+        self.weights.needed_class_2()
     }
 
     /// Whether `node` is what a decision on `subject` is about: its vote does not count then.
@@ -427,6 +441,9 @@ impl Roster {
         }
     }
 }
+
+#[path = "roster_tolerance.rs"]
+mod tolerance;
 
 #[cfg(test)]
 #[path = "roster_tests.rs"]

@@ -69,12 +69,12 @@ fn thresholds_follow_the_table() {
         let zones = vec!["a"; n];
         let roster = roster(&zones);
         assert_eq!(
-            (roster.needed(), roster.t_lo(), roster.t_hi()),
+            (roster.deciding().needed(), roster.t_lo(), roster.t_hi()),
             (needed, t_lo, t_hi),
             "{n} nodes"
         );
     }
-    assert!(roster(&[]).needed() > roster(&[]).total());
+    assert!(roster(&[]).deciding().needed() > roster(&[]).total());
 }
 
 #[test]
@@ -107,6 +107,38 @@ fn tolerance_says_what_is_in_the_way() {
         matches!(tolerance, Tolerance::NotByzantineTolerant { .. }),
         "{tolerance:?}"
     );
+}
+
+#[test]
+fn a_committee_is_tolerant_if_its_seats_are() {
+    let with = |zone: &dyn Fn(u8) -> String, heavy: u32, seats: usize| {
+        let weight = |i: u8| if i == 1 { heavy } else { 100 };
+        let members = (1..=16).map(|i| (record(i, &zone(i)), weight(i)));
+        Roster::with_weights(genesis().mesh_id(), members).with_committee(seats)
+    };
+    let own = |i: u8| format!("z{i}");
+    let why = |roster: Roster| match roster.tolerance() {
+        Tolerance::NotByzantineTolerant { why, needs_all } => {
+            assert!(!needs_all);
+            why
+        }
+        other => format!("{other:?}"),
+    };
+    assert_eq!(why(with(&own, 100, 4)), "Tolerant");
+    assert_eq!(why(with(&own, 100, 0)), "Tolerant");
+    // Less than a third of the weight, and two of four seats.
+    let heavy = with(&own, 700, 4);
+    assert_eq!(heavy.liars_withstood(), 0);
+    assert_eq!(
+        why(heavy),
+        "node n1 weighs so much that it may have a third of the 4 seats"
+    );
+    // Zones of a quarter each: which has two of five seats, if one has, is luck.
+    let quarters = |i: u8| format!("z{}", i % 4);
+    let roster = with(&quarters, 100, 5);
+    assert_eq!(roster.tolerance_of_weights(), Tolerance::Tolerant);
+    let told = why(roster);
+    assert!(told.starts_with("zone z") && told.contains(" of 5 seats of this epoch"));
 }
 
 #[test]
@@ -173,6 +205,7 @@ fn of_a_burned_ticket_a_few_records_are_at_hand_and_those_of_an_epoch_are_kept()
         record: hash(17),
         weight: 100,
         since: 2,
+        proved: crate::mesh::evidence::ProofSet::default(),
     });
     registry.keep(&epoch);
     assert_eq!(registry.records().count(), 4);

@@ -124,8 +124,14 @@ bugs!(
     ProposerStuck = "proposer-stuck",
     /// After a restart, decisions are counted anew without the liars that were exposed since.
     RestoredAnew = "restored-anew",
-    /// A node that shows others another log keeps them from asking for everybody else's.
+    /// A log with two histories is wanted again and again, and nothing else is asked for until it comes: a node that
+    /// shows others another log keeps them from asking for everybody else's.
     ForkStalls = "fork-stalls",
+    /// What follows a statement that does not fit is taken for the end of a gap: a log with two histories is asked for as
+    /// fast as answers come.
+    ForkAskedAgain = "fork-asked-again",
+    /// Who was shown another log than the mesh has certified, and a shorter one, keeps it.
+    ForkKept = "fork-kept",
     /// Who comes in with an epoch is not asked anew for what it was refused before.
     NewcomerWaits = "newcomer-waits",
     /// A clock that was set back keeps a node from repeating what it said about an epoch.
@@ -138,6 +144,8 @@ bugs!(
     BreakerOff = "breaker-off",
     /// As many nodes are cut off within an hour as there are reasons for.
     BudgetOff = "budget-off",
+    /// What a node has said yes to counts on its limits only once it is decided.
+    UnderWayFree = "under-way-free",
     /// What a node that is cut off sends is taken.
     CutOffHeard = "cut-off-heard",
     /// After a restart, nobody is cut off.
@@ -148,6 +156,20 @@ bugs!(
     ReadmitIgnored = "readmit-ignored",
     /// A wrong answer to a test question counts as a right one.
     WrongIsRight = "wrong-is-right",
+    /// Who has no seat on the committee counts as if it had one.
+    UnseatedCounts = "unseated-counts",
+    /// Seats are drawn by something else than the hash of the epoch, and so could be known before.
+    SeatsForeseen = "seats-foreseen",
+    /// Seats are drawn by heads and not by weight.
+    SeatsByHead = "seats-by-head",
+    /// Decisions of earlier epochs are counted by today's seats.
+    SeatsOfToday = "seats-of-today",
+    /// Who has no seat is no witness.
+    UnseatedUnheard = "unseated-unheard",
+    /// Desks do not pass on what witnesses hand in.
+    DesksKeep = "desks-keep",
+    /// Who gets no answer from the first desks does not go on to the next ones.
+    DesksOnce = "desks-once",
 );
 
 #[cfg(feature = "simulation")]

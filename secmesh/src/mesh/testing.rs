@@ -1,5 +1,6 @@
 //! Fixtures for the tests of the mesh: an operator, nodes with known keys, votes.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use super::admission::{AdmittedRecord, EpochMark, Grant, NodeRecord, SignedGrant};
@@ -21,12 +22,35 @@ pub fn operator() -> Signer {
     Signer::from_secret(&[0xee; 32])
 }
 
+thread_local! {
+    static SEATS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The test's mesh has a committee for as long as this lives.
+pub struct WithCommittee;
+
+impl WithCommittee {
+    pub fn of(seats: u32) -> Self {
+        SEATS.set(seats);
+        Self
+    }
+}
+
+impl Drop for WithCommittee {
+    fn drop(&mut self) {
+        SEATS.set(0);
+    }
+}
+
 pub fn genesis() -> Genesis {
     Genesis {
         mesh_name: Name::new("test").unwrap(),
         operator_key: operator().public(),
         created_unix_us: T0 - 1_000 * S,
-        params: Params::default(),
+        params: Params {
+            committee: SEATS.get(),
+            ..Params::default()
+        },
     }
 }
 
@@ -101,7 +125,7 @@ pub fn records(zones: &[&str]) -> Vec<AdmittedRecord> {
 }
 
 pub fn roster(zones: &[&str]) -> Roster {
-    let mut registry = Registry::default();
+    let mut registry = Registry::new(&genesis().params);
     for record in records(zones) {
         registry.offer(record);
     }

@@ -12,7 +12,7 @@ use super::epoch::{
     CertifiedEpoch, EpochParams, EpochProof, EpochRecord, EpochVote, Proposal, Removal, Step,
     VoteSet,
 };
-use super::evidence::{Body, CulpritKeys, ProofKind, Statement};
+use super::evidence::{Body, CulpritKeys, ProofKind, ProofSet, Statement};
 use super::identity::Ticket;
 use super::ids::to_hex;
 use super::message::{Announcement, EquivocationProof, Message};
@@ -22,8 +22,21 @@ use super::testing::*;
 use super::vote::{Action, AttackClass, Ballot, Verdict};
 use crate::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::mesh::genesis::Params;
+use crate::mesh::wire::Encoder;
 
 const PUBLISHED: &str = include_str!("../../../docs/vectors/protocol.json");
+
+/// The genesis of a mesh with a committee of four, and who has how many seats (id, u32) of its nodes 1 to 7 in its first
+/// epoch.
+fn with_committee() -> (String, String) {
+    let _guard = WithCommittee::of(4);
+    let roster = roster(&["a", "b", "c", "d", "a", "b", "c"]);
+    let mut e = Encoder::default();
+    for (node, seats) in roster.seats().into_iter().flatten() {
+        e.fixed(node.as_bytes()).u32(*seats);
+    }
+    (to_hex(&genesis().to_bytes()), to_hex(&e.finish()))
+}
 
 fn computed() -> BTreeMap<&'static str, String> {
     let roster = roster(&["a", "b", "c", "d"]);
@@ -58,6 +71,8 @@ fn computed() -> BTreeMap<&'static str, String> {
             to_hex(&genesis().sign(&operator()).to_bytes()),
         ),
         ("mesh_id", genesis().mesh_id().to_string()),
+        ("genesis_with_committee", with_committee().0),
+        ("committee", with_committee().1),
         ("node_1_id", node_id(1).to_string()),
         ("node_1_pq_key_hash", to_hex(&pq(1).public().hash())),
         ("node_1_record", to_hex(&record(1, "a").to_bytes())),
@@ -235,6 +250,9 @@ fn computed_epochs(roster: &Roster) -> BTreeMap<&'static str, String> {
                 .map(|(i, zone)| record(i, zone).hash()),
         )
     };
+    let mut proved = second.clone();
+    proved.members[1].weight = 60;
+    proved.members[1].proved = ProofSet::from_iter([ProofKind::EvidenceFork]);
     let epoch_vote = |i: u8, step: Step| {
         EpochVote {
             mesh: roster.mesh(),
@@ -277,6 +295,7 @@ fn computed_epochs(roster: &Roster) -> BTreeMap<&'static str, String> {
     };
     BTreeMap::from([
         ("epoch_2_record", to_hex(&second.to_bytes())),
+        ("epoch_2_record_proved", to_hex(&proved.to_bytes())),
         ("epoch_2_hash", second.hash().to_string()),
         ("epoch_vote", to_hex(&precommit.to_bytes())),
         ("epoch_proposal", to_hex(&proposal.to_bytes())),

@@ -3,21 +3,32 @@
 use std::rc::Rc;
 
 use secmesh::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
+use secmesh::mesh::cert::{CertVote, Certificate};
 use secmesh::mesh::evidence::{
     Body, Dossier, EvidenceMessage, Misconduct, Outcome, OutcomeKind, Question, Remediation,
     Statement,
 };
-use secmesh::mesh::ids::{DecisionId, Hash};
+use secmesh::mesh::ids::{DecisionId, Hash, NodeId};
 use secmesh::mesh::message::Message;
+use secmesh::mesh::vote::Verdict;
 use secmesh::mesh::witness::{LedgerMessage, Offer};
 
 use super::{Liar, Said, Scene, bytes};
 use crate::cast::{self, S};
 use crate::rng::Rng;
 
-fn message(statement: Statement) -> Rc<[u8]> {
-    let statements = EvidenceMessage::Statements(vec![statement]);
+/// Large statements that it makes at a time: about as many as a message holds.
+const LARGE: usize = 30;
+/// Votes in each.
+const LARGE_VOTES: u8 = 8;
+
+fn messages(statements: Vec<Statement>) -> Rc<[u8]> {
+    let statements = EvidenceMessage::Statements(statements);
     bytes(&Message::Evidence(Box::new(statements)))
+}
+
+fn message(statement: Statement) -> Rc<[u8]> {
+    messages(vec![statement])
 }
 
 impl Liar {
@@ -65,6 +76,64 @@ impl Liar {
             let wire = if rng.percent(50) { &one } else { &other };
             said.push((*to, Rc::clone(wire)));
         }
+    }
+
+    /// Shows the first of its peers a statement, and all others a log that begins with another one and goes on. What it
+    /// says is of no use; with `large` statements it is long.
+    pub(super) fn fork_log_for_one(
+        &mut self,
+        scene: &Scene<'_>,
+        rng: &mut Rng,
+        large: bool,
+        said: &mut Vec<Said>,
+    ) {
+        let (Some((one, others)), Some(blame)) =
+            (scene.peers.split_first(), Self::blame(scene, rng))
+        else {
+            return;
+        };
+        if self.log.size() == 0 {
+            said.push((*one, message(self.statement(scene, blame.clone()))));
+        }
+        let made: Vec<Statement> = (0..if large { LARGE } else { 1 })
+            .filter_map(|_| {
+                let body = if large {
+                    self.large(scene)
+                } else {
+                    Self::blame(scene, rng)
+                };
+                let statement = self.statement(scene, body?);
+                self.log.push(&statement.head().to_bytes());
+                Some(statement)
+            })
+            .collect();
+        let wire = messages(made);
+        said.extend(others.iter().map(|to| (*to, Rc::clone(&wire))));
+    }
+
+    /// As much as an outcome can hold, with votes that nobody signed.
+    fn large(&mut self, scene: &Scene<'_>) -> Option<Body> {
+        let action = Self::action(scene, cast::victim(self.group, 5));
+        let mine = self.ballot_with(scene, action, Verdict::Confirm, |_| {});
+        let vote = &mine.signed.vote;
+        let votes = (0..LARGE_VOTES).map(|n| CertVote {
+            voter: NodeId([n; 16]),
+            ..CertVote::from(&mine.signed)
+        });
+        let certificate = Certificate {
+            action,
+            mesh: vote.mesh,
+            epoch: vote.epoch,
+            epoch_hash: vote.epoch_hash,
+            round: vote.round,
+            bucket: vote.bucket,
+            votes: votes.collect(),
+        };
+        Some(Body::Outcome(Outcome {
+            kind: OutcomeKind::Hit,
+            packets: self.log.size(),
+            dossier: Dossier::new(certificate).ok()?,
+        }))
     }
 
     /// What was done to honest nodes did not help, it says; so do the others of its kind.

@@ -67,10 +67,11 @@ impl World {
                             let since = engine.quarantine_of(node).map(|d| d.bucket);
                             since.is_some_and(|since| since < certificate.bucket)
                         }));
-                        let enough =
-                            |roster: &Roster| certificate.count(roster, &silent).check().is_ok();
-                        let own = engine.roster_for(decision);
-                        enough(engine.roster()) && own.is_some_and(|own| enough(&own))
+                        engine.roster_for(decision).is_some_and(|own| {
+                            let enough =
+                                |roster: &Roster| certificate.stands_today(roster, &own, &silent);
+                            enough(engine.roster()) && enough(&own)
+                        })
                     }
                 };
                 let known = members

@@ -118,6 +118,7 @@ impl World {
         let own = &mut self.nodes[i];
         if back {
             self.counts.taken_back += 1;
+            own.wants_off.remove(&node);
             let covered = own.taken_back.entry(node).or_default();
             *covered = decision.bucket.max(*covered);
             let still = own.engine.as_ref().is_some_and(|engine| {
@@ -203,7 +204,7 @@ impl World {
     }
 
     /// An honest node votes on cutting a node off: for a reason, and within the limits.
-    pub(super) fn casts_about_node(&self, i: usize, ballot: &Ballot) -> Result<(), Violation> {
+    pub(super) fn casts_about_node(&mut self, i: usize, ballot: &Ballot) -> Result<(), Violation> {
         let (action, vote) = (&ballot.action, &ballot.signed.vote);
         let agrees = matches!(vote.verdict, Verdict::Confirm | Verdict::Concur);
         let (ActionKind::Quarantine, Some(node), true) =
@@ -211,6 +212,23 @@ impl World {
         else {
             return Ok(());
         };
+        self.may_want_off(i, ballot, node)?;
+        // What the disk refuses does not leave, and is forgotten with the process.
+        if self.nodes[i].disk.fails {
+            return Ok(());
+        }
+        let skew = u64::from(self.genesis.params.max_skew_s) * S;
+        let until = vote.valid_until_us().saturating_add(skew);
+        let (any, automatic) = self.nodes[i].wants_off.entry(node).or_default();
+        *any = until.max(*any);
+        if action.class != AttackClass::Manual {
+            *automatic = until.max(*automatic);
+        }
+        Ok(())
+    }
+
+    fn may_want_off(&self, i: usize, ballot: &Ballot, node: NodeId) -> Result<(), Violation> {
+        let (action, vote) = (&ballot.action, &ballot.signed.vote);
         let own = &self.nodes[i];
         let mode = self.plan.quarantine;
         let asked = own.asked_about.contains(&node);
@@ -241,8 +259,13 @@ impl World {
         let Some(epoch) = self.oracle.epochs.get(&vote.epoch_hash) else {
             return Ok(());
         };
+        // What it has said yes to counts before it is decided, too.
+        let wall = own.wall(self.now);
+        let wants_off = |other: &NodeId| own.wants_off.get(other).is_some_and(|(at, _)| *at > wall);
         let weigh = |reach: &BTreeSet<NodeId>| -> u64 {
-            let left = reach.iter().filter(|peer| **peer != node);
+            let left = reach
+                .iter()
+                .filter(|peer| **peer != node && !wants_off(peer));
             left.filter_map(|peer| epoch.voters.get(peer))
                 .map(|v| v.weight)
                 .sum()
@@ -259,11 +282,14 @@ impl World {
                 ),
             );
         }
-        let from = bucket_of(own.wall(self.now)).saturating_sub(HOUR);
+        let from = bucket_of(wall).saturating_sub(HOUR);
+        let spent = own.spent.iter().filter(|(_, bucket)| **bucket > from);
+        let mut others: BTreeSet<&NodeId> = spent.map(|(other, _)| other).collect();
+        let under_way = own.wants_off.iter().filter(|(_, (_, at))| *at > wall);
+        others.extend(under_way.map(|(other, _)| other));
         // Cutting the same node off once more costs nothing.
-        let spent = own.spent.iter();
-        let others = spent.filter(|(other, bucket)| **other != node && **bucket > from);
-        if others.count() >= budget(epoch.counting()) {
+        others.remove(&node);
+        if others.len() >= budget(epoch.counting()) {
             return broken(
                 "budget",
                 format!("node {i} wants {node} cut off beyond what an hour allows"),

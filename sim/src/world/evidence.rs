@@ -6,13 +6,42 @@ use secmesh::mesh::evidence::{OutcomeKind, Ruling};
 use secmesh::mesh::ids::DecisionId;
 
 use super::World;
-use crate::cast;
-use crate::oracle::Violation;
+use super::network::KIND_AT;
+use crate::cast::{self, S};
+use crate::oracle::{Violation, broken};
 
 /// Packets that were dropped, in every outcome.
 const PACKETS: u64 = 100;
+/// A request for statements.
+const REQUEST: u8 = 26;
+/// Requests of one node to another within a second. Each answer holds hundreds of statements, and all statements of a
+/// run are not so many.
+const MAX_REQUESTS: u32 = 16;
 
 impl World {
+    /// A message from one node to another: nobody asks for statements again and again.
+    pub(super) fn asks(&mut self, from: usize, to: usize, bytes: &[u8]) -> Result<(), Violation> {
+        if bytes.get(KIND_AT) != Some(&REQUEST) {
+            return Ok(());
+        }
+        let second = self.now / S;
+        let asked = self.nodes[from].asked.entry(to).or_default();
+        if asked.0 != second {
+            *asked = (second, 0);
+        }
+        asked.1 += 1;
+        if asked.1 > MAX_REQUESTS {
+            return broken(
+                "asked-again",
+                format!(
+                    "node {from} has asked node {to} {} times for statements in a second",
+                    asked.1
+                ),
+            );
+        }
+        Ok(())
+    }
+
     /// A block is looked at: its source kept coming if it was a real one.
     pub(super) fn outcome(&mut self, i: usize, decision: DecisionId) -> Result<(), Violation> {
         let known = self.nodes[i].engine.as_ref();

@@ -7,7 +7,7 @@ use secmesh::mesh::vote::Action;
 use super::shown::Shown;
 use super::{Event, OWN_BLOCK_US, World};
 use crate::cast::{self, S};
-use crate::liar::Scene;
+use crate::liar::{Scene, Trick};
 use crate::oracle::Violation;
 use crate::plan::{Cut, Happening};
 
@@ -102,7 +102,8 @@ impl World {
             Happening::AskAbout { at, node, readmit } => self.ask_about(at, node, readmit)?,
             Happening::Order { at, node, readmit } => return self.order(at, node, readmit),
             Happening::Swallow(from, to, what) => self.links[from][to].swallowed = what,
-            Happening::Lie(i) => self.lie(i),
+            Happening::Lie(i) => self.lie(i, None),
+            Happening::Trick(i, trick) => self.lie(i, Some(trick)),
         }
         Ok(())
     }
@@ -186,7 +187,7 @@ impl World {
         self.start(i)
     }
 
-    fn lie(&mut self, i: usize) {
+    fn lie(&mut self, i: usize, trick: Option<Trick>) {
         if self.truce || !self.nodes[i].joined {
             return;
         }
@@ -225,7 +226,7 @@ impl World {
         };
         self.counts.lies += 1;
         let group = liar.group();
-        let (said, shared) = liar.act(&scene, &mut self.rng);
+        let (said, shared) = liar.act(&scene, trick, &mut self.rng);
         for (_, other) in self
             .liars
             .iter_mut()

@@ -95,11 +95,7 @@ impl World {
         };
         notary.turn += 1;
         let turn = notary.turn;
-        let asked = if notary.publisher.publish(signed) {
-            notary.publisher.choose(&connected)
-        } else {
-            Vec::new()
-        };
+        let asked = notary.publisher.publish(signed, &connected);
         let nodes = notary.witness.sizes();
         let seen: Vec<LedgerMessage> = nodes
             .filter_map(|(node, _)| notary.witness.last_seen(&node))

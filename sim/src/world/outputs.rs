@@ -59,6 +59,7 @@ impl World {
                     format!("{i} to {:?}: {}", self.index.get(&to), Shown(&bytes))
                 });
                 if let Some(to) = self.index.get(&to).copied() {
+                    self.asks(i, to, &bytes)?;
                     self.send(i, to, &Rc::from(bytes));
                 }
             }

@@ -143,3 +143,43 @@ fn what_is_needed_outlives_its_segment_however_often_segments_go() {
         assert!(begin < end, "{id}");
     }
 }
+
+#[test]
+fn more_ends_than_are_remembered_at_once_end_the_same_decisions() {
+    use crate::ledger::carry;
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("l");
+    let retention = Retention {
+        segment_bytes: 1 << 20,
+        total_bytes: 64 << 20,
+    };
+    let (mut ledger, _) = Ledger::open(&dir, keys(), retention, 0).unwrap();
+    for n in 0..3 {
+        ledger
+            .append(10, &decision(&format!("over {n}"), 5))
+            .unwrap();
+    }
+    ledger.append(10, &decision("ended", DAY)).unwrap();
+    ledger.append(10, &decision("released", DAY)).unwrap();
+    ledger.append(10, &decision("in force", DAY)).unwrap();
+    for id in ["released", "over 0", "over 1", "over 2", "gone", "and gone"] {
+        ledger
+            .append(11, &effect(id, EffectKind::Released))
+            .unwrap();
+    }
+    ledger
+        .append(12, &effect("ended", EffectKind::Ended))
+        .unwrap();
+    ledger.sync().unwrap();
+    let carried = |most: usize| carry::no_more_than(most, &dir, 1_000, 20).unwrap();
+    let all = carried(1_000);
+    let text = |part: &(u8, Vec<u8>)| String::from_utf8(part.1.clone()).unwrap();
+    let of = |id: &str| all.iter().filter(|part| text(part).contains(id)).count();
+    assert_eq!((of("in force"), of("\"released\""), all.len()), (1, 2, 3));
+    // As few as there are decisions to carry, ended ones counted.
+    assert_eq!(carried(3), all);
+    // What has no room is left behind, and nothing is carried without its end.
+    let few: Vec<String> = carried(2).iter().map(text).collect();
+    assert!(!few.iter().any(|part| part.contains("in force")), "{few:?}");
+    assert_eq!(few.len(), 2, "{few:?}");
+}

@@ -216,7 +216,7 @@ impl Engine {
             number,
             before: known,
             weight: self.signed_weight(&signed),
-            needed: self.roster.needed_class_2(),
+            needed: self.roster.needed_for_epoch(),
         })
     }
 
@@ -270,6 +270,7 @@ impl Engine {
 
     pub(super) fn put_in_force(&mut self, roster: Roster) {
         let before = std::mem::replace(&mut self.roster, roster);
+        self.seats_missed_since = None;
         self.known.push_front(before);
         self.known.truncate(KNOWN_EPOCHS);
     }

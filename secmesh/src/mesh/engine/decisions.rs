@@ -83,16 +83,24 @@ impl Engine {
             let Some(member) = self.roster.get(voter).filter(|_| counts) else {
                 continue;
             };
+            let new_zone = || !zones.contains(&member.record.zone);
             let order = match vote.verdict {
-                Verdict::Confirm if zones.insert(&member.record.zone) => 0,
+                // Who has no seat is taken only where witnesses are missing, see below.
+                Verdict::Confirm if !self.roster.has_seat(voter) => 3,
+                Verdict::Confirm if new_zone() => 0,
                 Verdict::Confirm => 1,
                 Verdict::Concur => 2,
                 Verdict::Reject if planted(Bug::RejectAgrees) => 2,
                 Verdict::Reject | Verdict::Abstain => continue,
             };
+            if order == 0 {
+                zones.insert(&member.record.zone);
+            }
             ordered.push((order, signed));
         }
-        ordered.sort_by_key(|(order, _)| *order);
+        let witnesses = self.missing_witnesses(incident, &ordered);
+        ordered.retain(|(order, signed)| *order < 3 || witnesses.contains(&signed.vote.voter));
+        ordered.sort_by_key(|(order, _)| (*order + 1) % 4);
         let mut certificate = Certificate {
             action: incident.action,
             mesh: self.mesh,
@@ -186,12 +194,12 @@ impl Engine {
         for proof in proofs {
             self.accuse(call, &proof);
         }
-        // By today's rules too: see `Certificate::count`.
-        if certificate
-            .count(&self.roster, &self.silent_at(certificate.bucket))
-            .check()
-            .is_err()
-        {
+        // By today's rules too.
+        let silent = self.silent_at(certificate.bucket);
+        let outvoted = self
+            .roster_of(&certificate.epoch_hash)
+            .is_none_or(|own| !certificate.stands_today(&self.roster, &own, &silent));
+        if outvoted {
             self.end_work(job, Worth::Wasted);
             return self.refuse(call, from, RefusalReason::OutvotedEpoch);
         }

@@ -1,23 +1,17 @@
 //! Epochs in the engine: when one is due, what it would be, and what changes when it is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::io::{Output, RefusalReason};
-use super::proofs::Told;
-use super::view::RestoreError;
-use super::work::{SEAL, Worth};
+use super::work::Worth;
 use super::{Call, Engine};
-use crate::mesh::cert::CertError;
-use crate::mesh::crypto::PublicKey;
 use crate::mesh::epoch::{
-    App, Candidate, CertifiedEpoch, EpochError, EpochMember, EpochParams, EpochProof, EpochRecord,
-    EpochSeal, Lock, LockConfig, LockOut, LockState, MAX_REMOVAL_AGE_S, Proposal, Sealed,
-    SignedEpochVote, SignedRemoval, StoredEpochs, next_weights,
+    App, CertifiedEpoch, EpochRecord, Lock, LockConfig, LockOut, LockState, MAX_REMOVAL_AGE_S,
+    Proposal, SignedEpochVote, SignedRemoval, StoredEpochs,
 };
-use crate::mesh::evidence::{Frontier, Misconduct};
-use crate::mesh::ids::{Hash, NodeId};
+use crate::mesh::ids::NodeId;
 use crate::mesh::message::Message;
-use crate::mesh::roster::{MAX_NODES, NODE_WEIGHT, NodeRecord, Roster};
+use crate::mesh::roster::{MAX_NODES, NodeRecord, Roster};
 use crate::mesh::simulation::{Bug, planted};
 use crate::mesh::wire::WireError;
 
@@ -128,254 +122,6 @@ impl Engine {
         self.membership_due = self.is_membership_changed();
     }
 
-    fn is_membership_changed(&self) -> bool {
-        let next: BTreeSet<NodeId> = self.next_members().iter().map(|(r, _)| r.node).collect();
-        !self.roster.members().map(|(node, _)| node).eq(&next)
-    }
-
-    /// The members of the next epoch by what this node knows, and since when they are in. Newcomers that a record has
-    /// no room for are left out, or no epoch could form any more, not even one that removes somebody.
-    fn next_members(&self) -> Vec<(&NodeRecord, u64)> {
-        let mut new = self.newcomers();
-        loop {
-            let members = self.members_with(&new);
-            if self.has_room_for(&members) || new.pop().is_none() {
-                return members;
-            }
-        }
-    }
-
-    /// How many nodes wait that the next epoch has no room for.
-    pub fn left_out(&self) -> usize {
-        let number = self.roster.epoch().saturating_add(1);
-        let members = self.next_members();
-        let taken = members.iter().filter(|(_, since)| *since == number).count();
-        self.newcomers().len().saturating_sub(taken)
-    }
-
-    fn newcomers(&self) -> Vec<&NodeRecord> {
-        let mut new = self.eligible();
-        new.retain(|record| record.node == self.config.node || self.seen.contains(&record.node));
-        new
-    }
-
-    /// Whether a record has room for these members, a log of each, and the logs that are certified.
-    fn has_room_for(&self, members: &[(&NodeRecord, u64)]) -> bool {
-        let certified = self.chain.tip().map(|tip| tip.record.frontier.logs());
-        let certified = certified.into_iter().flat_map(BTreeMap::keys);
-        let mut logs: BTreeSet<&NodeId> = certified.collect();
-        logs.extend(members.iter().map(|(record, _)| &record.node));
-        EpochRecord::has_room(members.len(), logs.len())
-    }
-
-    fn members_with<'a>(&'a self, new: &[&'a NodeRecord]) -> Vec<(&'a NodeRecord, u64)> {
-        let number = self.roster.epoch().saturating_add(1);
-        let replaced: BTreeSet<&PublicKey> = new.iter().map(|r| &r.vote_key).collect();
-        let mut members: Vec<(&NodeRecord, u64)> = self
-            .roster
-            .members()
-            .filter(|(node, member)| {
-                !self.removals.contains_key(*node) && !replaced.contains(&member.record.vote_key)
-            })
-            .filter(|(node, _)| {
-                !planted(Bug::RosterByReach)
-                    || self.connected.contains(*node)
-                    || **node == self.config.node
-            })
-            .map(|(_, member)| (&member.record, self.since(&member.record)))
-            .collect();
-        members.extend(new.iter().map(|record| (*record, number)));
-        members
-    }
-
-    /// Admitted nodes that are not in the roster and may be in the next one. An id that was removed never
-    /// comes back, and of one vote key only the latest incarnation does.
-    fn eligible(&self) -> Vec<&NodeRecord> {
-        let known = self.registry.admissible();
-        let mut latest: BTreeMap<&PublicKey, u64> = BTreeMap::new();
-        let members = self.roster.members().map(|(_, member)| &member.record);
-        for record in known.iter().copied().chain(members) {
-            let incarnation = latest.entry(&record.vote_key).or_default();
-            *incarnation = record.incarnation.max(*incarnation);
-        }
-        known
-            .into_iter()
-            .filter(|record| {
-                self.roster.get(&record.node).is_none()
-                    && !self.removals.contains_key(&record.node)
-                    && latest.get(&record.vote_key) == Some(&record.incarnation)
-            })
-            .collect()
-    }
-
-    pub(super) fn since(&self, record: &NodeRecord) -> u64 {
-        let tip = self.chain.tip();
-        tip.and_then(|tip| tip.record.member(&record.hash()))
-            .map_or(1, |member| member.since)
-    }
-
-    pub(super) fn epoch_members(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>> {
-        record
-            .members
-            .iter()
-            .map(|m| Some(self.registry.by_hash(&m.record)?.record.node))
-            .collect()
-    }
-
-    fn epoch_ends_us(&self) -> u64 {
-        let length = u64::from(self.config.genesis.params.epoch_s).saturating_mul(1_000_000);
-        self.epoch_since_us.saturating_add(length)
-    }
-
-    /// What this node would propose, if an epoch is due.
-    fn fresh_epoch(&self, now: u64) -> Option<EpochRecord> {
-        if !self.membership_due && now < self.epoch_ends_us() {
-            return None;
-        }
-        let frontier = self.proposed_frontier(&self.chain.tip()?.record.frontier);
-        self.next_epoch(self.next_members(), frontier)
-    }
-
-    /// The one record that follows from the current epoch, these members and this frontier.
-    fn next_epoch(
-        &self,
-        members: Vec<(&NodeRecord, u64)>,
-        frontier: Frontier,
-    ) -> Option<EpochRecord> {
-        let tip = &self.chain.tip()?.record;
-        let targets = self.targets(&frontier)?;
-        let mut members = members;
-        members.sort_by_cached_key(|(record, _)| record.hash());
-        let candidates: Vec<Candidate> = members
-            .iter()
-            .map(|(record, since)| Candidate {
-                node: record.node,
-                zone: record.zone.clone(),
-                joined_unix_us: record.joined_unix_us,
-                since: *since,
-                before: self.roster.get(&record.node).map_or(0, |m| m.weight),
-                target: targets.get(&record.node).copied().unwrap_or(NODE_WEIGHT),
-            })
-            .collect();
-        let number = tip.number.checked_add(1)?;
-        let params = EpochParams::of(&self.config.genesis.params);
-        let weights = next_weights(
-            &candidates,
-            number,
-            params.probation,
-            self.roster.total(),
-            self.roster.voters(),
-        );
-        let record = EpochRecord {
-            mesh: self.mesh,
-            number,
-            previous: self.roster.epoch_hash(),
-            members: members
-                .iter()
-                .zip(weights)
-                .map(|((record, since), weight)| EpochMember {
-                    record: record.hash(),
-                    weight,
-                    since: *since,
-                })
-                .collect(),
-            params,
-            frontier,
-        };
-        record.fits().then_some(record)
-    }
-
-    /// Whether a record may follow the current one: every change of the roster is the operator's, it is
-    /// time for it, and it is what this node computes from the same members and evidence, to the bit.
-    fn is_next_epoch(&self, now: u64, record: &EpochRecord) -> bool {
-        let Some(after) = self.is_sound_epoch(record) else {
-            return false;
-        };
-        let changed = !self.roster.members().map(|(node, _)| node).eq(&after);
-        // Clocks differ; an epoch is not begun earlier than half of one.
-        let slack = self
-            .skew_us()
-            .min(u64::from(self.config.genesis.params.epoch_s).saturating_mul(500_000));
-        let in_time = changed || now.saturating_add(slack) >= self.epoch_ends_us();
-        in_time && self.check_new_members(record.number, &after).is_ok()
-    }
-
-    /// The part of that which, once true, stays true until the next epoch: of a value that others may be
-    /// locked on no more is asked, or a removal could stop the epochs for ever. Gives the members.
-    fn is_sound_epoch(&self, record: &EpochRecord) -> Option<BTreeSet<NodeId>> {
-        let tip = self.chain.tip()?;
-        let members = self.members_of(record)?;
-        let after: BTreeSet<NodeId> = members.iter().map(|(r, _)| r.node).collect();
-        let sound = record.frontier.continues(&tip.record.frontier)
-            && self.check_roster(record, &after).is_ok()
-            && self.next_epoch(members, record.frontier.clone())? == *record;
-        sound.then_some(after)
-    }
-
-    /// The members of a record with the epochs they should be in since.
-    fn members_of(&self, record: &EpochRecord) -> Option<Vec<(&NodeRecord, u64)>> {
-        record
-            .members
-            .iter()
-            .map(|m| {
-                let member = &self.registry.by_hash(&m.record)?.record;
-                let known = self.roster.get(&member.node);
-                let since = match known {
-                    Some(known) if known.record == *member => self.since(member),
-                    _ => record.number,
-                };
-                Some((member, since))
-            })
-            .collect()
-    }
-
-    /// Whether the operator has signed every difference between the current roster and a record.
-    pub(super) fn check_roster(
-        &self,
-        record: &EpochRecord,
-        after: &BTreeSet<NodeId>,
-    ) -> Result<(), EpochError> {
-        let number = record.number;
-        let hashes: BTreeSet<Hash> = record.members.iter().map(|m| m.record).collect();
-        let keys: BTreeSet<PublicKey> = record
-            .members
-            .iter()
-            .filter_map(|m| self.registry.by_hash(&m.record))
-            .map(|admitted| admitted.record.vote_key)
-            .collect();
-        if keys.len() != record.members.len() || after.len() != record.members.len() {
-            return Err(EpochError::UnknownMember(number));
-        }
-        for (node, member) in self.roster.members() {
-            let kept = hashes.contains(&member.record.hash());
-            let replaced = !after.contains(node) && keys.contains(&member.record.vote_key);
-            let removed = self.removals.contains_key(node) || planted(Bug::RosterByReach);
-            if !kept && !replaced && !removed {
-                return Err(EpochError::NotRemoved {
-                    number,
-                    node: *node,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether every new member of a record may come in, by what is known here now. Only for what is not
-    /// certified yet: who was let in once may have been removed, replaced or seen with a burned ticket since.
-    fn check_new_members(&self, number: u64, after: &BTreeSet<NodeId>) -> Result<(), EpochError> {
-        let eligible: BTreeSet<NodeId> = self.eligible().iter().map(|r| r.node).collect();
-        match after
-            .iter()
-            .find(|node| self.roster.get(node).is_none() && !eligible.contains(*node))
-        {
-            Some(node) => Err(EpochError::NotAdmissible {
-                number,
-                node: *node,
-            }),
-            None => Ok(()),
-        }
-    }
-
     /// Goes as far towards the next epoch as what is known allows.
     pub(super) fn agree(&mut self, call: &mut Call<'_>) {
         self.date_epoch(call.now);
@@ -446,6 +192,7 @@ impl Engine {
         self.links.clear();
         self.epoch_since_us = call.now;
         self.seals.clear();
+        self.let_go();
         self.renew_lock();
         call.out.push(Output::Epoch(Box::new(epoch)));
         self.new_epoch(call);
@@ -609,127 +356,10 @@ impl Engine {
         self.agree(call);
     }
 
-    pub(super) fn peer_epoch_lie(&mut self, call: &mut Call<'_>, from: NodeId, proof: &EpochProof) {
-        if !self.is_epoch_lie_news(proof) {
-            return;
-        }
-        if proof.mesh() != self.mesh {
-            return self.refuse(call, from, RefusalReason::WrongMesh);
-        }
-        match self.key_of(proof) {
-            None => self.put_aside(call, from, &Message::EpochLie(Box::new(*proof))),
-            Some(key) if proof.verify(&key).is_err() => {
-                self.refuse(call, from, RefusalReason::BadSignature);
-            }
-            Some(_) => self.accuse_epoch(call, proof),
-        }
-    }
-
-    fn key_of(&self, proof: &EpochProof) -> Option<PublicKey> {
-        self.registry
-            .records()
-            .map(|admitted| &admitted.record)
-            .find(|r| r.node == proof.voter() && r.incarnation == proof.incarnation())
-            .map(|record| record.vote_key)
-    }
-
-    /// Takes a verified proof: the voter weighs nothing in decisions from now on. In the agreement on
-    /// epochs it keeps its weight, or nodes that know and nodes that do not would count differently.
-    fn accuse_epoch(&mut self, call: &mut Call<'_>, proof: &EpochProof) {
-        let voter = proof.voter();
-        let known = self.epoch_proofs.contains_key(&voter);
-        if !self.is_epoch_lie_news(proof) || (self.epoch_proofs.len() >= MAX_NODES && !known) {
-            return;
-        }
-        self.epoch_proofs.insert(voter, *proof);
-        self.zeroed.insert(voter);
-        let proof = Box::new(*proof);
-        call.out.push(Output::Broadcast(
-            Message::EpochLie(proof.clone()).to_bytes(),
-        ));
-        self.proved(voter, &proof.to_bytes(), Told::epoch(&proof));
-        call.out.push(Output::EpochLie(proof.clone()));
-        self.catch(call, Misconduct::EpochEquivocation(proof));
-        self.act_on_node(call, voter);
-    }
-
-    pub(super) fn restore_epoch_proof(&mut self, proof: EpochProof) -> Result<(), RestoreError> {
-        let voter = proof.voter();
-        let key = self
-            .key_of(&proof)
-            .ok_or(RestoreError::Certificate(CertError::UnknownVoter(voter)))?;
-        proof.verify(&key)?;
-        self.zeroed.insert(voter);
-        let told = Told::epoch(&proof);
-        if Self::is_later(self.epoch_proofs.get(&voter).map(Told::epoch), told) {
-            self.epoch_proofs.insert(voter, proof);
-        }
-        self.proved(voter, &proof.to_bytes(), told);
-        Ok(())
-    }
-
     /// The epoch that the current one was certified by, if its roster is known here.
     pub(super) fn before(&self) -> Option<&Roster> {
         let number = self.roster.epoch().checked_sub(1)?;
         self.known.front().filter(|roster| roster.epoch() == number)
-    }
-
-    /// Weight of the epoch before that has sealed the current record, and what `T_hi` of it is. None while
-    /// the epoch before is not known here, and for the first epoch.
-    pub fn sealed_weight(&self) -> Option<(u64, u64)> {
-        let before = self.before()?;
-        let weight = |node: &NodeId| before.get(node).map_or(0, |m| u64::from(m.weight));
-        Some((self.seals.keys().map(weight).sum(), before.needed_class_2()))
-    }
-
-    fn ask_for_seal(&mut self, call: &mut Call<'_>) {
-        let me = self.config.node;
-        let voter = self.before().and_then(|before| before.get(&me));
-        let number = self.roster.epoch();
-        if self.seal_asked == number || voter.is_none_or(|m| m.weight == 0) {
-            return;
-        }
-        self.seal_asked = number;
-        call.out.push(Output::Seal(Sealed {
-            mesh: self.mesh,
-            number,
-            hash: self.roster.epoch_hash(),
-            node: me,
-        }));
-    }
-
-    /// Takes a seal on the current epoch. One of an epoch that is over, or not yet here, is of no use.
-    pub(super) fn seal(&mut self, call: &mut Call<'_>, from: NodeId, seal: EpochSeal) {
-        let sealed = seal.sealed;
-        if sealed.mesh != self.mesh {
-            return self.refuse(call, from, RefusalReason::WrongMesh);
-        }
-        let current = (self.roster.epoch(), self.roster.epoch_hash());
-        if (sealed.number, sealed.hash) != current || self.seals.contains_key(&sealed.node) {
-            return;
-        }
-        let Some(before) = self.before() else { return };
-        let Some(member) = before.get(&sealed.node).filter(|m| m.weight > 0) else {
-            return self.refuse(call, from, RefusalReason::UnknownVoter);
-        };
-        let key_hash = member.record.pq_key_hash;
-        let Some(job) = self.begin_work(call, from, &seal.to_bytes(), SEAL) else {
-            return;
-        };
-        let holds = seal.verify(&key_hash).is_ok();
-        self.end_work(job, if holds { Worth::Paid } else { Worth::Forged });
-        if !holds {
-            return self.refuse(call, from, RefusalReason::BadSignature);
-        }
-        self.seals.insert(sealed.node, seal.clone());
-        let seal = Box::new(seal);
-        if sealed.node == self.config.node {
-            call.out.push(Output::Broadcast(
-                Message::EpochSeal(seal.clone()).to_bytes(),
-            ));
-        }
-        let weight = self.sealed_weight().map_or(0, |(weight, _)| weight);
-        call.out.push(Output::SealSeen { seal, weight });
     }
 
     /// What a peer is told of epochs when it connects.
@@ -795,6 +425,7 @@ impl Engine {
             }
         }
         self.ask_for_seal(call);
+        self.miss_seats(call.now);
         self.agree(call);
     }
 

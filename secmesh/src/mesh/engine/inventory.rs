@@ -1,5 +1,6 @@
 //! What a peer is told when it connects: what it lacks, and this node's own open votes.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::answers::Answer;
@@ -56,12 +57,18 @@ impl Engine {
         }
         let known = &self.counted.enough;
         let decisions = self.decisions.values();
-        let new: Vec<&Decision> = decisions.filter(|d| !known.contains(&d.id)).collect();
+        let mut new: Vec<&Decision> = decisions.filter(|d| !known.contains(&d.id)).collect();
+        // Those of one epoch together: the roster of an old one has to be made.
+        new.sort_by_key(|decision| match &decision.warrant {
+            Warrant::Votes(certificate) => Some(certificate.epoch_hash),
+            Warrant::Operator(_) => None,
+        });
         #[cfg(test)]
         let times = new.len();
+        let mut own = None;
         let new: Vec<DecisionId> = new
             .into_iter()
-            .filter(|decision| self.is_enough(decision))
+            .filter(|decision| self.is_enough(decision, &mut own))
             .map(|decision| decision.id)
             .collect();
         #[cfg(test)]
@@ -79,20 +86,30 @@ impl Engine {
             return false;
         }
         // As counted last; the inventory that the peer was told follows from the same.
-        self.counted.enough.contains(&decision.id) || self.is_enough(decision)
+        self.counted.enough.contains(&decision.id) || self.is_enough(decision, &mut None)
     }
 
-    fn is_enough(&self, decision: &Decision) -> bool {
+    /// `own`: the roster of the epoch of the decision before, if that is at hand.
+    fn is_enough<'a>(&'a self, decision: &Decision, own: &mut Option<Cow<'a, Roster>>) -> bool {
         match &decision.warrant {
             Warrant::Operator(_) => true,
             Warrant::Votes(certificate) => {
                 let silent = self.silent_at(certificate.bucket);
-                let enough = |roster: &Roster| certificate.count(roster, &silent).check().is_ok();
-                // By today's weights, and by those of its own epoch, as whoever lacks it will check.
-                enough(&self.roster)
-                    && self
-                        .roster_of(&certificate.epoch_hash)
-                        .is_some_and(|own| enough(&own))
+                // By today's weights, and by those of its own epoch, as whoever lacks it will check. Where there is
+                // no committee, the first needs no roster of before, which may have to be made.
+                let without = self.config.genesis.params.committee == 0;
+                let today = || certificate.count(&self.roster, &silent).check().is_ok();
+                if without && !today() {
+                    return false;
+                }
+                let epoch = &certificate.epoch_hash;
+                if own.as_ref().is_none_or(|own| own.epoch_hash() != *epoch) {
+                    *own = self.roster_of(epoch);
+                }
+                own.as_deref().is_some_and(|own| {
+                    let enough = |roster: &Roster| certificate.stands_today(roster, own, &silent);
+                    enough(own) && (without || enough(&self.roster))
+                })
             }
         }
     }
@@ -152,6 +169,7 @@ impl Engine {
         let votes = self
             .own_votes
             .values()
+            .filter(|ballot| self.is_for(&peer, ballot))
             .filter(|ballot| {
                 let vote = &ballot.signed.vote;
                 vote.epoch_hash == self.roster.epoch_hash()

@@ -408,6 +408,8 @@ reasons!(
     Quarantined = "quarantined",
     /// Nobody more is cut off: those who are, and those out of reach, would leave too few to decide.
     CircuitBreaker = "circuit_breaker",
+    /// A vote that only a seat of the committee may give.
+    NoSeat = "no_seat",
     /// Of a later version of the protocol.
     UnknownKind = "unknown_kind",
     /// This node is not in the roster and cannot vote.
@@ -449,6 +451,15 @@ pub enum QuorumLevel {
     NotBft,
 }
 
+/// The committee of an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CommitteeState {
+    /// Seats.
+    pub seats: u64,
+    /// Whether this node has one.
+    pub own_seat: bool,
+}
+
 /// The state of the quorum as this node sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct QuorumState {
@@ -467,6 +478,9 @@ pub struct QuorumState {
     pub t_hi: u64,
     /// Weight that a decision of class 1 needs: `t_lo`, or everything with two or three nodes.
     pub needed: u64,
+    /// Who decides on behalf of all, and whose weights the numbers above are; none if everybody decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub committee: Option<CommitteeState>,
     /// Nodes in the roster.
     pub nodes: usize,
     /// Those of them that have weight; the others are on probation, or the evidence gives them none.

@@ -34,14 +34,23 @@ type Matter = (ActionKind, Subject);
 pub(super) struct Limits {
     /// Decided by certificates: the latest bucket.
     spent: BTreeMap<Matter, u64>,
-    /// Voted for by this node: until when that vote may be part of a new certificate, microseconds since 1970.
-    asked: BTreeMap<Matter, u64>,
+    /// Voted for by this node.
+    asked: BTreeMap<Matter, Asked>,
+}
+
+/// Until when an own vote may be part of a new certificate, microseconds since 1970.
+#[derive(Debug, Default, Clone, Copy)]
+struct Asked {
+    /// Any vote.
+    until: u64,
+    /// One that no operator asked for.
+    automatic_until: u64,
 }
 
 impl Limits {
     /// No vote counts any more that was given by then.
     pub(super) fn prune(&mut self, now: u64) {
-        self.asked.retain(|_, until| *until > now);
+        self.asked.retain(|_, asked| asked.until > now);
     }
 
     /// What was said about a node that is taken back counts no more.
@@ -49,10 +58,25 @@ impl Limits {
         self.asked.remove(&(ActionKind::Quarantine, node.into()));
     }
 
+    /// Subjects of own votes that may lead to a decision.
     fn asked(&self, now: u64, kind: ActionKind) -> impl Iterator<Item = Subject> {
+        self.asked_until(now, kind, |asked| asked.until)
+    }
+
+    /// The same of those that no operator asked for.
+    fn asked_automatically(&self, now: u64, kind: ActionKind) -> impl Iterator<Item = Subject> {
+        self.asked_until(now, kind, |asked| asked.automatic_until)
+    }
+
+    fn asked_until(
+        &self,
+        now: u64,
+        kind: ActionKind,
+        until: fn(&Asked) -> u64,
+    ) -> impl Iterator<Item = Subject> {
         let asked = self.asked.iter();
         asked
-            .filter(move |((what, _), until)| *what == kind && **until > now)
+            .filter(move |((what, _), asked)| *what == kind && until(asked) > now)
             .map(|((_, subject), _)| *subject)
     }
 }
@@ -86,15 +110,20 @@ impl Engine {
         let asks = matches!(action.kind, ActionKind::Block | ActionKind::Quarantine)
             && action.is_class_2()
             && matches!(vote.verdict, Verdict::Confirm | Verdict::Concur);
-        if asks {
+        if asks && !planted(Bug::UnderWayFree) {
             let until = vote.valid_until_us().saturating_add(self.skew_us());
             let asked = &mut self.conduct.limits.asked;
             let known = asked.entry((action.kind, action.subject)).or_default();
-            *known = until.max(*known);
+            known.until = until.max(known.until);
+            if action.class != AttackClass::Manual {
+                known.automatic_until = until.max(known.automatic_until);
+            }
         }
     }
 
     /// What is spent of an hour's budget, without `subject`: decided, under way with this node's vote, or in `also`.
+    /// What an operator wishes is outside of it until it is decided: a wish that too few share is renewed for as long
+    /// as it stands, and the mesh has to be able to cut off a proved liar meanwhile.
     fn spent_without(
         &self,
         now: u64,
@@ -109,7 +138,7 @@ impl Engine {
             .filter(|((what, _), bucket)| *what == kind && **bucket > from)
             .map(|((_, subject), _)| *subject)
             .collect();
-        subjects.extend(limits.asked(now, kind));
+        subjects.extend(limits.asked_automatically(now, kind));
         subjects.extend(also.iter().map(|node| Subject::from(*node)));
         subjects.remove(subject);
         subjects.len()
@@ -165,7 +194,15 @@ impl Engine {
         let left = met.filter(|peer| {
             self.is_reachable(peer) && !silent.contains(*peer) && !leaving.contains(*peer)
         });
-        if self.weight_of(left) < self.roster.t_hi() && !planted(Bug::BreakerOff) {
+        let left: Vec<&NodeId> = left.collect();
+        // Of all weight, for the next epoch, and of the committee, for the next decision.
+        let seated = left
+            .iter()
+            .map(|node| self.roster.vote_weight(node))
+            .sum::<u64>();
+        let enough = self.weight_of(left.into_iter()) >= self.roster.t_hi()
+            && seated >= self.roster.deciding().t_hi();
+        if !enough && !planted(Bug::BreakerOff) {
             return Some(RefusalReason::CircuitBreaker);
         }
         None

@@ -9,13 +9,19 @@
 //! - `limits`: the budget and the circuit breaker
 //! - `membership`: admissions, tickets
 //! - `digest`: what this node has, in hashes
-//! - `epochs`: who is in with which weight, and the agreement on what comes next
+//! - `departed`: how long what nodes that have left stated is kept
+//! - `epochs`: the epoch in force, and the agreement on what comes next
+//! - `epoch_lies`: proofs that a node contradicted itself in it
+//! - `next_epoch`: who would be in the next one with which weight, and whether a proposed one is that
+//! - `seals`: ML-DSA-44 on the epoch in force
+//! - `redraw`: when too few of a committee are left for its epoch
 //! - `proofs`: when a lie was told, and whether it is forgiven
 //! - `quarantine`: what this node has against others, and who is cut off
 //! - `catchup`: epochs that this node has missed
 //! - `filling`: epochs in the middle that this node has skipped
 //! - `inventory`: what a peer is told when it connects
 //! - `spread`: who has which certificate, and asking for it
+//! - `seats`: who hears what where a committee decides
 //! - `forks`: proofs that a node signed two ledgers
 //! - `incidents`: the bounded table of what is being voted on
 //! - `statements`: what this node states about the others; where everybody stands
@@ -30,7 +36,9 @@
 mod answers;
 mod catchup;
 mod decisions;
+mod departed;
 mod digest;
+mod epoch_lies;
 mod epochs;
 mod filling;
 mod forks;
@@ -39,9 +47,13 @@ mod inventory;
 mod io;
 mod limits;
 mod membership;
+mod next_epoch;
 mod proofs;
 mod quarantine;
 mod questions;
+mod redraw;
+mod seals;
+mod seats;
 mod spread;
 mod standby;
 mod standings;
@@ -63,11 +75,13 @@ use self::incidents::Incidents;
 pub use self::incidents::{Incident, IncidentKey, MAX_DECIDED, MAX_OPEN, MAX_OPEN_PER_VOTER};
 use self::inventory::Counted;
 pub use self::io::{
-    Automatic, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason, VoteSummary,
+    Automatic, CommitteeState, Input, Output, Policy, QuorumLevel, QuorumState, RefusalReason,
+    VoteSummary,
 };
 pub use self::limits::MAX_NETWORKS_PER_HOUR;
 use self::quarantine::Conduct;
 pub use self::quarantine::Suspicion;
+use self::seats::Handed;
 use self::spread::Spread;
 pub use self::standby::COMING_US;
 use self::statements::Statements;
@@ -209,6 +223,8 @@ pub struct Engine {
     considered: BTreeMap<IncidentKey, u64>,
     /// Blocks that this node would agree to, and when it does if no certificate came by then.
     in_turn: BTreeMap<IncidentKey, u64>,
+    /// Own sightings on their way to a committee that this node has no seat on.
+    handed: Handed,
     evidence: BTreeMap<(Prefix, AttackClass), Evidence>,
     windows: BTreeMap<NodeId, ReplayWindow>,
     proofs: BTreeMap<NodeId, EquivocationProof>,
@@ -235,6 +251,8 @@ pub struct Engine {
     removals: BTreeMap<NodeId, SignedRemoval>,
     /// Who was let in and is in no epoch yet, since when that was first counted.
     coming_since: BTreeMap<NodeId, u64>,
+    /// When a spare was told no last, and why.
+    spare_answer: Option<(u64, String)>,
     /// Seals on the current epoch, by who made them.
     seals: BTreeMap<NodeId, EpochSeal>,
     /// The epoch that this node's own was asked for last.
@@ -243,6 +261,8 @@ pub struct Engine {
     standings: EpochFold,
     /// When the current epoch was adopted here; 0 before the first tick.
     epoch_since_us: u64,
+    /// Since when too few of the committee are in reach.
+    seats_missed_since: Option<u64>,
     /// Admissions or removals wait for the next epoch.
     membership_due: bool,
     epoch_proofs: BTreeMap<NodeId, EpochProof>,
@@ -265,7 +285,7 @@ impl Engine {
     /// own among them; those that do not verify are left out.
     pub fn new(config: EngineConfig, records: impl IntoIterator<Item = AdmittedRecord>) -> Self {
         let mesh = config.genesis.mesh_id();
-        let mut registry = Registry::default();
+        let mut registry = Registry::new(&config.genesis.params);
         for admitted in records {
             if admitted.verify(&config.genesis).is_ok() {
                 registry.offer(admitted);
@@ -299,6 +319,7 @@ impl Engine {
             incidents: Incidents::default(),
             considered: BTreeMap::new(),
             in_turn: BTreeMap::new(),
+            handed: Handed::new(),
             evidence: BTreeMap::new(),
             windows: BTreeMap::new(),
             proofs: BTreeMap::new(),
@@ -316,10 +337,12 @@ impl Engine {
             lock_state: None,
             removals: BTreeMap::new(),
             coming_since: BTreeMap::new(),
+            spare_answer: None,
             seals: BTreeMap::new(),
             seal_asked: 0,
             standings: EpochFold::default(),
             epoch_since_us: 0,
+            seats_missed_since: None,
             membership_due: false,
             epoch_proofs: BTreeMap::new(),
             asked: NodeId([0; 16]),
@@ -554,6 +577,7 @@ impl Engine {
         }
         self.agree_to_releases(call);
         self.concur_late(call);
+        self.hand_on(call);
         self.ask_for_decisions(call);
         self.tick_quarantine(call);
         self.tick_epochs(call);

@@ -250,6 +250,9 @@ impl Engine {
 
     pub(super) fn operator_quarantine(&mut self, call: &mut Call<'_>, node: NodeId) {
         let class = AttackClass::Manual;
+        if !self.may_say(&self.config.node, ActionKind::Quarantine, Verdict::Confirm) {
+            return self.refuse(call, self.config.node, RefusalReason::NoSeat);
+        }
         if let Some(reason) = self.hindrance(call, &node, class, &BTreeSet::new()) {
             return self.refuse(call, self.config.node, reason);
         }
@@ -274,7 +277,8 @@ impl Engine {
             RefusalReason::Malformed
             | RefusalReason::Oversized
             | RefusalReason::BadSignature
-            | RefusalReason::NotOwnVote => |tally| (&mut tally.garbage, GARBAGE_PER_MINUTE),
+            | RefusalReason::NotOwnVote
+            | RefusalReason::NoSeat => |tally| (&mut tally.garbage, GARBAGE_PER_MINUTE),
             RefusalReason::Replayed => |tally| (&mut tally.replays, REPLAYS_PER_MINUTE),
             RefusalReason::TooManyIncidents
             | RefusalReason::TooOften
@@ -315,7 +319,11 @@ impl Engine {
     /// Votes on everything open about `node`, and opens an incident if none is.
     pub(super) fn act_on_node(&mut self, call: &mut Call<'_>, node: NodeId) {
         let bucket = bucket_of(call.now);
-        if self.is_quarantined(&node) || self.is_released(node, bucket) || !self.is_member() {
+        if self.is_quarantined(&node)
+            || self.is_released(node, bucket)
+            || !self.is_member()
+            || !self.may_say(&self.config.node, ActionKind::Quarantine, Verdict::Confirm)
+        {
             return;
         }
         let held: Vec<(AttackClass, Evidence)> = AttackClass::ALL

@@ -12,8 +12,11 @@ use super::io::{Output, RefusalReason};
 use super::{Call, Engine, Incident, IncidentKey};
 use crate::mesh::cert::Certificate;
 use crate::mesh::decision::{Decision, Warrant};
+#[cfg(test)]
+use crate::mesh::ids::IncidentId;
 use crate::mesh::ids::{DecisionId, NodeId};
 use crate::mesh::message::{Announcement, Message, pack};
+use crate::mesh::vote::bucket_of;
 
 /// Up to so many nodes, everybody whose vote is in a certificate sends it in full.
 const SMALL_MESH: usize = 24;
@@ -24,6 +27,8 @@ const SENDERS: usize = 8;
 pub const MAX_WANTED: usize = 1_024;
 /// Most of those that one peer may have been first to announce.
 const MAX_WANTED_PER_PEER: usize = 64;
+/// The same in a mesh with a committee.
+const MAX_WANTED_OF_FEW: usize = 256;
 /// Most peers remembered per decision that said they have it.
 const MAX_HOLDERS: usize = 16;
 /// How long an answer may take before the next peer is asked, in microseconds.
@@ -34,6 +39,24 @@ const WANTED_US: u64 = 60 * 1_000_000;
 const MAX_UNTOLD: usize = 1_024;
 /// Most certificates given to one peer between two ticks.
 const MAX_SERVED: u32 = 64;
+
+/// How many nodes, one after the other, each one tells of a decision of a committee, besides those below it in the
+/// trees: who is below liars in all of them hears of it from somebody all the same.
+const RUMOURS: u8 = 8;
+/// How long it waits between two of them, microseconds.
+const RUMOUR_US: u64 = 500_000;
+/// Most decisions told to one of them.
+const MAX_RUMOURS: usize = 1_024;
+/// Minutes after which a decision is no news.
+const FRESH_BUCKETS: u64 = 2;
+
+fn announcement_of(decision: &Decision, certificate: &Certificate) -> Announcement {
+    Announcement {
+        decision: decision.id,
+        incident: decision.incident,
+        round: certificate.round,
+    }
+}
 
 /// A decision that others have taken and this node has not.
 #[derive(Debug, Clone)]
@@ -53,6 +76,33 @@ pub(super) struct Spread {
     served: BTreeMap<NodeId, u32>,
     /// Decisions that this node has and, in a large mesh, says so of at the next tick.
     untold: Vec<Announcement>,
+    /// Decisions of a committee that others are told of one by one, and how many are still to be.
+    rumours: Vec<(Announcement, u8)>,
+    /// When, and whom, this node told last.
+    rumoured: Option<(u64, NodeId)>,
+}
+
+#[cfg(test)]
+impl Spread {
+    /// Leaves no room for further word.
+    pub(super) fn fill(&mut self) {
+        let announcement = Announcement {
+            decision: DecisionId([0; 32]),
+            incident: IncidentId([0; 32]),
+            round: 0,
+        };
+        self.rumours = vec![(announcement, RUMOURS); MAX_RUMOURS];
+    }
+
+    /// Leaves no room for what is told at the next tick.
+    pub(super) fn fill_untold(&mut self) {
+        let announcement = Announcement {
+            decision: DecisionId([0; 32]),
+            incident: IncidentId([0; 32]),
+            round: 0,
+        };
+        self.untold = vec![announcement; MAX_UNTOLD];
+    }
 }
 
 impl Engine {
@@ -60,17 +110,16 @@ impl Engine {
     pub(super) fn announce(&mut self, call: &mut Call<'_>, decision: &Decision, made: bool) {
         self.spread.wanted.remove(&decision.id);
         if let Warrant::Votes(certificate) = &decision.warrant {
+            if self.roster.seats().is_some() {
+                return self.announce_down(call, decision, certificate, made);
+            }
             if made && self.is_sender(decision, certificate) {
                 call.out.push(Output::Broadcast(
                     Message::Certificate(Box::new(certificate.clone())).to_bytes(),
                 ));
                 return;
             }
-            let announcement = Announcement {
-                decision: decision.id,
-                incident: decision.incident,
-                round: certificate.round,
-            };
+            let announcement = announcement_of(decision, certificate);
             // Of n nodes almost n say it to n: most of a large mesh's messages about a decision, and none that
             // anybody waits for who has the votes. So the votes go first.
             if self.roster.len() > SMALL_MESH && self.spread.untold.len() < MAX_UNTOLD {
@@ -82,14 +131,83 @@ impl Engine {
         }
     }
 
+    /// Where a committee decides: passes the certificate on to those who get it from this node, and tells others at
+    /// the next tick, when it should have reached them. Not what has been decided long since: who catches up would
+    /// wake everybody.
+    fn announce_down(
+        &mut self,
+        call: &mut Call<'_>,
+        decision: &Decision,
+        certificate: &Certificate,
+        made: bool,
+    ) {
+        if !made && bucket_of(call.now).saturating_sub(decision.bucket) > FRESH_BUCKETS {
+            return;
+        }
+        let message = Message::Certificate(Box::new(certificate.clone()));
+        self.send_down(call, &decision.id, &message.to_bytes());
+        let announcement = announcement_of(decision, certificate);
+        if self.spread.untold.len() >= MAX_UNTOLD {
+            self.tell_decided(call);
+        }
+        self.spread.untold.push(announcement);
+        // What finds no room here is found by the comparison of everything: within a minute.
+        let rumours = &mut self.spread.rumours;
+        if rumours.len() < MAX_RUMOURS {
+            rumours.push((announcement, RUMOURS));
+        } else {
+            self.count_refusal(call, self.config.node, RefusalReason::Full);
+        }
+    }
+
+    /// Tells the next peer of what was decided lately.
+    fn spread_rumours(&mut self, call: &mut Call<'_>) {
+        let last = self.spread.rumoured.unwrap_or((0, self.config.node));
+        // A clock that was set back makes nobody wait longer.
+        if self.spread.rumours.is_empty() || call.now.abs_diff(last.0) < RUMOUR_US {
+            return;
+        }
+        let Some(to) = self.peer_after(Some(last.1)) else {
+            return;
+        };
+        self.spread.rumoured = Some((call.now, to));
+        let told = self.spread.rumours.iter_mut().map(|(announcement, left)| {
+            *left = left.saturating_sub(1);
+            Message::Decided(*announcement).to_bytes()
+        });
+        for bytes in pack(told) {
+            call.out.push(Output::Send { to, bytes });
+        }
+        self.spread.rumours.retain(|(_, left)| *left > 0);
+    }
+
     /// Says of what was decided since the last tick that it is here, all at once.
     fn tell_decided(&mut self, call: &mut Call<'_>) {
         let untold = std::mem::take(&mut self.spread.untold);
+        if self.roster.seats().is_some() {
+            return self.tell_some(call, untold);
+        }
         let parts = untold
             .into_iter()
             .map(|announcement| Message::Decided(announcement).to_bytes());
         for bytes in pack(parts) {
             call.out.push(Output::Broadcast(bytes));
+        }
+    }
+
+    fn tell_some(&self, call: &mut Call<'_>, untold: Vec<Announcement>) {
+        let mut told: BTreeMap<NodeId, Vec<Vec<u8>>> = BTreeMap::new();
+        for announcement in untold {
+            let bytes = Message::Decided(announcement).to_bytes();
+            for to in self.told_by_this(&announcement.decision) {
+                told.entry(to).or_default().push(bytes.clone());
+            }
+        }
+        told.retain(|to, _| self.connected.contains(to));
+        for (to, parts) in told {
+            for bytes in pack(parts) {
+                call.out.push(Output::Send { to, bytes });
+            }
         }
     }
 
@@ -120,9 +238,15 @@ impl Engine {
             }
             return;
         }
-        let quota = (2 * MAX_WANTED / self.roster.len().max(1)).clamp(2, MAX_WANTED_PER_PEER);
+        let quota = if self.roster.seats().is_some() {
+            // A few tell for all.
+            MAX_WANTED_OF_FEW
+        } else {
+            (2 * MAX_WANTED / self.roster.len().max(1)).clamp(2, MAX_WANTED_PER_PEER)
+        };
         let mine = self.spread.wanted.values().filter(|w| w.first == from);
-        if self.spread.wanted.len() >= MAX_WANTED || mine.count() >= quota {
+        let mine = mine.count();
+        if mine >= quota || !self.has_room_for_wanted(mine) {
             return self.refuse(call, from, RefusalReason::Full);
         }
         let incident = (announced.incident, announced.round);
@@ -141,6 +265,31 @@ impl Engine {
         if !self.is_of(&announced.decision, &incident) {
             self.ask_for(call, announced.decision);
         }
+    }
+
+    /// Whether one more may be asked for, of a peer that was first to announce so many of them. Where a few tell for all,
+    /// as few liars could fill the table with what they have made up: then whoever takes up most of it gives way.
+    fn has_room_for_wanted(&mut self, mine: usize) -> bool {
+        if self.spread.wanted.len() < MAX_WANTED {
+            return true;
+        }
+        if self.roster.seats().is_none() {
+            return false;
+        }
+        let mut taken: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for wanted in self.spread.wanted.values() {
+            *taken.entry(wanted.first).or_default() += 1;
+        }
+        let most = taken.into_iter().max_by_key(|(_, count)| *count);
+        let Some((most, _)) = most.filter(|(_, count)| *count > mine + 1) else {
+            return false;
+        };
+        // What is made up, nobody else has.
+        let theirs = self.spread.wanted.iter();
+        let theirs = theirs.filter(|(_, wanted)| wanted.first == most);
+        let worst = theirs.min_by_key(|(_, wanted)| wanted.holders.len());
+        let worst = worst.map(|(id, _)| *id);
+        worst.is_some_and(|id| self.spread.wanted.remove(&id).is_some())
     }
 
     /// Whether an incident is known here, and a decision is what it leads to.
@@ -169,6 +318,7 @@ impl Engine {
     /// At each tick: asks for what did not come, and tells what came.
     pub(super) fn ask_for_decisions(&mut self, call: &mut Call<'_>) {
         self.tell_decided(call);
+        self.spread_rumours(call);
         let now = call.now;
         self.spread.served.clear();
         let over: Vec<DecisionId> = self

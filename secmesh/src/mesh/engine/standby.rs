@@ -13,6 +13,9 @@ use crate::mesh::ids::{Hash, NodeId};
 /// come instead.
 pub const COMING_US: u64 = 10 * 60 * 1_000_000;
 
+/// How long a no to a spare holds, microseconds: spares ask again every two to five seconds.
+const ANSWER_US: u64 = 1_000_000;
+
 /// A node that came, or one that was lost. In one epoch who came is counted first: it was there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Change {
@@ -59,8 +62,20 @@ impl Engine {
         missing_after(&mut changes)
     }
 
-    /// Why this node lets no spare in now, for people; none if one is wanted.
+    /// Why this node lets no spare in now, for people; none if one is wanted. A no holds for a second: the count goes
+    /// through epochs and admissions, and whoever has a ticket may ask without end.
     pub fn no_spare_wanted(&mut self, now_unix_us: u64) -> Option<String> {
+        if let Some((said_us, why)) = &self.spare_answer
+            && now_unix_us.abs_diff(*said_us) < ANSWER_US
+        {
+            return Some(why.clone());
+        }
+        let why = self.why_no_spare(now_unix_us);
+        self.spare_answer = why.clone().map(|why| (now_unix_us, why));
+        why
+    }
+
+    fn why_no_spare(&mut self, now_unix_us: u64) -> Option<String> {
         if self.is_quarantined(&self.config.node) {
             return Some("this member is cut off itself".to_owned());
         }
@@ -69,10 +84,16 @@ impl Engine {
         }
         // On the smaller side of a split nobody can say whether the other side has let somebody in.
         let quorum = self.quorum();
-        if quorum.reachable_weight < quorum.t_hi {
+        let members = self.roster.members().map(|(node, _)| node);
+        let there = members.filter(|node| self.is_reachable(node) && !self.is_quarantined(node));
+        let there = there.filter(|node| !self.zeroed.contains(node));
+        // By all weight, also where a committee decides: of its seats none may be left, and the next ones come with
+        // whoever is let in.
+        let (there, needed) = (self.weight_of(there), self.roster.t_hi());
+        if there < needed {
             return Some(format!(
-                "this member reaches {} of the weight, and {} of {} are needed to let anybody in",
-                quorum.reachable_weight, quorum.t_hi, quorum.total_weight
+                "this member reaches {there} of the weight, and {needed} of {} are needed to let anybody in",
+                self.roster.total()
             ));
         }
         (self.missing(now_unix_us) == 0).then(|| {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::io::RefusalReason;
 use super::{Call, Engine};
 use crate::mesh::epoch::EpochRecord;
-use crate::mesh::evidence::{CulpritKeys, Frontier};
+use crate::mesh::evidence::{CulpritKeys, Frontier, ProofSet};
 use crate::mesh::ids::NodeId;
 use crate::mesh::simulation::{Bug, planted};
-use crate::mesh::trust::{Known, Member, Members, Params, PastEpoch, Rules, TrustReport};
+use crate::mesh::trust::{Known, Member, Members, Params, PastEpoch, Rules, Target, TrustReport};
 
 impl Engine {
     /// What the fold needs to know of an epoch's members; none if the admission of one is not known.
@@ -27,12 +27,21 @@ impl Engine {
             .collect()
     }
 
+    /// What a record says was proved of its members.
+    fn proved_by(&self, record: &EpochRecord) -> Option<BTreeMap<NodeId, ProofSet>> {
+        let proved = record.members.iter().filter(|m| !m.proved.is_empty());
+        proved
+            .map(|m| Some((self.registry.by_hash(&m.record)?.record.node, m.proved)))
+            .collect()
+    }
+
     /// The epochs to fold; none if there is a gap between them.
     fn past_epochs(&self) -> Option<Vec<PastEpoch>> {
         self.window()?
             .into_iter()
             .map(|epoch| {
                 Some(PastEpoch {
+                    proved: self.proved_by(&epoch.record)?,
                     number: epoch.record.number,
                     began: epoch.record.frontier.clone(),
                     members: self.members_by(&epoch.record)?,
@@ -51,7 +60,7 @@ impl Engine {
     }
 
     /// What each member deserves if the current epoch ends at `frontier`, if all of that is known here.
-    pub(super) fn targets(&self, frontier: &Frontier) -> Option<Arc<BTreeMap<NodeId, u32>>> {
+    pub(super) fn targets(&self, frontier: &Frontier) -> Option<Arc<BTreeMap<NodeId, Target>>> {
         self.with_known(|known| self.standings.targets(known, frontier))
     }
 
@@ -77,7 +86,8 @@ impl Engine {
 
     /// How far the mesh's evidence goes as this node would have it certified: all that it has. Of nodes that
     /// are out, or were caught (their words count for nothing, and they may have written two histories),
-    /// what is certified already; and nobody's evidence is taken back, not even if this node has lost it.
+    /// what is certified already; and nobody's evidence is taken back, not even if this node has lost it. Nodes
+    /// that have been out for long enough are not in it any more.
     pub(super) fn proposed_frontier(&self, certified: &Frontier) -> Frontier {
         let mut held = Frontier::default();
         for (author, head) in self.statements.set.frontier().logs() {
@@ -86,7 +96,7 @@ impl Engine {
                 drop(held.set(*author, *head));
             }
         }
-        certified.clone().joined(&held)
+        self.without_departed(certified).joined(&held)
     }
 
     /// The keys of a node whose statements are of use: a member, or one whose statements the epoch rests on.

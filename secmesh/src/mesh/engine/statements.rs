@@ -62,8 +62,8 @@ pub(super) struct Statements {
     pub(super) answered: BTreeMap<NodeId, u64>,
     /// Proofs to state, unless somebody else has by then.
     due: BTreeMap<NodeId, (u64, Misconduct)>,
-    /// Nodes about whom a proof is in the set.
-    stated: BTreeSet<NodeId>,
+    /// Nodes about whom a proof is in the set, or in the epoch.
+    pub(super) stated: BTreeSet<NodeId>,
 }
 
 impl Statements {
@@ -152,8 +152,9 @@ impl Engine {
 
     /// All that was on the disk is back. `whole`: it is certain that this node has stated nothing that is not
     /// in it; otherwise it hears its peers first. A file alone makes nothing certain, it may be an older copy.
-    pub const fn evidence_restored(&mut self, whole: bool) {
+    pub fn evidence_restored(&mut self, whole: bool) {
         self.statements.sure |= whole;
+        self.let_go();
     }
 
     /// Most statements that a node may have made by now, and most bytes that they may take. Of one that is

@@ -97,6 +97,9 @@ pub(super) struct Sync {
     pub(super) unanswered: BTreeMap<NodeId, Box<Sums>>,
     /// When everybody is told once more, after the clock was set.
     pub(super) told_again_us: Option<u64>,
+    /// Authors that have signed two histories of their log, and when this node gave up the one that it had. No asking
+    /// brings these together; the mesh certifies one.
+    forked: BTreeMap<NodeId, Option<u64>>,
     pub(super) counters: SyncCounters,
 }
 
@@ -130,6 +133,33 @@ impl Sync {
         self.told.remove(peer);
         self.tell_later.remove(peer);
         self.unanswered.remove(peer);
+        self.forked.remove(peer);
+    }
+
+    /// An author has signed two histories of its log.
+    fn note_fork(&mut self, author: NodeId) {
+        if self.forked.len() < MAX_NODES {
+            self.forked.entry(author).or_default();
+        }
+    }
+
+    /// Whether a log that is not the certified one may be given up now: not as often as somebody shows another one.
+    fn may_give_up(&mut self, author: &NodeId, now: u64) -> bool {
+        let Some(last) = self.forked.get_mut(author) else {
+            return false;
+        };
+        let may = last.is_none_or(|at| now.abs_diff(at) >= REQUEST_US);
+        if may {
+            *last = Some(now);
+        }
+        may
+    }
+
+    /// These logs are of no use any more, whoever has them.
+    pub(super) fn let_go(&mut self, gone: &BTreeSet<NodeId>) {
+        for wants in self.wants.values_mut() {
+            wants.until.retain(|author, _| !gone.contains(author));
+        }
     }
 
     /// A peer may have again what it had in this second.
@@ -207,7 +237,7 @@ impl Engine {
         let mut until = BTreeMap::new();
         let mut probes = Vec::new();
         for (author, head) in theirs.logs() {
-            let Some(size) = self.useful_size(author, head.size) else {
+            let Some(size) = self.wanted_size(author, head.size) else {
                 continue;
             };
             if size > set.head(author).size {
@@ -217,6 +247,7 @@ impl Engine {
                 until.insert(*author, size);
             } else if head.size <= set.head(author).size
                 && set.root_at(author, head.size) != Some(head.root)
+                && !self.statements.is_caught(author)
             {
                 // Two histories, and one statement proves it: each head names the root before it.
                 probes.push(Range {
@@ -253,6 +284,17 @@ impl Engine {
                 self.request(call, from);
             }
         }
+    }
+
+    /// How many of an author's first `size` statements are worth asking a peer for: of an author with two histories
+    /// those that are certified, for the peer has the other one.
+    fn wanted_size(&self, author: &NodeId, size: u64) -> Option<u64> {
+        let forked = &self.statements.sync.forked;
+        if !forked.contains_key(author) || planted(Bug::ForkStalls) {
+            return self.useful_size(author, size);
+        }
+        let certified = self.certified_size(author).min(size);
+        (certified > 0).then_some(certified)
     }
 
     /// Whether another peer, which has served this node no worse, was asked for all of it just now: what
@@ -342,8 +384,14 @@ impl Engine {
     fn take(&mut self, call: &mut Call<'_>, from: NodeId, statements: Vec<Statement>) {
         let mut new = 0_usize;
         let mut stuck = false;
+        let mut others = BTreeSet::new();
         for statement in statements {
             let (author, next) = (statement.head().author, statement.head().sequence);
+            // What comes after a statement that does not fit does not fit either. To take it for the end of a gap
+            // would ask for all of it again, and so on, as fast as answers come.
+            if others.contains(&author) && !planted(Bug::ForkAskedAgain) {
+                continue;
+            }
             let was_next = self.statements.set.head(&author).size == next;
             if self.take_one(call, from, statement) {
                 new += 1;
@@ -351,6 +399,7 @@ impl Engine {
                 // Its author has shown that peer another log. It cannot give what this node wants, and the logs of
                 // others must not wait for that.
                 stuck |= wants.until.remove(&author).is_some();
+                others.insert(author);
             }
         }
         if new > 0 && self.statements.sync.wants.contains_key(&from) {
@@ -396,7 +445,7 @@ impl Engine {
         // Nothing of it is verified yet.
         let after = head.sequence.saturating_add(1);
         if head.sequence > known.size {
-            return self.fill_gap(call, from, head.author, after);
+            return self.follows_a_gap(call, from, head.author, after);
         }
         // A lie is worth knowing whatever its author has used up.
         if head.sequence == known.size && head.sequence >= count {
@@ -422,9 +471,10 @@ impl Engine {
                 return true;
             }
             Inserted::Known => {}
-            Inserted::Gap(_) => return self.fill_gap(call, from, head.author, after),
+            Inserted::Gap(_) => return self.follows_a_gap(call, from, head.author, after),
             Inserted::Conflict(heads) => {
                 self.refuse(call, from, RefusalReason::ForkedEvidence);
+                self.statements.sync.note_fork(head.author);
                 if let Some(misconduct) = Misconduct::fork(heads.0, heads.1)
                     && !planted(Bug::LogForkIgnored)
                 {
@@ -433,18 +483,43 @@ impl Engine {
             }
             Inserted::OtherHistory => {
                 self.refuse(call, from, RefusalReason::ForkedEvidence);
-                if head.sequence > 0 {
+                let author = head.author;
+                self.statements.sync.note_fork(author);
+                if head.sequence > 0 && !self.statements.is_caught(&author) {
                     let probe = Range {
-                        author: head.author,
+                        author,
                         from: head.sequence - 1,
                         until: head.sequence,
                     };
                     tell(call, from, EvidenceMessage::Request(vec![probe]));
+                } else if author != self.config.node
+                    && head.sequence < self.certified_size(&author)
+                    && self.statements.sync.may_give_up(&author, call.now)
+                    && !planted(Bug::ForkKept)
+                {
+                    // What this node has is shorter than what is certified, and perhaps no part of it. Without it,
+                    // whoever has the certified log can give it all.
+                    self.statements.set.drop_log(&author);
                 }
             }
             Inserted::Full => self.refuse(call, from, RefusalReason::TooMuchEvidence),
         }
         false
+    }
+
+    /// Something before a statement is missing. Of a log with two histories the next comparison asks for what is worth it:
+    /// the rest of an answer that does not fit looks the same, and would bring it again, as fast as answers come.
+    fn follows_a_gap(
+        &mut self,
+        call: &mut Call<'_>,
+        from: NodeId,
+        author: NodeId,
+        until: u64,
+    ) -> bool {
+        let forked = self.statements.sync.forked.contains_key(&author)
+            && !planted(Bug::ForkStalls)
+            && !planted(Bug::ForkAskedAgain);
+        !forked && self.fill_gap(call, from, author, until)
     }
 
     /// Something before a statement is missing: asks the sender for it. Never new.
@@ -513,7 +588,7 @@ impl Engine {
     }
 
     /// The connected peer whose turn is after that one's.
-    fn peer_after(&self, last: Option<NodeId>) -> Option<NodeId> {
+    pub(super) fn peer_after(&self, last: Option<NodeId>) -> Option<NodeId> {
         self.connected
             .iter()
             .find(|peer| last.is_none_or(|last| **peer > last))

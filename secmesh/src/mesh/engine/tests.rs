@@ -3,6 +3,7 @@
 mod answers;
 mod bounds;
 mod catchup;
+mod departed;
 mod epoch_schedules;
 mod epochs;
 mod evidence;
@@ -19,6 +20,8 @@ mod refusals;
 mod room;
 mod rules;
 mod schedules;
+mod seats;
+mod seats_attacks;
 mod standby;
 mod standings;
 mod vouched;
@@ -242,7 +245,9 @@ impl Net {
             self.epochs.insert(i, engine.stored_epochs().to_bytes());
         }
         let sent_by_me = |bytes: &[u8]| match Message::from_bytes(bytes) {
-            Ok(Message::Vote(ballot)) => Some(ballot.to_bytes()),
+            Ok(Message::Vote(ballot)) if ballot.signed.vote.voter == id_at(i) => {
+                Some(ballot.to_bytes())
+            }
             _ => None,
         };
         for output in &out {

@@ -9,7 +9,7 @@
 use super::{Call, Engine, IncidentKey, MAX_OPEN};
 use crate::mesh::crypto::sha256;
 use crate::mesh::ids::NodeId;
-use crate::mesh::vote::Verdict;
+use crate::mesh::vote::{ActionKind, Verdict};
 
 /// How long each next part of the nodes waits, microseconds.
 pub(super) const WAVE_US: u64 = 250_000;
@@ -28,17 +28,18 @@ impl Engine {
         let mine = place(&me);
         let silent = self.silent();
         let mut before = 0_u64;
-        for (node, member) in self.roster.members() {
+        for (node, _) in self.roster.members() {
+            let weight = self.roster.vote_weight(node);
             // Only those who can be expected to add something. Who is not in reach of this node may be so
             // elsewhere; then a vote too many is given, that is all.
             let adds = *node != me
-                && member.weight > 0
+                && weight > 0
                 && self.is_reachable(node)
                 && !silent.contains(node)
                 && !incident.votes.contains_key(node)
                 && !self.roster.is_subject(node, &incident.action.subject);
             if adds && place(node) < mine {
-                before = before.saturating_add(u64::from(member.weight));
+                before = before.saturating_add(weight);
             }
         }
         Some((before / missing).min(MAX_WAVES))
@@ -46,7 +47,9 @@ impl Engine {
 
     /// Agrees to a block that enough have seen: now, or when it is this node's turn.
     pub(super) fn concur_in_turn(&mut self, call: &mut Call<'_>, key: &IncidentKey) {
-        if self.in_turn.contains_key(key) {
+        if self.in_turn.contains_key(key)
+            || !self.may_say(&self.config.node, ActionKind::Block, Verdict::Concur)
+        {
             return;
         }
         match self.wave(key) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::io::{QuorumLevel, QuorumState, RefusalReason, VoteSummary};
+use super::io::{CommitteeState, QuorumLevel, QuorumState, RefusalReason, VoteSummary};
 use super::proofs::Told;
 use super::{Engine, MAX_DECISIONS, MAX_OWN_VOTES};
 use crate::addr::Prefix;
@@ -228,14 +228,15 @@ impl Engine {
     /// The state of the quorum.
     pub fn quorum(&self) -> QuorumState {
         let roster = &self.roster;
+        let deciding = roster.deciding();
         let reachable_weight: u64 = roster
             .members()
             .filter(|(node, _)| self.is_reachable(node))
             .filter(|(node, _)| !self.zeroed.contains(node) && !self.is_quarantined(node))
-            .map(|(_, m)| u64::from(m.weight))
+            .map(|(node, _)| roster.vote_weight(node))
             .sum();
         let tolerance = roster.tolerance();
-        let state = if reachable_weight < roster.needed() {
+        let state = if reachable_weight < deciding.needed() {
             QuorumLevel::Isolated
         } else {
             match &tolerance {
@@ -243,20 +244,25 @@ impl Engine {
                 Tolerance::NotByzantineTolerant {
                     needs_all: true, ..
                 } => QuorumLevel::NotBft,
-                _ if reachable_weight < roster.t_hi() => QuorumLevel::Degraded,
+                _ if reachable_weight < deciding.t_hi() => QuorumLevel::Degraded,
                 Tolerance::NotByzantineTolerant { .. } => QuorumLevel::NotBft,
                 Tolerance::Tolerant => QuorumLevel::Full,
             }
         };
-        let quarantined_weight = self.weight_of(self.quarantined.keys());
+        let quarantined = self.quarantined.keys();
+        let quarantined_weight = quarantined.map(|node| roster.vote_weight(node)).sum();
         QuorumState {
             state,
             reachable_weight,
             quarantined_weight,
-            total_weight: roster.total(),
-            t_lo: roster.t_lo(),
-            t_hi: roster.t_hi(),
-            needed: roster.needed(),
+            total_weight: deciding.total(),
+            t_lo: deciding.t_lo(),
+            t_hi: deciding.t_hi(),
+            needed: deciding.needed(),
+            committee: roster.seats().map(|_| CommitteeState {
+                seats: deciding.total(),
+                own_seat: roster.has_seat(&self.config.node),
+            }),
             nodes: roster.len(),
             voters: roster.voters(),
             epoch: roster.epoch(),

@@ -184,6 +184,9 @@ impl Engine {
             let slot = (self.roster.epoch_hash(), key.0, key.1);
             if let Some(ballot) = self.own_votes.get(&slot) {
                 self.incidents.add(&key, &ballot.signed);
+                if !self.roster.has_seat(&self.config.node) && self.handed.len() < MAX_OPEN {
+                    self.handed.insert(key, (0, 0));
+                }
             }
         }
         opened
@@ -205,6 +208,7 @@ impl Engine {
             || incident.epoch_hash != self.roster.epoch_hash()
             || !incident.is_open(call.now)
             || !self.is_member()
+            || !self.may_say(&self.config.node, incident.action.kind, verdict)
         {
             return;
         }
@@ -241,11 +245,9 @@ impl Engine {
         self.note_asked(&ballot);
         self.incidents.add(key, &ballot.signed);
         call.out.push(Output::Persist(ballot.to_bytes()));
-        call.out.push(Output::Broadcast(
-            Message::Vote(Box::new(ballot)).to_bytes(),
-        ));
-        if planted(Bug::SendBeforePersist) {
-            let last = call.out.len();
+        self.tell_vote(call, key, &ballot);
+        let last = call.out.len();
+        if planted(Bug::SendBeforePersist) && last >= 2 {
             call.out.swap(last - 2, last - 1);
         }
         call.out
@@ -266,11 +268,12 @@ impl Engine {
 
     pub(super) fn summary(&self, action: &Action, signed: &SignedVote) -> VoteSummary {
         let vote = &signed.vote;
-        let weight = self
-            .roster
-            .get(&vote.voter)
-            .filter(|_| !self.zeroed.contains(&vote.voter) && !self.is_quarantined(&vote.voter))
-            .map_or(0, |m| u64::from(m.weight));
+        let counts = !self.zeroed.contains(&vote.voter) && !self.is_quarantined(&vote.voter);
+        let weight = if counts {
+            self.roster.vote_weight(&vote.voter)
+        } else {
+            0
+        };
         VoteSummary {
             incident: vote.incident,
             subject: action.subject,
@@ -290,7 +293,8 @@ impl Engine {
     fn refusal_of(&self, now: u64, from: NodeId, ballot: &Ballot) -> Option<RefusalReason> {
         let vote = &ballot.signed.vote;
         let params = &self.config.genesis.params;
-        if vote.voter != from || from == self.config.node {
+        let own = vote.voter == from || self.may_pass_on(&from, ballot);
+        if !own || [from, vote.voter].contains(&self.config.node) {
             return Some(RefusalReason::NotOwnVote);
         }
         if ballot.action.check(params).is_err() {
@@ -352,7 +356,10 @@ impl Engine {
         if vote.epoch_hash != self.roster.epoch_hash() && !planted(Bug::EpochUnbound) {
             // An epoch that is not here and not later will never be.
             let later = vote.epoch > self.roster.epoch();
-            if vote.voter != from {
+            if vote.voter != from && self.config.genesis.params.committee > 0 {
+                // It may have a seat in that epoch; the witness itself will turn to more.
+                self.refuse_passed_on(call, from, RefusalReason::WrongEpoch);
+            } else if vote.voter != from {
                 self.refuse(call, from, RefusalReason::NotOwnVote);
             } else if self.knows_epoch(&vote.epoch_hash) || !later {
                 self.refuse(call, from, RefusalReason::WrongEpoch);
@@ -365,7 +372,13 @@ impl Engine {
             return self.refuse(call, from, RefusalReason::WrongEpoch);
         }
         if let Some(reason) = self.refusal_of(call.now, from, ballot) {
-            return self.refuse(call, from, reason);
+            return if reason == RefusalReason::NotOwnVote
+                && self.is_answer_to_a_witness(&from, ballot)
+            {
+                self.refuse_passed_on(call, from, reason);
+            } else {
+                self.refuse(call, from, reason);
+            };
         }
         let key = (vote.incident, vote.round);
         let held = self
@@ -373,13 +386,27 @@ impl Engine {
             .get(&key)
             .and_then(|incident| incident.votes.get(&vote.voter))
             .copied();
+        let passed_on = vote.voter != from;
         if held.as_ref() == Some(&ballot.signed) {
-            return self.refuse(call, from, RefusalReason::Replayed);
+            // Several desks may pass on the same, and then its voter comes with it.
+            return if self.roster.has_seat(&vote.voter) && !passed_on {
+                self.refuse(call, from, RefusalReason::Replayed);
+            } else {
+                self.refuse_passed_on(call, from, RefusalReason::Replayed);
+            };
         }
         if held.is_none()
             && let Some(reason) = self.no_place_for(vote)
         {
-            return self.refuse(call, from, reason);
+            return if passed_on {
+                self.refuse_passed_on(call, from, reason);
+            } else {
+                self.refuse(call, from, reason);
+            };
+        }
+        // Before its signature costs anything, but not where it contradicts what is here.
+        if held.is_none() && !self.may_say(&vote.voter, ballot.action.kind, vote.verdict) {
+            return self.refuse(call, from, RefusalReason::NoSeat);
         }
         if !self.is_signed(&ballot.signed) {
             return self.refuse(call, from, RefusalReason::BadSignature);
@@ -388,7 +415,7 @@ impl Engine {
             // Before the replay window: a liar may use one sequence number twice.
             return match EquivocationProof::new(held, ballot.signed) {
                 Some(proof) => self.accuse(call, &proof),
-                None => self.refuse(call, from, RefusalReason::Replayed),
+                None => self.refuse(call, vote.voter, RefusalReason::Replayed),
             };
         }
         if !self
@@ -398,12 +425,23 @@ impl Engine {
             .accept(vote.sequence)
             && !planted(Bug::ReplayWindowOff)
         {
-            return self.refuse(call, from, RefusalReason::Replayed);
+            return if passed_on {
+                self.refuse_passed_on(call, from, RefusalReason::Replayed);
+            } else {
+                self.refuse(call, from, RefusalReason::Replayed);
+            };
         }
+        let needed = self.adds_a_witness(&key, &vote.voter);
         if !self.open_incident(key, ballot.action, vote.bucket, vote.voter) {
-            return self.refuse(call, from, RefusalReason::TooManyIncidents);
+            return self.refuse(call, vote.voter, RefusalReason::TooManyIncidents);
         }
         self.incidents.add(&key, &ballot.signed);
+        if !passed_on {
+            if needed {
+                self.pass_on(call, &key, ballot);
+            }
+            self.tell_of_others(call, &key, ballot);
+        }
         call.out.push(Output::VoteSeen(
             self.summary(&ballot.action, &ballot.signed),
         ));
@@ -508,9 +546,14 @@ impl Engine {
             };
             let action = incident.action;
             let silent = self.silent();
-            let contradicted = incident.votes.iter().any(|(voter, signed)| {
-                signed.vote.verdict == Verdict::Reject && !silent.contains(voter)
-            });
+            let counts = |voter: &NodeId| {
+                let member = self.roster.get(voter);
+                member.is_some_and(|m| m.weight > 0) && !silent.contains(voter)
+            };
+            let contradicted = incident
+                .votes
+                .iter()
+                .any(|(voter, signed)| signed.vote.verdict == Verdict::Reject && counts(voter));
             let verdict = match self.quiet_since(call, &action) {
                 Some(true) if !contradicted => Verdict::Concur,
                 Some(false) if !contradicted => Verdict::Reject,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::cert::CertifiedEpoch;
 use super::removal::SignedRemoval;
+use super::weights::BOOTSTRAP_VOTERS;
 use crate::mesh::crypto;
 use crate::mesh::ids::Hash;
 use crate::mesh::roster::MAX_NODES;
@@ -125,6 +126,15 @@ impl Chain {
         true
     }
 
+    /// The latest gap: the epoch before it, and the one after it.
+    pub fn last_gap(&self) -> Option<(&CertifiedEpoch, &CertifiedEpoch)> {
+        let mut pairs = self.epochs.windows(2).rev();
+        pairs.find_map(|pair| match pair {
+            [before, after] if !follows(before, after) => Some((before, after)),
+            _ => None,
+        })
+    }
+
     /// Whether so many more may come before those there are.
     pub const fn has_room(&self, more: usize) -> bool {
         self.epochs.len().saturating_add(more) <= MAX_CHAIN && self.bytes <= MAX_CHAIN_BYTES / 4 * 3
@@ -134,7 +144,7 @@ impl Chain {
     /// first and that of the number `begins` always stay. Of those before `begins` the first goes, since only
     /// their hashes hold them. `bridged`
     /// (earlier, link, later) says whether the signatures on `later`, which follows `link`, also carry
-    /// `earlier`. False if none can.
+    /// `earlier`. From an epoch of too few nodes no gap leads to one of more (see [`Chain::stones`]). False if none can.
     pub fn shorten(
         &mut self,
         keep: usize,
@@ -157,6 +167,7 @@ impl Chain {
                 && !pinned.contains(&number(at + 1))
                 && !self.is_link(at)
                 && follows(link, later)
+                && (!is_weak(earlier) || is_weak(later))
                 && bridged(earlier, link, later)
         });
         let Some(at) = at else { return false };
@@ -179,16 +190,32 @@ impl Chain {
     }
 
     /// Verified epochs that a later one may be verified from: the latest, then those before the gaps, latest
-    /// first, at most [`MAX_STONES`]. A peer's gap may begin earlier than where this node stands.
+    /// first, at most [`MAX_STONES`]. A peer's gap may begin earlier than where this node stands. Epochs of too few
+    /// nodes to withstand a liar are among them only as long as the latest is one, too: the first one is often a single
+    /// node's, and its key would be worth the whole mesh for ever.
     pub fn stones(&self) -> impl Iterator<Item = &CertifiedEpoch> {
-        let gaps = (0..self.epochs.len())
-            .rev()
-            .filter(|at| self.is_link(at.saturating_add(1)) && !self.is_link(*at));
-        self.tip()
-            .into_iter()
-            .chain(gaps.filter_map(|at| self.epochs.get(at)))
-            .take(MAX_STONES)
+        self.stones_until(u64::MAX)
     }
+
+    /// The same, as they were with the epochs up to `number`.
+    pub fn stones_until(&self, number: u64) -> impl Iterator<Item = &CertifiedEpoch> {
+        let len = self.epochs.partition_point(|e| e.record.number <= number);
+        let epochs = self.epochs.get(..len).unwrap_or_default();
+        let tip = epochs.last();
+        let weak_too = tip.is_some_and(is_weak);
+        let gaps = (0..len)
+            .rev()
+            .filter(|at| self.is_link(at.saturating_add(1)) && !self.is_link(*at))
+            .filter_map(|at| epochs.get(at))
+            .filter(move |epoch| weak_too || !is_weak(epoch));
+        tip.into_iter().chain(gaps).take(MAX_STONES)
+    }
+}
+
+/// Whether so few have weight that one liar among them could make up the next epochs.
+fn is_weak(epoch: &CertifiedEpoch) -> bool {
+    let members = epoch.record.members.iter();
+    members.filter(|m| m.weight > 0).count() < BOOTSTRAP_VOTERS
 }
 
 /// Whether an epoch comes right after another one and names it by hash.

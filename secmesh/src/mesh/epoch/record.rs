@@ -3,13 +3,15 @@
 use serde::Serialize;
 
 use crate::mesh::crypto;
-use crate::mesh::evidence::Frontier;
+use crate::mesh::evidence::{Frontier, ProofSet};
 use crate::mesh::genesis::Params;
 use crate::mesh::ids::{Hash, MeshId};
 use crate::mesh::roster::NODE_WEIGHT;
 use crate::mesh::wire::{Decoder, Encoder, WireError};
 
 const TAG: &str = "secmesh/epoch-record/1";
+/// Of a record in which somebody is proved to have lied.
+const TAG_PROVED: &str = "secmesh/epoch-record/2";
 
 /// Most nodes in one epoch: as many as fit a message with evidence of each on record and a signature by each.
 pub const MAX_MEMBERS: usize = 350;
@@ -21,9 +23,9 @@ const MAX_PROVED_BYTES: usize = 65_000;
 /// Bytes of one of those signatures, with whose it is.
 const SIGNATURE_BYTES: usize = 80;
 
-/// Bytes of a record without members and logs, of a member, and of a log.
+/// Bytes of a record without members and logs, of a member with what was proved of it, and of a log.
 const BARE_BYTES: usize = 107;
-const MEMBER_BYTES: usize = 44;
+const MEMBER_BYTES: usize = 45;
 const LOG_BYTES: usize = 56;
 
 /// Numbers of the genesis that the building of epochs needs; the same in every record of a mesh.
@@ -54,6 +56,9 @@ pub struct EpochMember {
     pub weight: u32,
     /// Number of the first epoch that it was in.
     pub since: u64,
+    /// What was proved of it up to the record's evidence, by whom ever: it holds after the statement that proves it
+    /// was let go of.
+    pub proved: ProofSet,
 }
 
 /// One epoch.
@@ -87,6 +92,7 @@ impl EpochRecord {
                 record,
                 weight: NODE_WEIGHT,
                 since: 1,
+                proved: ProofSet::default(),
             })
             .collect();
         members.sort_by_key(|m| m.record);
@@ -103,7 +109,8 @@ impl EpochRecord {
 
     /// Canonical bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut e = Encoder::tagged(TAG);
+        let proved = self.members.iter().any(|m| !m.proved.is_empty());
+        let mut e = Encoder::tagged(if proved { TAG_PROVED } else { TAG });
         e.fixed(self.mesh.as_bytes())
             .u64(self.number)
             .fixed(self.previous.as_bytes())
@@ -114,6 +121,9 @@ impl EpochRecord {
             e.fixed(member.record.as_bytes())
                 .u32(member.weight)
                 .u64(member.since);
+            if proved {
+                e.u8(member.proved.bits());
+            }
         }
         self.frontier.write_logs(&mut e);
         e.finish()
@@ -132,7 +142,8 @@ impl EpochRecord {
 
     pub(super) fn read(d: &mut Decoder<'_>) -> Result<Self, WireError> {
         let start = d.rest().len();
-        d.expect_tag(TAG)?;
+        let proved = d.next_is_tag(TAG_PROVED);
+        d.expect_tag(if proved { TAG_PROVED } else { TAG })?;
         let mesh = MeshId(d.fixed("mesh")?);
         let number = d.u64("number")?;
         let previous = Hash(d.fixed("previous")?);
@@ -146,6 +157,11 @@ impl EpochRecord {
                 record: Hash(d.fixed("record")?),
                 weight: d.u32("weight")?,
                 since: d.u64("since")?,
+                proved: if proved {
+                    ProofSet::from_bits(d.u8("proofs")?)?
+                } else {
+                    ProofSet::default()
+                },
             });
         }
         let frontier = Frontier::read_logs(d)?;
@@ -156,6 +172,12 @@ impl EpochRecord {
                 field: "epoch record",
                 len,
                 max,
+            });
+        }
+        if proved && members.iter().all(|m| m.proved.is_empty()) {
+            return Err(WireError::Invalid {
+                field: "epoch record",
+                why: "of the form for proofs, without any",
             });
         }
         let ordered = members.is_sorted_by(|a, b| a.record < b.record);

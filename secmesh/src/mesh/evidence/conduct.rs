@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::statement::SignedHead;
 use crate::ledger::fork::LedgerForkProof;
@@ -13,7 +13,7 @@ use crate::mesh::epoch::EpochProof;
 use crate::mesh::ids::{MeshId, NodeId};
 use crate::mesh::message::EquivocationProof;
 use crate::mesh::vote::coded;
-use crate::mesh::wire::{Decoder, Encoder, WireError};
+use crate::mesh::wire::{Decoder, Encoder, UNKNOWN_CODE, WireError};
 
 /// Bytes of an equivocation proof: two votes of 272 bytes and their signatures.
 const EQUIVOCATION: usize = 2 * (272 + 64);
@@ -36,6 +36,65 @@ coded!(
         EpochEquivocation = 5 "epoch_equivocation",
     }
 );
+
+/// What was proved of one node: any of the [`ProofKind`]s.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProofSet(u8);
+
+impl ProofSet {
+    /// Kind n is bit n − 1.
+    const fn bit(kind: ProofKind) -> u8 {
+        1 << (kind.code() - 1)
+    }
+
+    /// Whether nothing was proved.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The kinds, in the order of their codes.
+    pub fn kinds(self) -> impl Iterator<Item = ProofKind> {
+        let all = ProofKind::ALL.iter().copied();
+        all.filter(move |kind| self.0 & Self::bit(*kind) != 0)
+    }
+
+    /// One byte, in which kind n is bit n − 1.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Reads [`ProofSet::bits`].
+    ///
+    /// # Errors
+    /// [`WireError::Invalid`] for a bit that stands for no kind.
+    pub fn from_bits(bits: u8) -> Result<Self, WireError> {
+        let known: Self = ProofKind::ALL.iter().copied().collect();
+        if bits & !known.0 == 0 {
+            Ok(Self(bits))
+        } else {
+            Err(WireError::Invalid {
+                field: "proofs",
+                why: UNKNOWN_CODE,
+            })
+        }
+    }
+}
+
+impl FromIterator<ProofKind> for ProofSet {
+    fn from_iter<T: IntoIterator<Item = ProofKind>>(kinds: T) -> Self {
+        Self(
+            kinds
+                .into_iter()
+                .fold(0, |bits, kind| bits | Self::bit(kind)),
+        )
+    }
+}
+
+impl Serialize for ProofSet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.kinds())
+    }
+}
 
 /// Something that proves itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -57,6 +57,13 @@ impl Frontier {
         Ok(())
     }
 
+    /// The logs of these authors.
+    #[must_use]
+    pub fn of(&self, wanted: impl Fn(&NodeId) -> bool) -> Self {
+        let logs = self.0.iter().filter(|(author, _)| wanted(author));
+        Self(logs.map(|(author, head)| (*author, *head)).collect())
+    }
+
     /// Whether no author's log is shorter here than in `before`, and none of the same length another:
     /// evidence is never taken back.
     pub fn continues(&self, before: &Self) -> bool {
@@ -270,9 +277,42 @@ impl EvidenceSet {
         Frontier(known.collect())
     }
 
-    /// Forgets an author's log, because the mesh has certified another history of it.
+    /// Who has stated something.
+    pub fn authors(&self) -> impl Iterator<Item = &NodeId> {
+        self.logs.keys()
+    }
+
+    /// Forgets an author's log, because the mesh has certified another history of it, or rests on none.
     pub fn drop_log(&mut self, author: &NodeId) {
         self.logs.remove(author);
+    }
+
+    /// Forgets what an author has stated beyond its first `size` statements.
+    pub fn shorten_log(&mut self, author: &NodeId, size: u64) {
+        let Some(log) = self.logs.remove(author) else {
+            return;
+        };
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let kept: Vec<Arc<Statement>> = log.statements.into_iter().take(size).collect();
+        if kept.is_empty() {
+            return;
+        }
+        let mut tree = merkle::Frontier::default();
+        let mut bytes = 0;
+        for statement in &kept {
+            tree.push(&statement.head().to_bytes());
+            bytes += statement.to_bytes().len() + OVERHEAD;
+        }
+        let root = Hash(tree.root());
+        self.logs.insert(
+            *author,
+            Log {
+                tree,
+                root,
+                statements: kept,
+                bytes,
+            },
+        );
     }
 
     /// The statement of an author with this number.

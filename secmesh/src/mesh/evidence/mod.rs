@@ -15,7 +15,7 @@ pub mod store;
 pub mod verdict;
 
 pub use body::{Body, Dossier, MAX_DOSSIER_VOTES, Outcome, OutcomeKind, Remediation};
-pub use conduct::{CulpritKeys, Misconduct, ProofKind};
+pub use conduct::{CulpritKeys, Misconduct, ProofKind, ProofSet};
 pub use log::{EvidenceSet, Frontier, Inserted, LogHead};
 pub use message::EvidenceMessage;
 pub use question::{Answer, Question, Reveal, Say, SignedAnswer};

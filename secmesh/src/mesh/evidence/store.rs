@@ -4,7 +4,8 @@
 //! evidence.log  tag | mesh id 32 | node id 16 | each: length u32, statement, first 8 bytes of its SHA-256
 //! ```
 //! A node's own statement is on the disk before it leaves: two statements under one number are a lie,
-//! whatever the reason. A crash leaves a last record cut off, which is taken away at the next start; damage
+//! whatever the reason. What this node has let go of is left out when the file is written anew
+//! ([`EvidenceFile::rewrite`]). A crash leaves a last record cut off, which is taken away at the next start; damage
 //! before the end is refused.
 
 use std::fs::{File, OpenOptions};
@@ -12,6 +13,7 @@ use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::log::EvidenceSet;
 use super::statement::MAX_STATEMENT;
 use crate::mesh::crypto::sha256;
 use crate::mesh::ids::{MeshId, NodeId};
@@ -72,6 +74,8 @@ pub struct EvidenceFile {
     unsynced: bool,
     /// Where the next record begins.
     end: u64,
+    /// Whose it is.
+    header: (MeshId, NodeId),
     /// What was written of a record that failed could not be taken back: behind it nothing can be written.
     failed: bool,
 }
@@ -91,6 +95,22 @@ fn header(mesh: MeshId, node: NodeId) -> Vec<u8> {
     let mut e = Encoder::tagged(TAG);
     e.fixed(mesh.as_bytes()).fixed(node.as_bytes());
     e.finish()
+}
+
+/// A statement's record.
+fn encoded(statement: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(statement.len()).unwrap_or(u32::MAX);
+    let mut bytes = len.to_be_bytes().to_vec();
+    bytes.extend_from_slice(statement);
+    bytes.extend_from_slice(&checksum(statement));
+    bytes
+}
+
+/// Bytes that statements take up in a file.
+pub fn stored_bytes(set: &EvidenceSet) -> u64 {
+    set.iter()
+        .map(|statement| len64(4 + statement.to_bytes().len() + CHECKSUM))
+        .sum()
 }
 
 fn checksum(bytes: &[u8]) -> [u8; CHECKSUM] {
@@ -171,7 +191,7 @@ impl EvidenceFile {
                 existed,
                 ..Recovered::default()
             };
-            return Ok((Self::at(path, file, end), recovered));
+            return Ok((Self::at(path, file, end, (mesh, node)), recovered));
         }
         let Some(mut rest) = bytes.strip_prefix(header.as_slice()) else {
             return Err(wrong_header(path, &bytes));
@@ -200,16 +220,17 @@ impl EvidenceFile {
             file.sync_all().map_err(io)?;
         }
         file.seek(SeekFrom::Start(end)).map_err(io)?;
-        Ok((Self::at(path, file, end), recovered))
+        Ok((Self::at(path, file, end, (mesh, node)), recovered))
     }
 
-    const fn at(path: PathBuf, file: File, end: u64) -> Self {
+    const fn at(path: PathBuf, file: File, end: u64, header: (MeshId, NodeId)) -> Self {
         Self {
             path,
             file,
             unsynced: false,
             failed: false,
             end,
+            header,
         }
     }
 
@@ -230,15 +251,83 @@ impl EvidenceFile {
         Ok(())
     }
 
+    /// Its length, in bytes.
+    pub const fn bytes(&self) -> u64 {
+        self.end
+    }
+
+    /// Puts a file with these statements, each with its author's earlier ones before it, in the place of this one.
+    ///
+    /// # Errors
+    /// I/O, or [`EvidenceFileError::Damaged`] where they are more than a file holds; the file is as it was then.
+    pub fn rewrite(
+        &mut self,
+        statements: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<(), EvidenceFileError> {
+        let temp = self.path.with_extension("log.new");
+        let io = |source| EvidenceFileError::Io {
+            path: temp.clone(),
+            source,
+        };
+        let written = self.write_new(&temp, statements);
+        let renamed = written.and_then(|(file, end)| {
+            std::fs::rename(&temp, &self.path).map_err(io)?;
+            Ok((file, end))
+        });
+        let (file, end) = renamed.inspect_err(|_| {
+            // Written again from the start next time, should it stay.
+            drop(std::fs::remove_file(&temp));
+        })?;
+        *self = Self::at(self.path.clone(), file, end, self.header);
+        let dir = self.path.parent().unwrap_or_else(|| Path::new("."));
+        File::open(dir).and_then(|d| d.sync_all()).map_err(io)
+    }
+
+    fn write_new(
+        &self,
+        temp: &Path,
+        statements: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<(File, u64), EvidenceFileError> {
+        let io = |source| EvidenceFileError::Io {
+            path: temp.to_owned(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
+            .open(temp)
+            .map_err(io)?;
+        let header = header(self.header.0, self.header.1);
+        let mut end = len64(header.len());
+        let mut out = io::BufWriter::new(file);
+        out.write_all(&header).map_err(io)?;
+        for statement in statements {
+            let bytes = encoded(&statement);
+            end += len64(bytes.len());
+            if end > MAX_FILE {
+                return Err(EvidenceFileError::Damaged {
+                    path: self.path.clone(),
+                    at: end,
+                    why: "what is to be kept is longer than it can be",
+                });
+            }
+            out.write_all(&bytes).map_err(io)?;
+        }
+        let file = out.into_inner().map_err(|e| io(e.into_error()))?;
+        file.sync_all().map_err(io)?;
+        Ok((file, end))
+    }
+
     /// Appends a statement; `durable` waits until the disk has it, and with it all before.
     ///
     /// # Errors
     /// I/O, or [`EvidenceFileError::Damaged`] when the file is full. What was written of it is taken back.
     pub fn append(&mut self, statement: &[u8], durable: bool) -> Result<(), EvidenceFileError> {
-        let len = u32::try_from(statement.len()).unwrap_or(u32::MAX);
-        let mut bytes = len.to_be_bytes().to_vec();
-        bytes.extend_from_slice(statement);
-        bytes.extend_from_slice(&checksum(statement));
+        let bytes = encoded(statement);
         if statement.len() > MAX_STATEMENT || self.end + len64(bytes.len()) > MAX_FILE {
             return Err(EvidenceFileError::Damaged {
                 path: self.path.clone(),

@@ -226,6 +226,35 @@ fn the_file_gives_back_what_was_appended_whatever_a_crash_cut_off() {
 }
 
 #[test]
+fn a_file_written_anew_holds_what_it_was_given_and_takes_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let all: Vec<Vec<u8>> = statements().iter().map(Statement::to_bytes).collect();
+    let (mut file, _) = open(dir.path()).unwrap();
+    for bytes in &all {
+        file.append(bytes, false).unwrap();
+    }
+    let before = file.bytes();
+    // What a crash left of an earlier try.
+    write_atomic(&dir.path().join("evidence.log.new"), &[7; 9_000], 0o600).unwrap();
+    file.rewrite(all[1..].iter().cloned()).unwrap();
+    assert!(file.bytes() < before);
+    let length = |dir: &std::path::Path| std::fs::metadata(dir.join(EVIDENCE_FILE)).unwrap().len();
+    assert_eq!(length(dir.path()), file.bytes());
+    file.append(&all[0], true).unwrap();
+    drop(file);
+    let (mut file, found) = open(dir.path()).unwrap();
+    assert_eq!(found.statements[..all.len() - 1], all[1..]);
+    assert_eq!(found.statements.last(), all.first());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    // Where it cannot be written the old one stays, and is still appended to.
+    std::fs::create_dir(dir.path().join("evidence.log.new")).unwrap();
+    assert!(file.rewrite(all.iter().cloned()).is_err());
+    file.append(&all[1], true).unwrap();
+    drop(file);
+    assert_eq!(open(dir.path()).unwrap().1.statements.len(), all.len() + 1);
+}
+
+#[test]
 fn a_file_that_was_changed_or_is_anothers_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(EVIDENCE_FILE);

@@ -12,7 +12,10 @@ use super::chance::Chance;
 use super::codec::{Form, MAX_PACKET, from_foca, to_foca};
 use super::message::{Life, SwimMessage, What};
 use super::through::Asked;
-use super::{ANSWER_US, Liveness, MESSAGES_PER_S, Output, PROBE_US, SUSPECT_US, SwimCounters};
+use super::{
+    ANSWER_US, Liveness, MESSAGES_PER_S, NUMBERS_AT_ONCE, Output, PROBE_US, SUSPECT_US,
+    SwimCounters,
+};
 use crate::mesh::crypto::sha256;
 use crate::mesh::ids::NodeId;
 use crate::mesh::message::Message;
@@ -86,8 +89,8 @@ pub struct Swim {
     pub(super) refutations: u16,
     /// When it did last.
     pub(super) refuted_us: Option<u64>,
-    /// When it believed others last that it had refuted more than it has.
-    pub(super) caught_up_us: Option<u64>,
+    /// Numbers of refutations that it may use now, and since when it has earned none.
+    pub(super) numbers: (u16, Option<u64>),
     pub(super) counters: SwimCounters,
 }
 
@@ -136,7 +139,7 @@ impl Swim {
             asked_for: (0, 0),
             refutations: 0,
             refuted_us: None,
-            caught_up_us: None,
+            numbers: (NUMBERS_AT_ONCE, None),
             counters: SwimCounters::default(),
         }
     }

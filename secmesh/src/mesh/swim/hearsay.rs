@@ -3,7 +3,7 @@
 use foca::State;
 
 use super::message::{Life, Standing, Update, What};
-use super::{CATCH_UP_US, HEARD_US, MAX_AHEAD, Output, REFUTE_US, Swim};
+use super::{HEARD_US, MAX_AHEAD, NUMBER_US, NUMBERS_AT_ONCE, Output, REFUTE_US, Swim};
 
 fn recently(at: Option<u64>, now_us: u64, within: u64) -> bool {
     at.is_some_and(|at| now_us.saturating_sub(at) < within)
@@ -61,23 +61,37 @@ impl Swim {
         }
         let ahead = update.refutations > self.refutations.saturating_add(MAX_AHEAD)
             || update.refutations >= u16::MAX - 1;
-        // More than was said in this life: what is left of an earlier one. Seldom, or a liar uses up the numbers.
-        let more = update.refutations > self.refutations;
-        if ahead
-            || recently(self.refuted_us, now_us, REFUTE_US)
-            || (more && recently(self.caught_up_us, now_us, CATCH_UP_US))
-        {
+        if ahead || recently(self.refuted_us, now_us, REFUTE_US) {
             self.counters.news_ignored += 1;
             return None;
         }
-        if more {
-            self.caught_up_us = Some(now_us);
+        // More than was said in this life is what is left of an earlier one.
+        let above = update.refutations.checked_sub(self.refutations);
+        let cost = above.map_or(0, |above| above.saturating_add(1));
+        if !self.spend_numbers(now_us, cost) {
+            self.counters.unrefuted += 1;
+            return None;
         }
         self.refuted_us = Some(now_us);
         Some(Update {
             standing: Standing::Suspect,
             ..*update
         })
+    }
+
+    /// Whether so many numbers of refutations may be used now.
+    fn spend_numbers(&mut self, now_us: u64, cost: u16) -> bool {
+        let (left, since) = self.numbers;
+        let since = since.unwrap_or(now_us);
+        let earned = now_us.saturating_sub(since) / NUMBER_US;
+        let left = u16::try_from(earned).map_or(u16::MAX, |earned| left.saturating_add(earned));
+        let left = left.min(NUMBERS_AT_ONCE);
+        let Some(rest) = left.checked_sub(cost) else {
+            return false;
+        };
+        let since = since.saturating_add(earned.saturating_mul(NUMBER_US));
+        self.numbers = (rest, Some(since));
+        true
     }
 
     fn news_of(&mut self, now_us: u64, update: &Update, out: &mut Vec<Output>) -> Option<Update> {

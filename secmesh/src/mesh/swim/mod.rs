@@ -45,8 +45,12 @@ pub const HEARD_US: u64 = 2_000_000;
 pub const REFUTE_US: u64 = 1_000_000;
 /// By how much a peer's number of refutations may be ahead of what is known here.
 pub const MAX_AHEAD: u16 = 4;
-/// How often a node believes that it has refuted more than it has in this life, microseconds.
-pub const CATCH_UP_US: u64 = 60 * 1_000_000;
+/// Numbers of refutations that a node gives away at once, and then one each [`NUMBER_US`]. They are 65,534 in all until
+/// its restart, and a liar can have it use one with each suspicion: so they last for more than a year of that. What is
+/// not refuted is answered through others all the same.
+pub const NUMBERS_AT_ONCE: u16 = 64;
+/// See [`NUMBERS_AT_ONCE`], microseconds.
+pub const NUMBER_US: u64 = 600 * 1_000_000;
 /// Messages of one peer that are looked at in a second; an honest one sends some ten.
 pub const MESSAGES_PER_S: u32 = 32;
 
@@ -119,6 +123,8 @@ counters! {
     received,
     /// Refused: from a node that is not a member, or in, or for, another incarnation.
     refused_unknown,
+    /// Suspicions of this node that it did not refute: it has used up what it has for ten minutes.
+    unrefuted,
     /// Refused: more than [`MESSAGES_PER_S`] of one peer in a second.
     refused_rate,
     /// Refused: names a node that is not a member, or the sender itself where that makes no sense.

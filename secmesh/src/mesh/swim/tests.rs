@@ -303,18 +303,64 @@ fn says(n: u8, refutations: u16, standing: Standing) -> Update {
 
 #[test]
 fn a_liar_uses_up_few_refutations_of_another() {
+    for ahead in [0, MAX_AHEAD] {
+        let mut net = Net::new(4, 3);
+        net.run(3);
+        let suspect = |net: &mut Net, seconds: u64| {
+            for _ in 0..seconds {
+                let said = net.nodes[&1].refutations;
+                lie(
+                    net,
+                    1,
+                    What::Gossip,
+                    vec![says(1, said + ahead, Standing::Suspect)],
+                );
+                net.run(1);
+            }
+            net.nodes[&1].refutations
+        };
+        // What it says first is believed, for it may be left of an earlier life.
+        assert!((ahead + 1..=3 * (ahead + 1)).contains(&suspect(&mut net, 3)));
+        let said = suspect(&mut net, 100);
+        assert!(
+            (NUMBERS_AT_ONCE - ahead..=NUMBERS_AT_ONCE).contains(&said),
+            "{said}"
+        );
+        assert!(net.nodes[&1].counters().unrefuted > 0);
+        // An hour later it has earned six.
+        net.now += 6 * NUMBER_US;
+        let later = suspect(&mut net, 10);
+        assert!(later > said && later <= NUMBERS_AT_ONCE + 6, "{later}");
+        // A day earns no more than what it had at first.
+        net.now += 144 * NUMBER_US;
+        let last = suspect(&mut net, 100);
+        assert!(last > later && last - later <= NUMBERS_AT_ONCE, "{last}");
+    }
+}
+
+#[test]
+fn who_has_no_refutations_left_answers_through_others() {
     let mut net = Net::new(4, 3);
     net.run(3);
-    let seconds = 300;
-    for _ in 0..seconds {
-        let said = net.nodes[&1].refutations;
-        let ahead = says(1, said + MAX_AHEAD, Standing::Suspect);
-        lie(&mut net, 1, What::Gossip, vec![ahead]);
+    net.cut(1, 2);
+    net.run(3);
+    for _ in 0..200 {
+        for to in [1, 2] {
+            let known = net.nodes[&to].known(&id(1)).map_or(0, |(_, number)| number);
+            let said = net.nodes[&1].refutations.max(known);
+            lie(
+                &mut net,
+                to,
+                What::Gossip,
+                vec![says(1, said, Standing::Suspect)],
+            );
+        }
         net.run(1);
+        assert_ne!(net.sees(2, 1), Liveness::Down);
     }
-    // What it says first is believed, for it may be left of an earlier life.
-    let said = net.nodes[&1].refutations;
-    assert!((5..=seconds / 60 * 5 + 5).contains(&said), "{said}");
+    assert!(net.nodes[&1].counters().unrefuted > 0);
+    net.run(5);
+    assert!(net.all_alive());
 }
 
 #[test]

@@ -26,6 +26,8 @@ counters! {
     sessions_quarantined,
     /// Attempts to reach a peer that failed.
     dial_failed,
+    /// Times that a peer was met at its address, where messages go through a broker.
+    peers_found,
     /// Second connections to a peer that were given up for the other one.
     duplicate_connections,
     /// Messages received.
@@ -90,6 +92,8 @@ counters! {
     nats_disconnected,
     /// Times that the mesh's stream could not be read.
     nats_receiving_failed,
+    /// Peers that said farewell through NATS: nobody has to wait for their silence.
+    nats_farewells,
     /// Envelopes that no NATS server took.
     nats_publish_failed,
     /// Refused: bytes out of the stream that are no envelope.

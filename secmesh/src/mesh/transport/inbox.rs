@@ -3,11 +3,10 @@
 //! One queue for all would let a member that sends without end decide when the others are heard. Here it fills
 //! its own, and its connection is read no further; what another one says waits for one message of it at most. And
 //! since one message can cost much more than another, each peer has a share of the agent's time
-//! ([`TransportEvents::charge`]): who has used it up is heard when it has earned some again.
+//! ([`TransportEvents::charge`]): who has used it up is heard when it has earned some again, or when nobody else waits.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -24,7 +23,7 @@ pub(super) const ROOM: u32 = 256;
 pub(super) const ROOM_SHARED: u32 = 4096;
 /// What anything takes at least, in KiB.
 const LEAST: u32 = 8;
-/// Of the agent's time one peer has a quarter, over long.
+/// Of the agent's time one peer has a quarter, over long, where another one wants it.
 const SHARE: u64 = 4;
 /// Time of the agent that a peer may use up at once, in nanoseconds: what it has to say after it was away.
 const BURST_NS: u64 = 2_000_000_000;
@@ -50,7 +49,9 @@ impl TransportEvent {
 
     const fn source(&self) -> Source {
         match self {
-            Self::PeerUp { node, .. } | Self::PeerDown { node } => Source::Peer(*node),
+            Self::PeerUp { node, .. } | Self::PeerAt { node, .. } | Self::PeerDown { node } => {
+                Source::Peer(*node)
+            }
             Self::Message { from, .. } | Self::Garbage { from } => Source::Peer(*from),
             Self::JoinRequest { .. } => Source::Joiners,
         }
@@ -60,7 +61,10 @@ impl TransportEvent {
     fn kib(&self) -> u32 {
         let bytes = match self {
             Self::Message { bytes, .. } | Self::JoinRequest { bytes, .. } => bytes.len(),
-            Self::PeerUp { .. } | Self::PeerDown { .. } | Self::Garbage { .. } => 0,
+            Self::PeerUp { .. }
+            | Self::PeerAt { .. }
+            | Self::PeerDown { .. }
+            | Self::Garbage { .. } => 0,
         };
         u32::try_from(bytes.div_ceil(1024))
             .unwrap_or(u32::MAX)
@@ -80,11 +84,18 @@ struct State {
     turns: VecDeque<Source>,
     /// Until when what a peer has used up is paid for; those that have not paid yet.
     owed: HashMap<NodeId, u64>,
+    /// Peers that wait while others are heard.
+    held_back: HashSet<NodeId>,
     /// One of the ends is gone.
     closed: bool,
 }
 
 impl State {
+    /// Whether nothing waits and nothing comes.
+    fn is_over(&self) -> bool {
+        self.closed && self.turns.is_empty()
+    }
+
     /// When a lane may be heard; now, for most.
     fn heard_ns(&self, source: Source) -> u64 {
         let Source::Peer(node) = source else { return 0 };
@@ -93,34 +104,42 @@ impl State {
             .map_or(0, |until| until.saturating_sub(SHARE * BURST_NS))
     }
 
-    /// The next event, or when there is one.
-    fn pop(&mut self, now_ns: u64) -> Result<TransportEvent, Option<u64>> {
-        let mut earliest: Option<u64> = None;
-        for _ in 0..self.turns.len() {
-            let Some(source) = self.turns.pop_front() else {
+    /// The next event, and how many peers wait for it that did not before.
+    fn pop(&mut self, now_ns: u64) -> Option<(TransportEvent, u64)> {
+        let due = |source: &&Source| self.heard_ns(**source) <= now_ns;
+        let first = self.turns.iter().find(due).copied();
+        // Where all have used up their shares, nothing is gained by letting them wait.
+        let by_debt = || {
+            self.turns
+                .iter()
+                .min_by_key(|s| self.heard_ns(**s))
+                .copied()
+        };
+        let source = first.or_else(by_debt)?;
+        let mut held_back = 0;
+        while let Some(next) = self.turns.pop_front() {
+            if next == source {
                 break;
-            };
-            let heard_ns = self.heard_ns(source);
-            if heard_ns > now_ns {
-                earliest = Some(earliest.map_or(heard_ns, |e| e.min(heard_ns)));
-                self.turns.push_back(source);
-                continue;
             }
-            let Some(lane) = self.lanes.get_mut(&source) else {
-                continue;
-            };
-            let event = lane.waiting.pop_front();
-            if !lane.waiting.is_empty() {
-                self.turns.push_back(source);
-            } else if Arc::strong_count(&lane.room) == 1 + usize::from(event.is_some()) {
-                // Nobody waits for room in it. What was taken just now still holds some.
-                self.lanes.remove(&source);
+            if let Source::Peer(node) = next
+                && first.is_some()
+            {
+                held_back += u64::from(self.held_back.insert(node));
             }
-            if let Some((event, _room)) = event {
-                return Ok(event);
-            }
+            self.turns.push_back(next);
         }
-        Err(earliest)
+        if let Source::Peer(node) = source {
+            self.held_back.remove(&node);
+        }
+        let lane = self.lanes.get_mut(&source)?;
+        let event = lane.waiting.pop_front();
+        if !lane.waiting.is_empty() {
+            self.turns.push_back(source);
+        } else if Arc::strong_count(&lane.room) == 1 + usize::from(event.is_some()) {
+            // Nobody waits for room in it. What was taken just now still holds some.
+            self.lanes.remove(&source);
+        }
+        event.map(|(event, _room)| (event, held_back))
     }
 }
 
@@ -215,15 +234,18 @@ impl Drop for Hold<'_> {
 }
 
 impl Feed {
-    /// Waits for room in the queue of whom it comes from. Nothing when the receiver is gone.
-    pub(super) async fn send(&self, event: TransportEvent) {
+    fn hold(&self, event: &TransportEvent) -> Hold<'_> {
         let source = event.source();
-        let room = self.shared.room(source);
-        let hold = Hold {
+        Hold {
             shared: &self.shared,
             source,
-            room,
-        };
+            room: self.shared.room(source),
+        }
+    }
+
+    /// Waits for room in the queue of whom it comes from. Nothing when the receiver is gone.
+    pub(super) async fn send(&self, event: TransportEvent) {
+        let hold = self.hold(&event);
         let Some(room) = &hold.room else { return };
         let wait = Arc::clone(room).acquire_many_owned(event.kib());
         if let Ok(permit) = wait.await {
@@ -233,13 +255,7 @@ impl Feed {
 
     /// As [`Feed::send`], but drops it where there is no room.
     pub(super) fn offer(&self, event: TransportEvent) {
-        let source = event.source();
-        let room = self.shared.room(source);
-        let hold = Hold {
-            shared: &self.shared,
-            source,
-            room,
-        };
+        let hold = self.hold(&event);
         let Some(room) = &hold.room else { return };
         match Arc::clone(room).try_acquire_many_owned(event.kib()) {
             Ok(permit) => self.shared.put(event, permit),
@@ -264,46 +280,41 @@ impl TransportEvents {
     pub async fn recv(&mut self) -> Option<TransportEvent> {
         loop {
             let came = self.shared.came.notified();
-            let now_ns = self.shared.clock.mono_ns();
-            let (next, closed) = {
-                let mut state = self.shared.state();
-                (state.pop(now_ns), state.closed)
-            };
-            match next {
-                Ok(event) => return Some(event),
-                Err(None) if closed => return None,
-                Err(None) => came.await,
-                Err(Some(at_ns)) => {
-                    // At least a millisecond: by a clock that stands still this would never wait.
-                    let wait = at_ns.saturating_sub(now_ns).max(1_000_000);
-                    tokio::select! {
-                        () = came => {}
-                        () = tokio::time::sleep(Duration::from_nanos(wait)) => {}
-                    }
-                }
+            match self.next() {
+                Some(event) => return Some(event),
+                None if self.shared.state().is_over() => return None,
+                None => came.await,
             }
         }
     }
 
     /// The next event, if there is one now.
     pub fn try_recv(&mut self) -> Option<TransportEvent> {
+        self.next()
+    }
+
+    fn next(&self) -> Option<TransportEvent> {
         let now_ns = self.shared.clock.mono_ns();
-        self.shared.state().pop(now_ns).ok()
+        let (event, held_back) = self.shared.state().pop(now_ns)?;
+        for _ in 0..held_back {
+            count(&self.shared.counters.incoming_held_back);
+        }
+        Some(event)
     }
 
     /// What an event of a peer has cost, in nanoseconds; more than a tenth of a second counts as that. A peer may use
-    /// up two seconds at once, and a quarter of the time from then on.
+    /// up two seconds at once, and a quarter of the time from then on; what it used while nobody else waited makes
+    /// nobody wait for longer than one event does.
     pub fn charge(&mut self, node: NodeId, spent_ns: u64) {
         let now_ns = self.shared.clock.mono_ns();
         let mut state = self.shared.state();
-        let before = state.heard_ns(Source::Peer(node));
         // Bounded by those who had a lane within the last few seconds.
         state.owed.retain(|_, until| *until > now_ns);
         let until = state.owed.entry(node).or_insert(now_ns);
-        *until = until.saturating_add(spent_ns.min(LONGEST_NS).saturating_mul(SHARE));
-        if before <= now_ns && state.heard_ns(Source::Peer(node)) > now_ns {
-            count(&self.shared.counters.incoming_held_back);
-        }
+        let most = now_ns.saturating_add(SHARE * (BURST_NS + LONGEST_NS));
+        *until = until
+            .saturating_add(spent_ns.min(LONGEST_NS).saturating_mul(SHARE))
+            .min(most);
     }
 }
 
@@ -329,6 +340,7 @@ pub(super) fn inbox(
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
 
     use bytes::Bytes;
     use tokio::time::timeout;
@@ -462,22 +474,59 @@ mod tests {
             ends.events.charge(liar, u64::MAX);
         }
         ends.events.charge(liar, 1_000_000);
-        assert_eq!(from(&ends.events.try_recv().unwrap()), 2);
-        assert!(ends.events.try_recv().is_none(), "it has to wait");
-        assert_eq!(ends.counters.incoming_held_back.load(Ordering::Relaxed), 1);
+        for _ in 0..3 {
+            ends.feed.send(said(2, 1)).await;
+        }
+        for _ in 0..4 {
+            assert_eq!(from(&ends.events.try_recv().unwrap()), 2, "it has to wait");
+        }
+        assert_eq!(held_back(&ends), 1, "once");
+        ends.feed.send(said(2, 1)).await;
         ends.clock.0.store(SHARE * 1_000_000, Ordering::Relaxed);
-        assert_eq!(from(&ends.events.try_recv().unwrap()), 1, "earned again");
-        ends.events.charge(liar, 500_000);
-        assert!(ends.events.try_recv().is_none());
-        ends.clock.0.store(2 * SHARE * 1_000_000, Ordering::Relaxed);
-        assert!(
-            timeout(MOMENT, ends.events.recv()).await.is_ok(),
-            "the wait ends by itself"
-        );
+        let next = [1, 2].map(|_| from(&ends.events.try_recv().unwrap()));
+        assert!(next.contains(&1), "earned again: {next:?}");
         // What was paid for is forgotten.
         ends.clock.0.store(u64::MAX / 2, Ordering::Relaxed);
         ends.events.charge(NodeId([2; 16]), 1);
         assert_eq!(ends.events.shared.state().owed.len(), 1);
+    }
+
+    fn held_back(ends: &Ends) -> u64 {
+        ends.counters.incoming_held_back.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn nobody_is_held_back_while_nobody_else_waits() {
+        let mut ends = ends(ROOM);
+        let busy = NodeId([1; 16]);
+        for _ in 0..200 {
+            ends.feed.send(said(1, 1)).await;
+            assert_eq!(from(&ends.events.try_recv().expect("at once")), 1);
+            ends.events.charge(busy, LONGEST_NS);
+        }
+        assert_eq!(held_back(&ends), 0);
+        // Two that both have used up theirs take turns.
+        for _ in 0..200 {
+            ends.events.charge(NodeId([2; 16]), LONGEST_NS);
+        }
+        let mut heard = [0, 0];
+        for _ in 0..20 {
+            for n in [1, 2] {
+                ends.feed.send(said(n, 1)).await;
+            }
+            let next = from(&timeout(MOMENT, ends.events.recv()).await.unwrap().unwrap());
+            ends.events.charge(NodeId([next; 16]), 1_000);
+            heard[usize::from(next - 1)] += 1;
+        }
+        assert_eq!(heard.iter().sum::<u32>(), 20);
+        assert!(heard.iter().all(|n| *n >= 5), "{heard:?}");
+        // And what it used while it was alone keeps it back for no longer than one event costs.
+        while ends.events.try_recv().is_some() {}
+        ends.clock.0.store(SHARE * LONGEST_NS, Ordering::Relaxed);
+        ends.feed.send(said(1, 1)).await;
+        ends.feed.send(said(3, 1)).await;
+        let first = from(&ends.events.try_recv().unwrap());
+        assert_eq!((first, held_back(&ends)), (1, 0));
     }
 
     #[tokio::test]

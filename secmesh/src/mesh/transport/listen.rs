@@ -17,7 +17,7 @@ use super::frame::{Frame, FrameError, Kind};
 use super::grpc::{self, Link, Method};
 use super::limit::{Busy, HandshakePermit};
 use super::peers::PeerIdentity;
-use super::{Inner, join, registry, session, tls};
+use super::{Inner, join, knock, registry, session, tls};
 use crate::mesh::identity::spki_of;
 use crate::mesh::ids::{NodeId, TicketId};
 
@@ -158,7 +158,7 @@ async fn serve(inner: Arc<Inner>, stream: TcpStream, source: SocketAddr, permit:
 async fn welcome(inner: &Inner, stream: TcpStream, source: SocketAddr) -> Option<Welcome> {
     // Failing that, messages are late but not lost.
     let _ = stream.set_nodelay(true);
-    let stream = match inner.server.accept(stream).await {
+    let mut stream = match inner.server.accept(stream).await {
         Ok(stream) => stream,
         Err(e) => {
             let (counter, reason) = tls::refusal(&e, &inner.counters);
@@ -184,6 +184,14 @@ async fn welcome(inner: &Inner, stream: TcpStream, source: SocketAddr) -> Option
             &inner.counters.refused_quarantined,
             "the node is quarantined",
         );
+        return None;
+    }
+    if let PeerIdentity::Member(node) = who
+        && !inner.direct
+        && node != inner.node
+        && knock::is_knock(&mut stream).await
+    {
+        knock::met(inner, node, source).await;
         return None;
     }
     match first_words(inner, stream, spki, who).await {

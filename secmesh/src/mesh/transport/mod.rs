@@ -17,6 +17,7 @@ pub mod fuzzing;
 mod grpc;
 mod inbox;
 mod join;
+mod knock;
 mod limit;
 mod listen;
 #[cfg(feature = "nats")]
@@ -141,6 +142,14 @@ pub enum TransportEvent {
         /// Where it really is: a connection to or from there was made with its key. What a peer says
         /// of its own address is only its word. None if it is reached through others.
         ip: Option<IpAddr>,
+    },
+    /// A peer that is reached through others was met at this address: its key was shown there. Only of use while the
+    /// peer is up.
+    PeerAt {
+        /// The peer.
+        node: NodeId,
+        /// Where it is.
+        ip: IpAddr,
     },
     /// The connection to a peer ended.
     PeerDown {
@@ -396,7 +405,7 @@ impl TransportHandle {
         SendOutcome::Queued
     }
 
-    /// Replaces the list of peers to dial, where peers are dialled. A connection that is up stays up, as long as its key is
+    /// Replaces the list of peers to dial; through a broker they are only met there, for their addresses. A connection that is up stays up, as long as its key is
     /// allowed. Peers without a known address are left out: they dial.
     pub fn set_peers(&self, peers: Vec<PeerAddress>) {
         let inner = &self.inner;
@@ -414,7 +423,6 @@ impl TransportHandle {
         });
         for peer in peers {
             if peer.node == inner.node
-                || !inner.direct
                 || dialers.contains_key(&peer.node)
                 || inner.stop.is_cancelled()
             {
@@ -422,9 +430,13 @@ impl TransportHandle {
             }
             let stop = inner.stop.child_token();
             dialers.insert(peer.node, (peer, stop.clone()));
-            inner
-                .tasks
-                .spawn(dial::keep_dialling(Arc::clone(inner), peer, stop));
+            if inner.direct {
+                let task = dial::keep_dialling(Arc::clone(inner), peer, stop);
+                inner.tasks.spawn(task);
+            } else {
+                let task = knock::keep_knocking(Arc::clone(inner), peer, stop);
+                inner.tasks.spawn(task);
+            }
         }
     }
 

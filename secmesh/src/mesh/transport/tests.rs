@@ -1,5 +1,7 @@
 //! Tests over real sockets on the loopback interface.
 
+#[cfg(feature = "nats")]
+mod knocks;
 mod limits;
 mod reconnects;
 mod refusals;
@@ -67,8 +69,11 @@ fn address(n: u8, of: &TransportHandle) -> PeerAddress {
     }
 }
 
+/// How long what takes milliseconds on an idle machine may take on a busy one. Beyond it something hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 async fn event(events: &mut Events) -> TransportEvent {
-    timeout(Duration::from_secs(10), events.recv())
+    timeout(PATIENCE, events.recv())
         .await
         .expect("an event in time")
         .expect("the transport runs")
@@ -104,6 +109,7 @@ async fn message(events: &mut Events, n: u8) -> Bytes {
                 return bytes;
             }
             TransportEvent::PeerUp { .. }
+            | TransportEvent::PeerAt { .. }
             | TransportEvent::PeerDown { .. }
             | TransportEvent::Garbage { .. } => {}
             other @ TransportEvent::JoinRequest { .. } => panic!("{other:?}"),
@@ -131,9 +137,7 @@ async fn call(
     let stream = dial::connect(from, vec![tls(to).spki_sha256()], at.local_addr()).await?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let call = grpc::open(&tasks, &stop, stream, method, first);
-    timeout(Duration::from_secs(9), call)
-        .await
-        .expect("an answer in time")
+    timeout(PATIENCE, call).await.expect("an answer in time")
 }
 
 /// A session of node `from`, which says Hello and nothing more.
@@ -149,13 +153,31 @@ async fn welcomed(link: &mut Link) -> Result<(), FrameError> {
 
 /// Waits until a counter is at least `value`.
 async fn counted(handle: &TransportHandle, name: &str, value: u64) {
-    for _ in 0..800 {
-        if counter(handle, name) >= value {
-            return;
-        }
+    let reached = |handle: &TransportHandle| counter(handle, name) >= value;
+    becomes(handle, reached, &format!("{name} at least {value}")).await;
+}
+
+/// Waits until something is so.
+async fn becomes(handle: &TransportHandle, is: impl Fn(&TransportHandle) -> bool, what: &str) {
+    let begun = SystemClock.mono_ns();
+    while !is(handle) {
+        let waited = Duration::from_nanos(SystemClock.mono_ns() - begun);
+        assert!(waited < PATIENCE, "not {what}: {:?}", handle.counters());
         sleep(Duration::from_millis(10)).await;
     }
-    panic!("{name} stays below {value}: {:?}", handle.counters());
+}
+
+/// Says something until it is heard: what was handed to a connection that ends is lost with it.
+async fn heard(from: (u8, &TransportHandle), to: (u8, &mut Events), what: &'static str) {
+    let (from, handle) = from;
+    let (to, events) = to;
+    for _ in 0..30 {
+        handle.send(id(to), Bytes::from_static(what.as_bytes()));
+        if let Ok(said) = timeout(Duration::from_secs(1), message(events, from)).await {
+            return assert_eq!(said, what);
+        }
+    }
+    panic!("{from} is not heard: {:?}", handle.counters());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,14 +252,16 @@ async fn when_both_dial_one_connection_stays() {
         let (b, mut from_b) = start(2, &allowed);
         a.set_peers(vec![address(2, &b)]);
         b.set_peers(vec![address(1, &a)]);
+        // By then both have dialled, if the machine is not busy.
         sleep(Duration::from_millis(700)).await;
-        a.send(id(2), Bytes::from_static(b"to b"));
-        b.send(id(1), Bytes::from_static(b"to a"));
-        assert_eq!(message(&mut from_b, 1).await, "to b");
-        assert_eq!(message(&mut from_a, 2).await, "to a");
+        heard((1, &a), (2, &mut from_b), "to b").await;
+        heard((2, &b), (1, &mut from_a), "to a").await;
         for handle in [&a, &b] {
-            let live = counter(handle, "connections_up") - counter(handle, "connections_down");
-            assert_eq!(live, 1, "{:?}", handle.counters());
+            // Between two, for a moment, it is none; two at once never become one.
+            let one = |handle: &TransportHandle| {
+                counter(handle, "connections_up") == counter(handle, "connections_down") + 1
+            };
+            becomes(handle, one, "one connection").await;
         }
         a.shutdown().await;
         b.shutdown().await;
@@ -272,11 +296,13 @@ async fn the_higher_nodes_second_connection_is_given_up() {
     a.set_peers(vec![address(2, &b)]);
     up(&mut from_a, 2).await;
     up(&mut from_b, 1).await;
-    let mut worse = session(2, 1, &a).await;
-    welcomed(&mut worse)
-        .await
-        .expect_err("no promise that this one counts");
-    assert_eq!(counter(&a, "duplicate_connections"), 1);
+    // It is taken and ended at once: whether the caller hears that it was taken is chance.
+    if let Ok(mut worse) = call(&tls(2), 1, &a, Method::Session, Frame::hello(&MESH)).await {
+        welcomed(&mut worse)
+            .await
+            .expect_err("no promise that this one counts");
+    }
+    counted(&a, "duplicate_connections", 1).await;
     a.send(id(2), Bytes::from_static(b"still here"));
     assert_eq!(message(&mut from_b, 1).await, "still here");
     assert!(from_a.try_recv().is_none(), "nothing went down");
@@ -354,12 +380,15 @@ async fn a_quarantined_member_is_cut_off_by_name_and_comes_back() {
 async fn a_silent_peer_counts_as_gone() {
     let allowed = members(&[1, 2]);
     let (a, mut from_a) = start(1, &allowed);
+    let begun = SystemClock.mono_ns();
     let _link = session(2, 1, &a).await;
     up(&mut from_a, 2).await;
-    let begun = SystemClock.mono_ns();
-    down(&mut from_a, 2).await;
+    // Judged by timers of this runtime: on a busy machine all of them are late, and still in their order.
+    timeout(Duration::from_secs(10), down(&mut from_a, 2))
+        .await
+        .expect("after 8 s");
     let seconds = (SystemClock.mono_ns() - begun) as f64 / 1e9;
-    assert!((7.5..10.0).contains(&seconds), "{seconds}");
+    assert!(seconds >= 7.9, "{seconds}");
     assert!(counter(&a, "pings_sent") >= 2, "it is asked first");
     a.shutdown().await;
 }
@@ -374,11 +403,14 @@ async fn a_quiet_connection_costs_one_question_every_few_seconds_and_a_busy_one_
     up(&mut from_a, 2).await;
     up(&mut from_b, 1).await;
     // Longer than a silent peer is borne.
+    let begun = SystemClock.mono_ns();
     for _ in 0..9 {
         sleep(Duration::from_secs(1)).await;
     }
     let asked = counter(&a, "pings_sent") + counter(&b, "pings_sent");
-    assert!((1..=4).contains(&asked), "{asked}");
+    // Each second that a busy machine takes longer is one to be quiet in, too.
+    let longer = (SystemClock.mono_ns() - begun) / 1_000_000_000 - 9;
+    assert!((1..=4 + longer).contains(&asked), "{asked}");
     assert!(from_a.try_recv().is_none() && from_b.try_recv().is_none());
     c.set_peers(vec![address(1, &a)]);
     up(&mut from_a, 3).await;
@@ -386,8 +418,9 @@ async fn a_quiet_connection_costs_one_question_every_few_seconds_and_a_busy_one_
     b.shutdown().await;
     down(&mut from_a, 2).await;
     let before = counter(&a, "pings_sent");
-    for _ in 0..9 {
-        sleep(Duration::from_secs(1)).await;
+    // Often enough that also on a busy machine nobody is silent for the four seconds after which it is asked.
+    for _ in 0..45 {
+        sleep(Duration::from_millis(200)).await;
         a.send(id(3), Bytes::from_static(b"a"));
         c.send(id(1), Bytes::from_static(b"c"));
     }

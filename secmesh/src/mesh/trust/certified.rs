@@ -5,14 +5,18 @@
 //! the proofs in it, the verdicts that have counted and what has been vouched for; what it did to α, β and
 //! strikes has faded (to less than a fiftieth) and is taken as 0. So a node that joined today, and has only
 //! the records that its peers still keep, computes the same bits as one that was there from the start.
+//!
+//! Read are the logs of those who were in one of these epochs. Whoever left before has told nothing that is still
+//! counted but proofs, and what was proved of a member is in the records themselves: so statements of nodes that have
+//! left end with the window.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::fold::{Boundary, Checks, Fold, Members, Missing, Rules};
 use super::history::Change;
 use super::report::{MAX_CHANGES, NodeTrust, TrustReport};
-use crate::mesh::evidence::{EvidenceSet, Frontier};
+use crate::mesh::evidence::{EvidenceSet, Frontier, ProofSet};
 use crate::mesh::ids::{Hash, NodeId};
 use crate::mesh::simulation::{Bug, planted};
 
@@ -30,6 +34,17 @@ pub struct PastEpoch {
     pub began: Frontier,
     /// Who was in it, with which weight.
     pub members: Members,
+    /// What its record says was proved of whom.
+    pub proved: BTreeMap<NodeId, ProofSet>,
+}
+
+/// What the evidence comes to for one node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Target {
+    /// What it deserves to weigh.
+    pub weight: u32,
+    /// What was proved of it.
+    pub proved: ProofSet,
 }
 
 /// What there is to fold.
@@ -56,7 +71,7 @@ impl std::fmt::Debug for Known<'_> {
 
 type Changes = BTreeMap<NodeId, VecDeque<Change>>;
 /// What each node deserves.
-type Targets = Arc<BTreeMap<NodeId, u32>>;
+type Targets = Arc<BTreeMap<NodeId, Target>>;
 /// A current epoch, and a frontier after it.
 type Place = (Hash, Hash);
 
@@ -102,11 +117,14 @@ impl Base {
             return Err(Missing);
         }
         let (first, current) = past.first().zip(past.last()).ok_or(Missing)?;
+        let nodes = past.iter().flat_map(|epoch| epoch.members.keys());
+        let authors: BTreeSet<NodeId> = nodes.copied().collect();
         let part = |frontier: &Frontier| {
+            let read = frontier.of(|author| authors.contains(author));
             if partly {
-                known.set.known_part(frontier)
+                known.set.known_part(&read)
             } else {
-                frontier.clone()
+                read
             }
         };
         let mut fold = Fold::new(*known.rules);
@@ -117,17 +135,19 @@ impl Base {
             members: &first.members,
         };
         fold.begin(known.set, before, first.number, checks)?;
+        fold.carry(&first.proved);
         for pair in past.windows(2) {
             if let [epoch, next] = pair {
                 let end = part(&next.began);
                 let tell = &mut |change| note(&mut changes, change);
                 fold.epoch(known.set, &end, &epoch.members, checks, tell)?;
+                fold.carry(&next.proved);
             }
         }
         Ok(Self {
             tip: known.tip,
             members: current.members.clone(),
-            whole: whole && known.set.covers(&current.began),
+            whole: whole && known.set.covers(&current.began.of(|a| authors.contains(a))),
             fold,
             changes,
         })
@@ -155,14 +175,14 @@ impl Clone for EpochFold {
 }
 
 impl EpochFold {
-    /// What each member of the current epoch deserves to weigh if it ends at `frontier`; who is not in it
-    /// deserves a newcomer's weight. `None` while some of that evidence, or of the records before, is not
-    /// here, or is not the same.
+    /// What each member of the current epoch deserves if it ends at `frontier`; who is not in it deserves a
+    /// newcomer's weight. `None` while some of that evidence, or of the records before, is not here, or is not the
+    /// same.
     pub fn targets(
         &self,
         known: &Known<'_>,
         frontier: &Frontier,
-    ) -> Option<Arc<BTreeMap<NodeId, u32>>> {
+    ) -> Option<Arc<BTreeMap<NodeId, Target>>> {
         let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (known.tip, frontier.hash());
         if let Some((_, targets)) = cache.tried.iter().find(|(tried, _)| *tried == key) {
@@ -184,7 +204,7 @@ impl EpochFold {
         let targets: Targets = Arc::new(
             members
                 .keys()
-                .map(|node| (*node, fold.weight(node)))
+                .map(|node| (*node, fold.target(node)))
                 .collect(),
         );
         if cache.tried.len() >= MAX_TRIED {
@@ -192,6 +212,20 @@ impl EpochFold {
         }
         cache.tried.push_back((key, Arc::clone(&targets)));
         Some(targets)
+    }
+
+    /// Forgets what was found about statements of authors that are of no use any more.
+    pub fn let_go(&self, gone: &BTreeSet<NodeId>) {
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.checks.forget(gone);
+    }
+
+    /// What was found about statements of an author.
+    #[cfg(test)]
+    pub fn checked(&self, author: &NodeId) -> BTreeSet<NodeId> {
+        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let authors = cache.checks.authors();
+        authors.into_iter().filter(|a| a == author).collect()
     }
 
     /// Where everybody stands by all that is known here, the open epoch included, with the reasons.

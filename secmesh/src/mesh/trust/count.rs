@@ -40,6 +40,16 @@ impl Checks {
     fn get(&mut self, key: (NodeId, u64, u8), check: impl FnOnce() -> bool) -> bool {
         *self.0.entry(key).or_insert_with(check)
     }
+
+    /// Forgets the results for statements of these authors.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<NodeId>) {
+        self.0.retain(|(author, ..), _| !gone.contains(author));
+    }
+
+    #[cfg(test)]
+    pub(super) fn authors(&self) -> BTreeSet<NodeId> {
+        self.0.keys().map(|(author, ..)| *author).collect()
+    }
 }
 
 /// What one statement comes to.
@@ -112,6 +122,8 @@ pub(super) struct Reader<'a> {
     pub(super) rules: &'a Rules,
     pub(super) members: &'a Members,
     pub(super) checks: &'a mut Checks,
+    /// Verdicts on decisions of earlier epochs have counted, or come too late.
+    pub(super) from: u64,
 }
 
 impl Reader<'_> {
@@ -202,13 +214,17 @@ impl Reader<'_> {
                 {
                     return Finding::Forged;
                 }
-                self.voters(at, dossier)
-                    .map_or(Finding::Forged, |voters| Finding::Verdict {
+                match self.voters(at, dossier) {
+                    None => Finding::Forged,
+                    // The voters signed the number. Who stated the verdict then may be gone with what it stated.
+                    Some(_) if dossier.votes().epoch < self.from => Finding::Nothing,
+                    Some(voters) => Finding::Verdict {
                         issued_at_us: verdict.issued_at_us,
                         id: verdict.id(),
                         ruling: verdict.ruling,
                         voters,
-                    })
+                    },
+                }
             }
             Body::Misconduct(misconduct) => {
                 let culprit = misconduct.culprit();
@@ -239,9 +255,18 @@ impl Reader<'_> {
     pub(super) fn read(&mut self, statement: &Statement, into: &mut Epoch) {
         let head = statement.head();
         if !self.members.contains_key(&head.author) {
-            // Only a proof is worth waiting for: what outsiders report is nobody's evidence.
-            if matches!(statement.body, Body::Misconduct(_)) {
-                into.later.insert((head.author, head.sequence));
+            // What outsiders report is nobody's evidence, but a proof is one whoever has it.
+            if let Body::Misconduct(misconduct) = &statement.body {
+                match self.look(statement) {
+                    Finding::Caught(culprit, kind) => {
+                        let reference = || reference(statement);
+                        into.caught.entry((culprit, kind)).or_insert_with(reference);
+                    }
+                    _ if !self.members.contains_key(&misconduct.culprit()) => {
+                        into.later.insert((head.author, head.sequence));
+                    }
+                    _ => {}
+                }
             }
             return;
         }

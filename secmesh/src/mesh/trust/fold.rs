@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::count::{Epoch, Reader, Report};
 use super::history::{Cause, Change, Reference};
-use super::{ONE, Params, Standing, vouched};
+use super::{ONE, Params, Standing, Target, vouched};
 use crate::mesh::crypto::PublicKey;
-use crate::mesh::evidence::{CulpritKeys, EvidenceSet, Frontier, Ruling};
+use crate::mesh::evidence::{CulpritKeys, EvidenceSet, Frontier, ProofSet, Ruling};
 use crate::mesh::genesis::Genesis;
 use crate::mesh::ids::{Hash, MeshId, NodeId};
 use crate::mesh::simulation::{Bug, planted};
@@ -82,6 +82,8 @@ pub struct Fold {
     verdicts: BTreeMap<(u64, Hash), BTreeSet<NodeId>>,
     /// No verdict signed before it counts.
     verdicts_from_us: u64,
+    /// Nor any on a decision of an epoch before this one.
+    from: u64,
     later: BTreeSet<(NodeId, u64)>,
 }
 
@@ -134,6 +136,7 @@ impl Fold {
             reports: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             verdicts_from_us: 0,
+            from: 0,
             later: BTreeSet::new(),
         }
     }
@@ -157,6 +160,26 @@ impl Fold {
             .weight(&self.rules.params)
     }
 
+    /// What the evidence comes to for a node.
+    pub fn target(&self, node: &NodeId) -> Target {
+        let standing = self.standings.get(node);
+        let kinds = standing.into_iter().flat_map(|s| s.proofs.iter().copied());
+        Target {
+            weight: self.weight(node),
+            proved: kinds.collect(),
+        }
+    }
+
+    /// Takes over what a certified record says was proved. The statements may be gone by now.
+    pub(super) fn carry(&mut self, proved: &BTreeMap<NodeId, ProofSet>) {
+        for (node, proofs) in proved {
+            let standing = self.standings.entry(*node).or_default();
+            standing.proofs.extend(proofs.kinds());
+            standing.proofs.sort_unstable();
+            standing.proofs.dedup();
+        }
+    }
+
     /// Epochs in which nobody said anything.
     pub fn pass(&mut self, epochs: u64) {
         self.epoch = self.epoch.saturating_add(epochs);
@@ -173,7 +196,8 @@ impl Fold {
     }
 
     /// Takes what was said before epoch `number` as known, without judging anybody by it: proofs stay, what
-    /// verdicts and reports have counted for does not count again, and everybody begins neutral.
+    /// reports have counted for does not count again, nor do verdicts on what was decided before, and everybody begins
+    /// neutral.
     ///
     /// # Errors
     /// [`Missing`]; nothing has changed then.
@@ -184,6 +208,7 @@ impl Fold {
         number: u64,
         checks: &mut Checks,
     ) -> Result<(), Missing> {
+        self.from = number;
         self.epoch(set, before.frontier, before.members, checks, &mut |_| {})?;
         for standing in self.standings.values_mut() {
             *standing = Standing {
@@ -221,6 +246,7 @@ impl Fold {
             rules: &self.rules,
             members,
             checks,
+            from: self.from,
         };
         for (author, sequence) in std::mem::take(&mut self.later) {
             if let Some(statement) = set.get(&author, sequence) {

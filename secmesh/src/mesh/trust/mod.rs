@@ -15,7 +15,7 @@ pub mod local;
 pub mod params;
 mod report;
 
-pub use certified::{EpochFold, Known, PastEpoch, WINDOW};
+pub use certified::{EpochFold, Known, PastEpoch, Target, WINDOW};
 pub use fold::{Boundary, Fold, Member, Members, Missing, Rules, fold};
 pub use history::{Cause, Change, Reference};
 pub use local::LocalTrust;

@@ -59,8 +59,13 @@ impl Publisher {
         }
     }
 
-    /// A new checkpoint is to be cosigned. `false` when it is the old one and everybody asked has it.
-    pub fn publish(&mut self, signed: SignedCheckpoint) -> bool {
+    /// A checkpoint is to be cosigned, a new one or the last one still: gives those of the `connected` peers who are to
+    /// be asked now. Also who came only after it was signed, for it may be the last for long.
+    pub fn publish(
+        &mut self,
+        signed: SignedCheckpoint,
+        connected: &BTreeSet<NodeId>,
+    ) -> Vec<NodeId> {
         let same = self
             .current
             .as_ref()
@@ -68,13 +73,14 @@ impl Publisher {
         if !same {
             self.peers.values_mut().for_each(|peer| peer.tries = 0);
         }
-        let missing = same
-            && self
-                .peers
-                .values()
-                .any(|peer| peer.size < signed.checkpoint.size);
+        let size = signed.checkpoint.size;
         self.current = Some(signed);
-        !same || missing
+        let mut asked = self.choose(connected);
+        asked.retain(|node| {
+            let peer = self.peers.get(node);
+            peer.is_none_or(|peer| peer.size < size && peer.tries < TRIES)
+        });
+        asked
     }
 
     /// The peers to ask, out of those connected: always the same ones while they are there, others

@@ -1,5 +1,7 @@
 //! A node, its ledger, and witnesses, without files or sockets.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -284,22 +286,24 @@ fn a_publisher_that_forgot_finds_out_what_its_witness_has() {
     let (mut author, mut w) = (Author::new(1), witness(9));
     author.grow(20, 1);
     let mut publisher = Publisher::new(author.keys());
-    assert!(publisher.publish(author.signed(5, 10)));
+    let there = BTreeSet::from([w.node]);
+    assert_eq!(publisher.publish(author.signed(5, 10), &there), [w.node]);
     let told = converge(&mut publisher, &author, &mut w);
     let [Told::Cosigned(signed)] = told.as_slice() else {
         panic!("{told:?}");
     };
     let key = w.key.verifying_key().to_bytes();
     assert!(signed.cosignature(&[9; 16], &key).unwrap().is_some());
-    assert!(!publisher.publish(author.signed(5, 10)), "nothing to do");
+    let todo = publisher.publish(author.signed(5, 10), &there);
+    assert!(todo.is_empty(), "nothing to do");
     // Restarted: it thinks that the witness has nothing.
     let mut publisher = Publisher::new(author.keys());
-    publisher.publish(author.signed(12, 11));
+    publisher.publish(author.signed(12, 11), &BTreeSet::new());
     let told = converge(&mut publisher, &author, &mut w);
     assert!(matches!(told.as_slice(), [Told::Again, Told::Cosigned(_)]));
     // The witness restarted with nothing: not even the key.
     let mut empty = witness(9);
-    publisher.publish(author.signed(15, 12));
+    publisher.publish(author.signed(15, 12), &BTreeSet::new());
     let told = converge(&mut publisher, &author, &mut empty);
     assert!(
         matches!(
@@ -311,15 +315,44 @@ fn a_publisher_that_forgot_finds_out_what_its_witness_has() {
 }
 
 #[test]
+fn a_checkpoint_that_was_signed_while_nobody_was_there_is_offered_to_who_comes() {
+    let mut author = Author::new(1);
+    author.grow(5, 1);
+    let (signed, mut publisher) = (author.signed(5, 10), Publisher::new(author.keys()));
+    let mut asked = |nodes: &[u8]| {
+        let there = nodes.iter().map(|n| NodeId([*n; 16])).collect();
+        let mut asked = publisher.publish(signed.clone(), &there);
+        for node in &asked {
+            assert_eq!(publisher.wanted(*node), Some((0, 5)));
+        }
+        asked.sort_unstable();
+        asked.into_iter().map(|node| node.0[0]).collect::<Vec<u8>>()
+    };
+    assert!(asked(&[]).is_empty());
+    assert_eq!(asked(&[8]), [8]);
+    assert_eq!(asked(&[8, 9]), [8, 9]);
+    assert_eq!(asked(&[8, 9]), [8, 9]);
+    // Neither answers, and the first was asked often enough.
+    assert_eq!(asked(&[8, 9]), [9]);
+    assert!(asked(&[8, 9]).is_empty());
+    // One that comes back may be another process.
+    publisher.gone(&NodeId([8; 16]));
+    assert_eq!(
+        publisher.publish(signed, &BTreeSet::from([NodeId([8; 16])])),
+        [NodeId([8; 16])]
+    );
+}
+
+#[test]
 fn a_node_whose_ledger_was_cut_back_learns_it_from_its_witness() {
     let (mut author, mut w) = (Author::new(1), witness(9));
     author.grow(20, 1);
     let mut publisher = Publisher::new(author.keys());
-    publisher.publish(author.signed(15, 100));
+    publisher.publish(author.signed(15, 100), &BTreeSet::new());
     converge(&mut publisher, &author, &mut w);
     // From a backup, with the clock of then.
     let mut publisher = Publisher::new(author.keys());
-    publisher.publish(author.signed(8, 90));
+    publisher.publish(author.signed(8, 90), &BTreeSet::new());
     assert_eq!(
         converge(&mut publisher, &author, &mut w),
         [Told::KnowsMore { size: 15 }]
@@ -332,7 +365,7 @@ fn answers_that_are_not_true_change_nothing() {
     author.grow(5, 1);
     let mut publisher = Publisher::new(author.keys());
     let signed = author.signed(5, 10);
-    publisher.publish(signed.clone());
+    publisher.publish(signed.clone(), &BTreeSet::new());
     let (old, new) = publisher.wanted(NodeId([9; 16])).unwrap();
     let offer = publisher.offer(
         NodeId([9; 16]),
@@ -374,7 +407,7 @@ fn answers_that_are_not_true_change_nothing() {
 #[test]
 fn witnesses_are_the_same_while_they_are_there_and_few() {
     let publisher = Publisher::new(Author::new(1).keys());
-    let all: std::collections::BTreeSet<NodeId> = (1..=30).map(|n| NodeId([n; 16])).collect();
+    let all: BTreeSet<NodeId> = (1..=30).map(|n| NodeId([n; 16])).collect();
     let chosen = publisher.choose(&all);
     assert_eq!(chosen.len(), WITNESSES);
     assert!(!chosen.contains(&NodeId([1; 16])));

@@ -5,6 +5,7 @@ use super::*;
 use crate::mesh::epoch::{
     CertifiedEpoch, EpochMember, EpochParams, EpochRecord, EpochVote, Step, VoteSet,
 };
+use crate::mesh::evidence::{ProofKind, ProofSet};
 use crate::mesh::genesis::Params;
 use crate::mesh::trust::WINDOW;
 
@@ -13,6 +14,7 @@ pub(super) fn member(admitted: &AdmittedRecord, weight: u32, since: u64) -> Epoc
         record: admitted.record.hash(),
         weight,
         since,
+        proved: ProofSet::default(),
     }
 }
 
@@ -181,8 +183,11 @@ fn the_largest_epoch_fits_a_message_with_every_signature_on_it() {
             record: hash(i),
             weight: 100,
             since: 1,
+            proved: ProofSet::default(),
         });
         let mut record = made_up(2, hash(0), members.collect());
+        // As large as it gets.
+        record.members[0].proved = ProofSet::from_iter([ProofKind::LedgerFork]);
         for i in 0..authors {
             let (size, root) = (1, hash(i));
             record
@@ -197,7 +202,7 @@ fn the_largest_epoch_fits_a_message_with_every_signature_on_it() {
     assert!(!of(MAX_MEMBERS + 1, 0).fits());
     assert!(!of(MAX_MEMBERS, MAX_MEMBERS + 50).fits());
     for members in [1, 100, 300, MAX_MEMBERS, MAX_MEMBERS + 1] {
-        for authors in [0, 350, 383, 384, 494, 495, 938, 939, 1_000] {
+        for authors in [0, 350, 377, 378, 489, 490, 935, 936, 1_000] {
             let fits = of(members, authors).fits();
             assert_eq!(
                 EpochRecord::has_room(members, authors),

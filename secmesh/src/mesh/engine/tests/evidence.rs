@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::mesh::evidence::testing::{bodies, fork};
+use crate::mesh::evidence::testing::{bodies, fork, outcome};
 use crate::mesh::evidence::{
-    Body, Misconduct, OutcomeKind, ProofKind, Ruling, Say, SignedVerdict, Statement,
+    Body, Misconduct, OutcomeKind, ProofKind, Ruling, Say, SignedVerdict, Statement, message,
 };
 use crate::mesh::trust::{Cause, TrustReport};
 
@@ -506,4 +506,89 @@ fn a_number_that_no_log_reaches_is_refused_before_it_is_counted_on() {
     settle(&mut net, 20);
     assert_eq!(head(&net, 1).size, 0);
     assert!(converged(&net));
+}
+
+/// A log of node 3 with so many statements, a first and others.
+fn log_of_three(net: &Net, first: &Body, others: &Body, many: usize) -> Vec<Statement> {
+    let mesh = genesis().mesh_id();
+    let mut set = crate::mesh::evidence::EvidenceSet::new(mesh);
+    for n in 0..many {
+        let head = set.head(&node_id(3));
+        let at = (head.size, head.root);
+        let body = if n == 0 { first } else { others };
+        let said = Statement::new(mesh, &signer(3), node_id(3), at, net.now, body.clone());
+        set.insert(said, usize::MAX);
+    }
+    set.iter().map(|s| Statement::clone(s)).collect()
+}
+
+/// Requests and statements that honest nodes have sent each other about node 3.
+fn talk_about_three(net: &Net) -> (usize, usize) {
+    let outputs = [1, 2, 4].into_iter().filter_map(|i| net.outputs.get(&i));
+    let mut talk = (0, 0);
+    for output in outputs.flatten() {
+        let Output::Send { bytes, .. } = output else {
+            continue;
+        };
+        let Ok(Message::Evidence(message)) = Message::from_bytes(bytes) else {
+            continue;
+        };
+        match *message {
+            EvidenceMessage::Request(ranges) => {
+                talk.0 += ranges.iter().filter(|r| r.author == node_id(3)).count();
+            }
+            EvidenceMessage::Statements(said) => {
+                let of_three = said.iter().filter(|s| s.head().author == node_id(3));
+                talk.1 += of_three.count();
+            }
+            _ => {}
+        }
+    }
+    talk
+}
+
+/// Node 3 shows node 1, which is cut off, another log than the others. When they meet, the honest do not ask each other
+/// for it again and again.
+fn two_histories(short: Vec<Statement>, long: Vec<Statement>) {
+    let mut net = Net::four();
+    net.split(&[1], &[2, 3, 4]);
+    statements(&mut net, 3, 1, short);
+    let long: Vec<_> = long.into_iter().map(Arc::new).collect();
+    for message in message::pack(&long, usize::MAX) {
+        net.inject(3, 2, &Message::Evidence(Box::new(message)));
+    }
+    net.run();
+    settle(&mut net, 3);
+    net.outputs.clear();
+    for peer in [2, 4] {
+        net.connect(1, peer);
+    }
+    net.run();
+    settle(&mut net, 10);
+    assert_eq!(report(&mut net, 1).nodes[&node_id(3)].weight, 0, "caught");
+    let (asked, said) = talk_about_three(&net);
+    assert!(
+        asked <= 8 && said <= 5 * long.len(),
+        "{asked} asked, {said} said"
+    );
+    // Then there is nothing more to say about it.
+    net.outputs.clear();
+    settle(&mut net, 60);
+    assert_eq!(talk_about_three(&net), (0, 0));
+}
+
+#[test]
+fn two_histories_are_not_asked_for_again_and_again() {
+    let net = Net::four();
+    let short = log_of_three(&net, &bodies()[0], &bodies()[0], 3);
+    two_histories(short, log_of_three(&net, &bodies()[3], &bodies()[0], 40));
+}
+
+#[test]
+fn a_history_that_fills_an_answer_is_not_asked_for_again_and_again() {
+    // Of an answer's messages only the first begins with what does not fit; the others look like what follows a gap.
+    let net = Net::four();
+    let large = outcome(OutcomeKind::Hit, subject(), &[1, 2, 3, 4, 5, 6, 7]);
+    let short = log_of_three(&net, &bodies()[0], &bodies()[0], 3);
+    two_histories(short, log_of_three(&net, &bodies()[3], &large, 200));
 }

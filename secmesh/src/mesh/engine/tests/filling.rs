@@ -1,5 +1,7 @@
 //! Epochs in the middle that a node has skipped.
 
+use super::catchup::{certified, made_up, member};
+use super::epochs::{grown, hashes, length, wait};
 use super::standings::{an_epoch, four, says, seconds};
 use super::*;
 use crate::mesh::evidence::Ruling;
@@ -158,4 +160,121 @@ fn other_epochs_than_those_of_this_mesh_fill_no_gap() {
         net.inject(1, 4, &Message::Epoch(Box::new(epoch.clone())));
     }
     computes_the_same(&net);
+}
+
+/// A mesh that one node began, long after; and node 5, admitted without a word on the epoch to begin with, which has
+/// heard of the latest epoch before all others.
+fn late_comer() -> Net {
+    let mut net = grown();
+    for _ in 0..2 * WINDOW {
+        net.tick(length());
+        wait(&mut net, 2);
+    }
+    let newcomer = record(5, "e").admit_by_operator(&signer(5), &operator());
+    let mut known: Vec<AdmittedRecord> = net.engines[&1].admissions().cloned().collect();
+    known.retain(|admitted| admitted.record.node != node_id(5));
+    net.add(5, known);
+    net.connect(5, 1);
+    net.queue.clear();
+    let epochs = net.engines[&1].epochs();
+    let last: Vec<CertifiedEpoch> = epochs[epochs.len() - 2..].to_vec();
+    for epoch in &last {
+        net.inject(1, 5, &Message::Epoch(Box::new(epoch.clone())));
+    }
+    net.queue.clear();
+    let _ = newcomer;
+    assert_eq!(numbers(&net, 5).len(), 3);
+    net
+}
+
+fn numbers(net: &Net, i: u8) -> Vec<u64> {
+    let epochs = net.engines[&i].epochs();
+    epochs.iter().map(|e| e.record.number).collect()
+}
+
+/// An epoch further on, and the one that it names, as who has the first node's key makes them up.
+fn made_up_by_the_first_node(net: &mut Net) -> bool {
+    let tip = net.engines[&5].roster().epoch();
+    let all: Vec<AdmittedRecord> = net.engines[&1].admissions().cloned().collect();
+    let record = |number, previous| {
+        let members = all.iter().map(|a| {
+            let first = a.record.node == node_id(1);
+            member(a, if first { 10_000 } else { 0 }, 1)
+        });
+        made_up(number, previous, members.collect())
+    };
+    let link = certified(record(tip + 4, Hash([7; 32])), &[1]);
+    let next = certified(record(tip + 5, link.record.hash()), &[1]);
+    for epoch in [link, next] {
+        net.inject(1, 5, &Message::Epoch(Box::new(epoch)));
+    }
+    net.queue.clear();
+    net.engines[&5].roster().epoch() != tip
+}
+
+#[test]
+fn the_first_nodes_key_alone_carries_nobody_over_a_gap_who_knows_more() {
+    let mut net = late_comer();
+    assert_eq!(numbers(&net, 5)[0], 1);
+    assert!(!made_up_by_the_first_node(&mut net));
+    // Nor after a restart, when only the standings' epochs have come.
+    let stored = net.engines[&5].stored_epochs().to_bytes();
+    net.epochs.insert(5, stored);
+    net.crash(5);
+    assert_eq!(numbers(&net, 5).len(), 3);
+    net.input(5, Input::PeerUp(node_id(1)));
+    net.queue.clear();
+    assert!(!made_up_by_the_first_node(&mut net));
+}
+
+#[test]
+fn who_jumped_over_all_that_came_after_the_first_epoch_fills_it_in() {
+    let mut net = late_comer();
+    net.connect_all();
+    seconds(&mut net, 150);
+    assert_eq!(hashes(&net).len(), 1);
+    let tip = net.roster().epoch();
+    assert!(
+        numbers(&net, 5).into_iter().eq(1..=tip),
+        "{:?}",
+        numbers(&net, 5)
+    );
+    computes_the_same_as_others(&net);
+}
+
+fn computes_the_same_as_others(net: &Net) {
+    let trust = |i: u8| format!("{:?}", net.engines[&i].trust());
+    assert!(net.engines[&5].trust().whole);
+    assert_eq!(trust(5), trust(1));
+}
+
+#[test]
+fn what_nobody_keeps_any_more_is_asked_for_a_few_times_and_then_no_more() {
+    let mut net = late_comer();
+    for i in 1..=4 {
+        let engine = net.engines.get_mut(&i).unwrap();
+        while engine.drop_one_epoch() {}
+        // From one node to four without a gap, for whoever begins there.
+        let kept = numbers(&net, i);
+        assert_eq!(kept[..4], [1, 2, 3, 4], "{kept:?}");
+        assert!(kept.len() < WINDOW + 8, "{kept:?}");
+    }
+    net.connect_all();
+    seconds(&mut net, 400);
+    computes_the_same_as_others(&net);
+    let asked = |net: &Net| {
+        let sent = net.outputs[&5].iter();
+        let wants = sent.filter_map(|output| match output {
+            Output::Send { bytes, .. } => match Message::from_bytes(bytes) {
+                Ok(Message::EpochWant(number)) => Some(number),
+                _ => None,
+            },
+            _ => None,
+        });
+        wants.filter(|n| *n < net.roster().epoch() - 4).count()
+    };
+    let before = asked(&net);
+    assert!(before > 0);
+    seconds(&mut net, 200);
+    assert_eq!(asked(&net), before);
 }

@@ -169,3 +169,33 @@ fn who_is_heard_of_only_is_not_left_for_the_breaker() {
     assert_eq!(net.own_verdicts(1), [], "voted with 200 of 267 met");
     assert_eq!(net.refused(1, RefusalReason::CircuitBreaker), 1);
 }
+
+#[test]
+fn wishes_that_too_few_share_keep_no_proved_liar_in() {
+    let mut net = Net::new(&TEN);
+    // Three operators (none of them more than a third) want two nodes out: as many as an hour allows.
+    for i in 1..=3 {
+        for node in [9, 10] {
+            net.input(
+                i,
+                Input::OperatorQuarantine {
+                    node: node_id(node),
+                },
+            );
+        }
+    }
+    net.run();
+    assert!(gone(&net, 5, 1..=10).is_empty());
+    // The six others are not enough without them.
+    net.equivocate();
+    net.settle(6);
+    assert_eq!(gone(&net, 5, 1..=10), [4]);
+    // The breaker counts the wishes all the same: with these two and one more out, too few would be left.
+    for i in [1, 2, 3, 5, 6] {
+        net.is_attacked(i, 8);
+    }
+    net.run();
+    net.settle(60);
+    assert_eq!(gone(&net, 5, 1..=10), [4]);
+    assert!(net.refused(1, RefusalReason::CircuitBreaker) > 0);
+}

@@ -15,6 +15,8 @@ impl Net {
     }
 
     fn why_not(&mut self, i: u8) -> Option<String> {
+        // A no holds for a second.
+        self.now += S;
         let now = self.now;
         self.engines.get_mut(&i).unwrap().no_spare_wanted(now)
     }
@@ -149,4 +151,23 @@ fn nobody_is_let_in_on_the_smaller_side_of_a_split() {
     let why = net.why_not(2).unwrap();
     assert!(why.contains("200 of the weight"), "{why}");
     assert_eq!(net.missing(2), 1);
+}
+
+#[test]
+fn a_no_to_a_spare_holds_for_a_second_and_a_yes_does_not() {
+    let mut net = Net::new(&["a", "b", "c", "d", "e", "f", "g"]);
+    let began = net.now;
+    let no = |net: &mut Net, after: u64| {
+        let engine = net.engines.get_mut(&2).unwrap();
+        engine.no_spare_wanted(began + after).is_some()
+    };
+    assert!(no(&mut net, 0));
+    net.ordered(OperatorRelease::quarantine(node_id(5)));
+    assert!(no(&mut net, S - 1), "counted anew for each who asks");
+    assert!(!no(&mut net, S));
+    net.comes(8, 3);
+    assert!(no(&mut net, S), "two spares for one place");
+    // A clock that was set back far keeps nobody out.
+    net.ordered(OperatorRelease::quarantine(node_id(4)));
+    assert!(!no(&mut net, 0));
 }

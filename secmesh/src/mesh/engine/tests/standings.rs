@@ -226,6 +226,29 @@ fn another_history_than_the_certified_one_is_given_up() {
 }
 
 #[test]
+fn another_history_that_is_shorter_than_the_certified_one_is_given_up_too() {
+    let mut net = four();
+    net.split(&[3], &[1, 2, 4]);
+    let other = next(&net, 3, 4, outcome(OutcomeKind::Hit, address(9), &[1]));
+    give(&mut net, 4, 3, &other);
+    for n in 1..=3 {
+        let said = next(&net, 1, 4, outcome(OutcomeKind::Hit, address(n), &[1]));
+        for to in [1, 2] {
+            give(&mut net, 4, to, &said);
+        }
+        net.run();
+    }
+    an_epoch(&mut net);
+    assert_eq!(certified(&net, 1).size(&node_id(4)), 3);
+    assert_eq!(net.engines[&3].evidence().head(&node_id(4)).size, 1);
+    net.connect_all();
+    seconds(&mut net, 30);
+    let head = certified(&net, 1).logs()[&node_id(4)];
+    assert_eq!(net.engines[&3].evidence().head(&node_id(4)), head);
+    assert!(net.engines[&3].trust().whole);
+}
+
+#[test]
 fn who_joins_later_learns_what_nodes_that_have_left_stated_and_votes() {
     let mut net = begun(Net::new(&["a", "b", "c", "d", "e"]));
     says(

@@ -23,9 +23,6 @@ const BATCH: usize = 128;
 /// A server that says nothing for two of these is asked anew.
 const BEAT: Duration = Duration::from_secs(1);
 const EXPIRES: Duration = Duration::from_secs(30);
-const ACK_WAIT: Duration = Duration::from_secs(30);
-/// Not acknowledged at once, at most; the server holds the rest back.
-const UNACKNOWLEDGED: i64 = 1024;
 /// A consumer that nobody asks for so long is a node that is gone.
 const ABANDONED: Duration = Duration::from_hours(1);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -66,11 +63,10 @@ fn consumer_config(mesh: &MeshId, node: &NodeId) -> pull::Config {
         filter_subject: format!("secmesh.{mesh}.{node}.*"),
         // What was there before this node is of no session it could have.
         deliver_policy: DeliverPolicy::New,
-        ack_policy: AckPolicy::Explicit,
-        ack_wait: ACK_WAIT,
-        // Again would be later than what came after it, and refused.
+        // Nothing is to come again: it would be later than what came after it, and refused. So acknowledgements, one
+        // message for each, would say nothing; how much comes at once is what was asked for ([`BATCH`]).
+        ack_policy: AckPolicy::None,
         max_deliver: 1,
-        max_ack_pending: UNACKNOWLEDGED,
         inactive_threshold: ABANDONED,
         ..pull::Config::default()
     }
@@ -132,6 +128,14 @@ impl Bus {
         let _ = timeout(Duration::from_millis(200), self.client.flush()).await;
     }
 
+    /// Takes this node's consumer from the server: what would wait there is of no session that this node will have.
+    pub(super) async fn forget(&self) {
+        let context: Context = jetstream::new(self.client.clone());
+        let (name, stream) = (consumer_name(&self.node), stream_name(&self.mesh));
+        // One that stays goes by itself, after [`ABANDONED`].
+        let _ = context.delete_consumer_from_stream(name, stream).await;
+    }
+
     /// Keeps the consumer and hands on what comes, until `arrived` is closed.
     pub(super) async fn receive(
         self,
@@ -172,12 +176,16 @@ impl Bus {
         let stream = context
             .get_or_create_stream(stream_config(&self.mesh, config))
             .await?;
-        let consumer = stream
-            .get_or_create_consumer(
-                &consumer_name(&self.node),
-                consumer_config(&self.mesh, &self.node),
-            )
-            .await?;
+        let (name, wanted) = (
+            consumer_name(&self.node),
+            consumer_config(&self.mesh, &self.node),
+        );
+        let mut consumer = stream.get_or_create_consumer(&name, wanted.clone()).await?;
+        if consumer.cached_info().config.ack_policy != wanted.ack_policy {
+            // Of an agent of before, which acknowledged. A server changes that of no consumer.
+            stream.delete_consumer(&name).await?;
+            consumer = stream.create_consumer(wanted).await?;
+        }
         let mut messages = consumer
             .stream()
             .max_messages_per_batch(BATCH)
@@ -194,8 +202,6 @@ impl Bus {
             let Some(message) = message.transpose()? else {
                 return Ok(());
             };
-            // Before it is judged: it will not be wanted again, whatever becomes of it.
-            message.ack().await?;
             if arrived.send(message.payload.clone()).await.is_err() {
                 return Ok(());
             }

@@ -19,12 +19,12 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::bus::Bus;
-use self::pairing::{Draft, Outcome, Pairing, Refusal};
+use self::pairing::{Draft, Outcome, Pairing, Refusal, Rhythm};
 use super::counters::count;
 use super::peers::PeerIdentity;
 use super::{Inner, NatsConfig, TransportEvent, registry};
 use crate::entropy;
-use crate::mesh::envelope::{Envelope, Nonce, SignedEnvelope};
+use crate::mesh::envelope::{Envelope, EnvelopeKind, Nonce, SignedEnvelope};
 use crate::mesh::identity::ed25519_spki_sha256;
 use crate::mesh::ids::NodeId;
 
@@ -144,7 +144,8 @@ impl Carrier {
                 && !self.pairings.contains_key(&node)
                 && let Some(own) = self.fresh()
             {
-                self.pairings.insert(node, Pairing::new(own, now));
+                let second = self.inner.node > node;
+                self.pairings.insert(node, Pairing::new(own, second, now));
             }
         }
     }
@@ -172,6 +173,9 @@ impl Carrier {
             return count(&c.refused_envelope_stranger);
         };
         let (outcomes, refusal) = pairing.take(envelope, now, fresh);
+        if envelope.kind == EnvelopeKind::Farewell && refusal.is_none() {
+            count(&c.nats_farewells);
+        }
         let counter = refusal.map(|refusal| match refusal {
             Refusal::Stale => &c.refused_envelope_stale,
             Refusal::Replayed => &c.refused_envelope_replayed,
@@ -192,10 +196,11 @@ impl Carrier {
         let now = self.inner.clock.mono_ns();
         let mut connected = self.bus.is_connected();
         let nodes: Vec<NodeId> = self.pairings.keys().copied().collect();
+        let rhythm = Rhythm::of(nodes.len());
         for node in nodes {
             let Some(fresh) = self.fresh() else { return };
             let outcomes = match self.pairings.get_mut(&node) {
-                Some(pairing) => pairing.tick(now, fresh, connected),
+                Some(pairing) => pairing.tick(now, fresh, connected, rhythm),
                 None => continue,
             };
             self.expire(node, now);
@@ -313,7 +318,7 @@ impl Carrier {
         registry::tell(&self.inner, TransportEvent::PeerDown { node }).await;
     }
 
-    /// Says farewell, so that nobody waits for this node.
+    /// Says farewell, so that nobody waits for this node, and leaves nothing of its own with the server.
     async fn leave(mut self) {
         if !self.bus.is_connected() {
             return;
@@ -330,5 +335,6 @@ impl Carrier {
             }
         }
         self.bus.flush().await;
+        self.bus.forget().await;
     }
 }

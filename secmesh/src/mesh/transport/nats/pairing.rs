@@ -18,10 +18,19 @@ use bytes::Bytes;
 use crate::mesh::envelope::{Envelope, EnvelopeKind, NO_NONCE, Nonce};
 use crate::mesh::transport::limit::Reconnects;
 
-/// How often a sign of life is sent.
-pub(super) const BEAT_NS: u64 = 2_000_000_000;
-/// How long a peer may be silent before it counts as gone.
-pub(super) const SILENCE_NS: u64 = 6_000_000_000;
+/// How often a silent peer is asked for a sign of life once it is asked.
+const BEAT_NS: u64 = 2_000_000_000;
+/// How long a peer that is asked may be silent before it counts as gone.
+const UNANSWERED_NS: u64 = 2 * BEAT_NS;
+/// A heartbeat is answered by one unless this end has said something so lately. Longer than a way there and back, or
+/// the answers would be answered.
+const SAID_NS: u64 = 1_500_000_000;
+/// How much later one of the two ends asks, so that not both do.
+const STAGGER_NS: u64 = 500_000_000;
+/// Bounds of [`Rhythm::ask_ns`].
+const ASK_NS: (u64, u64) = (2_000_000_000, 15_000_000_000);
+/// Of the time between two questions to one peer, for each peer.
+const ASK_PER_PEER_NS: u64 = 500_000_000;
 /// How long its session is kept after that, for what the broker still holds.
 pub(super) const KEPT_NS: u64 = 30_000_000_000;
 /// Shortest and longest wait between two hellos.
@@ -30,6 +39,32 @@ const HELLO_NS: (u64, u64) = (500_000_000, 5_000_000_000);
 const ANSWER_NS: u64 = 100_000_000;
 /// How long after a session has begun the peer's late hellos for it are ignored.
 const SETTLED_NS: u64 = 2_000_000_000;
+
+/// How long peers may be silent. The more there are, the longer: what a node sends to find all its peers there stays the
+/// same, and who of many is gone is found by failure detection (`mesh/swim`) before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rhythm {
+    /// Nanoseconds after which a silent peer is asked for a sign of life.
+    ask_ns: u64,
+}
+
+impl Rhythm {
+    /// With so many peers.
+    pub(super) fn of(peers: usize) -> Self {
+        let peers = u64::try_from(peers).unwrap_or(u64::MAX);
+        let ask_ns = peers.saturating_mul(ASK_PER_PEER_NS);
+        Self {
+            ask_ns: ask_ns.clamp(ASK_NS.0, ASK_NS.1),
+        }
+    }
+
+    /// Nanoseconds after which a silent peer counts as gone.
+    const fn gone_ns(self) -> u64 {
+        self.ask_ns + UNANSWERED_NS
+    }
+}
+
+const _: () = assert!(ASK_NS.1 + UNANSWERED_NS < KEPT_NS);
 
 /// Why an envelope of a member, rightly signed, is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +110,7 @@ struct Session {
     since_ns: u64,
     heard_ns: u64,
     told_ns: u64,
+    asked_ns: u64,
 }
 
 impl Session {
@@ -96,6 +132,8 @@ pub(super) struct Pairing {
     /// For the next session; drawn anew whenever one begins or ends, so that what a peer repeats of it was
     /// written since.
     own: Nonce,
+    /// Whether this end leaves it to the other one to ask first.
+    second: bool,
     session: Option<Session>,
     up: bool,
     hello_ns: u64,
@@ -105,9 +143,11 @@ pub(super) struct Pairing {
 }
 
 impl Pairing {
-    pub(super) fn new(own: Nonce, now_ns: u64) -> Self {
+    /// `second`: the other end asks first; true at one of the two.
+    pub(super) fn new(own: Nonce, second: bool, now_ns: u64) -> Self {
         Self {
             own,
+            second,
             session: None,
             up: false,
             hello_ns: now_ns,
@@ -142,7 +182,12 @@ impl Pairing {
             }
             session.received = envelope.sequence;
             session.heard_ns = now_ns;
-            return (self.said(envelope, now_ns, fresh), None);
+            let asks = envelope.kind == EnvelopeKind::Heartbeat
+                && now_ns.saturating_sub(session.told_ns) >= SAID_NS;
+            let answer = asks.then(|| session.draft(EnvelopeKind::Heartbeat, now_ns));
+            let mut outcomes = self.said(envelope, now_ns, fresh);
+            outcomes.extend(answer.map(Outcome::Send));
+            return (outcomes, None);
         }
         if envelope.echo != self.own {
             return (Vec::new(), Some(Refusal::Stale));
@@ -161,6 +206,7 @@ impl Pairing {
             since_ns: now_ns,
             heard_ns: now_ns,
             told_ns: now_ns,
+            asked_ns: now_ns,
         };
         let first = session.draft(EnvelopeKind::Heartbeat, now_ns);
         let mut outcomes = Vec::new();
@@ -216,17 +262,28 @@ impl Pairing {
     /// What time brings; to be asked a few times a second.
     ///
     /// Without `can_send` nothing is to be sent: a number that is drawn and lost would end the session.
-    pub(super) fn tick(&mut self, now_ns: u64, fresh: Nonce, can_send: bool) -> Vec<Outcome> {
+    pub(super) fn tick(
+        &mut self,
+        now_ns: u64,
+        fresh: Nonce,
+        can_send: bool,
+        rhythm: Rhythm,
+    ) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
+        let ask_ns = rhythm.ask_ns + if self.second { STAGGER_NS } else { 0 };
         match &mut self.session {
             Some(session) => {
                 let silent = now_ns.saturating_sub(session.heard_ns);
-                if silent > SILENCE_NS && std::mem::take(&mut self.up) {
+                if silent > rhythm.gone_ns() && std::mem::take(&mut self.up) {
                     outcomes.push(Outcome::Down);
                 }
                 if silent > KEPT_NS {
                     outcomes.extend(self.end(now_ns, fresh));
-                } else if can_send && now_ns.saturating_sub(session.told_ns) >= BEAT_NS {
+                } else if can_send
+                    && silent >= ask_ns
+                    && now_ns.saturating_sub(session.asked_ns) >= BEAT_NS
+                {
+                    session.asked_ns = now_ns;
                     let beat = session.draft(EnvelopeKind::Heartbeat, now_ns);
                     outcomes.push(Outcome::Send(beat));
                 }
@@ -295,21 +352,25 @@ mod tests {
     use crate::mesh::ids::{MeshId, NodeId};
 
     const S: u64 = 1_000_000_000;
+    /// Of a small mesh.
+    const FEW: usize = 3;
 
     /// One end, with nonces that are easy to tell apart.
     struct End {
         pairing: Pairing,
         drawn: u32,
         side: u8,
+        peers: usize,
     }
 
     impl End {
         fn new(side: u8) -> Self {
             let own = [side; 16];
             Self {
-                pairing: Pairing::new(own, 0),
+                pairing: Pairing::new(own, side >= 0xb0, 0),
                 drawn: 0,
                 side,
+                peers: FEW,
             }
         }
 
@@ -327,7 +388,7 @@ mod tests {
 
         fn tick(&mut self, now: u64) -> Vec<Outcome> {
             let fresh = self.fresh();
-            self.pairing.tick(now, fresh, true)
+            self.pairing.tick(now, fresh, true, Rhythm::of(self.peers))
         }
 
         fn say(&mut self, body: &'static [u8], now: u64) -> Envelope {
@@ -409,6 +470,40 @@ mod tests {
         let (outcomes, refusal) = b.take(&one, S);
         assert_eq!(refusal, None);
         assert_eq!(outcomes, [Outcome::Message(one.body)]);
+    }
+
+    #[test]
+    fn a_farewell_is_down_at_once_and_a_next_life_is_found() {
+        let ([mut a, mut b], _) = pair();
+        let word = a.pairing.farewell(S).expect("a session");
+        let word = envelope(&word);
+        assert_eq!(b.take(&word, S), (vec![Outcome::Down], None));
+        assert!(!b.pairing.is_up() && !b.pairing.has_session());
+        assert_eq!(b.take(&word, S), (Vec::new(), Some(Refusal::Stale)));
+        let mut ends = [End::new(0xa1), b];
+        settle(&mut ends, 2 * S);
+        assert!(ends.iter().all(|end| end.pairing.is_up()));
+    }
+
+    #[test]
+    fn a_hello_is_answered_ten_times_a_second_and_a_late_one_of_this_session_not_at_all() {
+        let (ends, said) = pair();
+        let [_, mut b] = ends;
+        let is_hello = |(to, e): &&(usize, Envelope)| *to == 1 && e.kind == EnvelopeKind::Hello;
+        let (_, hello) = said.iter().find(is_hello).expect("it began with that");
+        // The pair came up at 1.
+        assert_eq!(b.take(hello, SETTLED_NS), (Vec::new(), None));
+        // By then its sender may have lost the session.
+        let mut now = 1 + SETTLED_NS;
+        for _ in 0..3 {
+            let (outcomes, refusal) = b.take(hello, now);
+            assert_eq!(refusal, None);
+            assert_eq!(sent(&outcomes)[0].kind, EnvelopeKind::Answer);
+            now += ANSWER_NS;
+            let hurried = (Vec::new(), Some(Refusal::Hurried));
+            assert_eq!(b.take(hello, now - 1), hurried);
+        }
+        assert!(b.pairing.is_up(), "hellos end nothing");
     }
 
     #[test]
@@ -528,8 +623,9 @@ mod tests {
     fn silence_is_down_and_a_late_word_is_up_again() {
         let ([mut a, mut b], _) = pair();
         let late = a.say(b"late", S);
-        assert!(!b.tick(SILENCE_NS).contains(&Outcome::Down));
-        assert!(b.tick(SILENCE_NS + 2).contains(&Outcome::Down));
+        let gone = Rhythm::of(FEW).gone_ns();
+        assert!(!b.tick(gone).contains(&Outcome::Down));
+        assert!(b.tick(gone + 2).contains(&Outcome::Down));
         let (outcomes, refusal) = b.take(&late, 20 * S);
         assert_eq!(refusal, None);
         assert_eq!(
@@ -543,6 +639,81 @@ mod tests {
             Some(EnvelopeKind::Farewell)
         );
         assert!(a.pairing.message(S).is_none());
+    }
+
+    /// What an idle pair of a mesh with so many peers says within five minutes.
+    fn said_idle(peers: usize) -> usize {
+        let (mut ends, _) = pair();
+        for end in &mut ends {
+            end.peers = peers;
+        }
+        let mut said = 0;
+        for quarter in 4..=4 * 300u64 {
+            said += settle(&mut ends, quarter * S / 4).len();
+            assert!(ends.iter().all(|end| end.pairing.is_up()), "{quarter}");
+        }
+        said
+    }
+
+    #[test]
+    fn a_silent_peer_is_asked_by_one_end_and_answers_and_more_peers_cost_no_more() {
+        // A question and an answer, each 2 s or each 14.5 s.
+        assert!((298..=302).contains(&said_idle(FEW)));
+        assert!((38..=44).contains(&said_idle(29)));
+        let per_node = |peers: usize| peers * said_idle(peers) / 2;
+        assert!(per_node(29) <= 2 * 300 + 29, "two a second");
+        assert!(per_node(12) <= 2 * 300 + 29);
+    }
+
+    #[test]
+    fn who_hears_nothing_asks_again_and_then_gives_up() {
+        for peers in [FEW, 29] {
+            let (ends, _) = pair();
+            let [_, mut b] = ends;
+            b.peers = peers;
+            let rhythm = Rhythm::of(peers);
+            let (mut asked, mut down) = (Vec::new(), None);
+            for quarter in 1..=4 * 25u64 {
+                let now = quarter * S / 4;
+                let outcomes = b.tick(now);
+                if !sent(&outcomes).is_empty() {
+                    asked.push(now);
+                }
+                if outcomes.contains(&Outcome::Down) {
+                    down = Some(now);
+                }
+            }
+            let first = rhythm.ask_ns + STAGGER_NS;
+            let due = |at: &u64, by: u64| (by..=by + S / 4).contains(at);
+            assert!(
+                due(&asked[0], first) && due(&asked[1], first + BEAT_NS),
+                "{asked:?}"
+            );
+            assert!(
+                down.is_some_and(|at| due(&at, rhythm.gone_ns())),
+                "{down:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_peer_of_before_that_only_tells_is_answered() {
+        // It sends a heartbeat each 2 s, whatever it hears, and takes 6 s of silence for the end.
+        let ([mut a, mut b], _) = pair();
+        b.peers = 29;
+        let mut heard = Vec::new();
+        for second in 1..60 {
+            let now = 2 * second * S;
+            let draft = a
+                .pairing
+                .session
+                .as_mut()
+                .map(|s| s.draft(EnvelopeKind::Heartbeat, now));
+            let (outcomes, refusal) = b.take(&envelope(&draft.expect("a session")), now);
+            assert_eq!(refusal, None);
+            heard.extend(sent(&outcomes).iter().map(|_| now));
+        }
+        assert_eq!(heard.len(), 59);
     }
 
     proptest! {

@@ -88,3 +88,20 @@ async fn messages_are_those_of_the_connections_key_and_of_nobody_else() {
     assert_eq!(a.connected(), [id(3)]);
     a.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_ends_also_while_nobody_takes_what_peers_have_sent() {
+    let (a, mut events) = start(1, &members(&[1, 2]));
+    let mut link = session(2, 1, &a).await;
+    welcomed(&mut link).await.unwrap();
+    up(&mut events, 2).await;
+    let large = || Frame::new(Kind::Message, vec![7; MAX_MESSAGE]);
+    while let Ok(taken) = timeout(Duration::from_secs(1), link.writer.write(large())).await {
+        taken.unwrap();
+    }
+    // The session waits for room now, and so would the news that it has ended.
+    timeout(PATIENCE, a.shutdown())
+        .await
+        .expect("it waits for a receiver that takes nothing");
+    drop(events);
+}

@@ -81,7 +81,7 @@ async fn intrude(
 /// The other end closes without having said anything.
 async fn closes<R: AsyncRead + Unpin>(stream: &mut R) {
     let mut answer = Vec::new();
-    let _ = timeout(Duration::from_secs(9), stream.read_to_end(&mut answer))
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer))
         .await
         .expect("closed in time");
     assert!(answer.is_empty(), "a stranger was told {answer:?}");
@@ -90,7 +90,7 @@ async fn closes<R: AsyncRead + Unpin>(stream: &mut R) {
 /// The call is refused, or ends without a frame.
 async fn refused(link: Result<Link, FrameError>) {
     if let Ok(mut link) = link {
-        let frame = timeout(Duration::from_secs(9), link.reader.read())
+        let frame = timeout(PATIENCE, link.reader.read())
             .await
             .expect("closed in time");
         assert!(frame.is_err(), "{frame:?}");
@@ -126,7 +126,7 @@ async fn strangers_are_refused_and_counted() {
         let mut tcp = TcpStream::connect(a.local_addr()).await.unwrap();
         tcp.write_all(garbage).await.unwrap();
         // A TLS alert may come back.
-        let _ = timeout(Duration::from_secs(9), tcp.read_to_end(&mut Vec::new()))
+        let _ = timeout(PATIENCE, tcp.read_to_end(&mut Vec::new()))
             .await
             .expect("closed in time");
     }
@@ -154,7 +154,7 @@ async fn slow_handshakes_end_and_one_source_gets_only_so_many() {
         .await
         .unwrap();
     // It may hear the settings of HTTP/2: it is a member.
-    let _ = timeout(Duration::from_secs(9), mute.read_to_end(&mut Vec::new()))
+    let _ = timeout(PATIENCE, mute.read_to_end(&mut Vec::new()))
         .await
         .expect("closed in time");
     counted(&a, "refused_handshake_timeout", 9).await;
@@ -250,7 +250,7 @@ async fn http2_is_bounded() {
         .enumerate()
     {
         let mut raw = raw(2, 1, &a).await;
-        let answer = timeout(Duration::from_secs(9), raw.send.send_request(request(path))).await;
+        let answer = timeout(PATIENCE, raw.send.send_request(request(path))).await;
         if let Ok(answer) = answer.expect("an answer in time") {
             assert!(answer.headers().contains_key("grpc-status"), "{answer:?}");
         }
@@ -262,7 +262,7 @@ async fn http2_is_bounded() {
     let mut flood = request(Method::Session.path()).map(|_| body);
     let value = "x".repeat(5000).parse().unwrap();
     flood.headers_mut().insert("x", value);
-    let answer = timeout(Duration::from_secs(9), large.send.send_request(flood)).await;
+    let answer = timeout(PATIENCE, large.send.send_request(flood)).await;
     let refused = match answer.expect("an answer in time") {
         Ok(answer) => answer.status() == 431,
         Err(_) => true,
@@ -287,30 +287,76 @@ async fn http2_is_bounded() {
     a.shutdown().await;
 }
 
+/// HEADERS of stream *n* with these fields, in HPACK.
+fn headers(n: u32, fields: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0, 0, u8::try_from(fields.len()).unwrap(), 1, 4];
+    frame.extend((2 * n + 1).to_be_bytes());
+    frame.extend(fields);
+    frame
+}
+
+/// POST, https, path "/", out of HPACK's static table.
+const POST: [u8; 3] = [0x83, 0x87, 0x84];
+
+/// `RST_STREAM` of stream *n* (CANCEL).
+fn reset(n: u32) -> Vec<u8> {
+    let mut frame = vec![0, 0, 4, 3, 0];
+    frame.extend((2 * n + 1).to_be_bytes());
+    frame.extend([0, 0, 0, 8]);
+    frame
+}
+
+/// Why a member that sends these frames, all at once, is told to go away (the code of HTTP/2).
+async fn sent_away(a: &TransportHandle, frames: impl IntoIterator<Item = Vec<u8>>) -> Option<u32> {
+    let mut stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
+        .await
+        .unwrap();
+    // Preface, and empty SETTINGS.
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    bytes.extend(frames.into_iter().flatten());
+    stream.write_all(&bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer))
+        .await
+        .expect("closed in time");
+    let (mut rest, mut code) = (answer.as_slice(), None);
+    while let Some((head, after)) = rest.split_first_chunk::<9>() {
+        let len = usize::from(u16::from_be_bytes([head[1], head[2]]));
+        let (body, next) = after.split_at(len.min(after.len()));
+        if head[3] == 7 {
+            code = Some(u32::from_be_bytes(body[4..8].try_into().unwrap()));
+        }
+        rest = next;
+    }
+    code
+}
+
+/// `ENHANCE_YOUR_CALM`.
+const CALM: Option<u32> = Some(11);
+
 /// Streams opened and reset at once, over and over.
 #[tokio::test(flavor = "multi_thread")]
 async fn rapid_resets_end_the_connection() {
     let (a, mut events) = start(1, &members(&[1, 2]));
-    let mut stream = dial::connect(&tls(2), vec![tls(1).spki_sha256()], a.local_addr())
-        .await
-        .unwrap();
-    // Preface, empty SETTINGS; then HEADERS (POST, https, path "/" out of HPACK's static table) and
-    // RST_STREAM (CANCEL) per stream.
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
-    for n in 0..200u32 {
-        let id = (2 * n + 1).to_be_bytes();
-        bytes.extend([0, 0, 3, 1, 4]);
-        bytes.extend(id);
-        bytes.extend([0x83, 0x87, 0x84]);
-        bytes.extend([0, 0, 4, 3, 0]);
-        bytes.extend(id);
-        bytes.extend([0, 0, 0, 8]);
+    // More than four, and fewer than what HTTP/2 puts up with by itself.
+    for streams in [6, 200] {
+        let frames = (0..streams).flat_map(|n| [headers(n, &POST), reset(n)]);
+        assert_eq!(sent_away(&a, frames).await, CALM, "{streams} streams");
     }
-    stream.write_all(&bytes).await.unwrap();
-    let _ = timeout(Duration::from_secs(9), stream.read_to_end(&mut Vec::new()))
-        .await
-        .expect("closed in time");
+    counted(&a, "refused_bad_frame", 2).await;
+    assert!(events.try_recv().is_none(), "nobody came up");
+    a.shutdown().await;
+}
+
+/// Streams that this end has to reset, because what they begin with makes no sense.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_make_no_sense_end_the_connection() {
+    let (a, mut events) = start(1, &members(&[1, 2]));
+    // With a length of "x".
+    let senseless = [POST.as_slice(), &[0x0f, 0x0d, 1, b'x']].concat();
+    let frames = (0..10).map(|n| headers(n, &senseless));
+    assert_eq!(sent_away(&a, frames).await, CALM);
     counted(&a, "refused_bad_frame", 1).await;
     assert!(events.try_recv().is_none(), "nobody came up");
     a.shutdown().await;
