@@ -10,6 +10,7 @@
 
 pub mod attacker;
 pub mod chaos;
+pub mod decide;
 pub mod fixtures;
 pub mod frames;
 pub mod kernel;
@@ -17,8 +18,10 @@ pub mod lists;
 pub mod livegen;
 pub mod nats;
 pub mod netns;
+pub mod outcast;
 pub mod partition;
 pub mod random;
+pub mod records;
 pub mod sizes;
 pub mod verdicts;
 pub mod wallclock;

@@ -97,6 +97,32 @@ impl Intruder {
         self.write(&bytes)
     }
 
+    /// Asks the server's `JetStream` something: `api` is the subject behind `$JS.API.`. The answer comes on the subject
+    /// that was subscribed to, which has to be one without wildcards.
+    ///
+    /// # Errors
+    /// When no answer comes within three seconds, it is no JSON, or says that there is an error.
+    pub fn ask(
+        &mut self,
+        inbox: &str,
+        api: &str,
+        question: &serde_json::Value,
+    ) -> Result<serde_json::Value> {
+        let question = question.to_string();
+        let ask = format!(
+            "PUB $JS.API.{api} {inbox} {}\r\n{question}\r\n",
+            question.len()
+        );
+        self.write(ask.as_bytes())?;
+        let heard = self.listen()?;
+        let answer: serde_json::Value =
+            serde_json::from_slice(&heard.payload).with_context(|| format!("{api}: no JSON"))?;
+        if let Some(error) = answer.get("error") {
+            bail!("{api}: {error}");
+        }
+        Ok(answer)
+    }
+
     /// Waits until the server has taken all that was published. Whoever leaves with answers unread resets the
     /// connection, and what the server had not read by then is lost.
     ///

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use xtask::lab::Lab;
+use xtask::lab::broker::Broker;
 use xtask::lab::net::Family;
 use xtask::lab::state::LabState;
 use xtask::{clock, sh};
@@ -50,6 +51,32 @@ impl Partition {
                 cut.namespaces.push(namespace.clone());
                 nft(&namespace, &[&rules])?;
             }
+        }
+        Ok(cut)
+    }
+
+    /// Cuts each of these nodes off from the lab's NATS server, in both directions; everything else goes on.
+    ///
+    /// # Errors
+    /// When `nft` refuses.
+    pub fn from_broker(lab: &Lab, nodes: &[usize]) -> Result<Self> {
+        let mut cut = Self {
+            namespaces: Vec::new(),
+        };
+        let broker = Broker::address();
+        let rules = format!(
+            "table inet {TABLE} {{\n\
+             chain input {{\ntype filter hook input priority -300;\n\
+             ip saddr {ip} tcp sport {port} drop\n}}\n\
+             chain output {{\ntype filter hook output priority -300;\n\
+             ip daddr {ip} tcp dport {port} drop\n}}\n}}",
+            ip = broker.ip(),
+            port = broker.port()
+        );
+        for number in nodes {
+            let namespace = lab.node(*number)?.namespace.clone();
+            cut.namespaces.push(namespace.clone());
+            nft(&namespace, &[&rules])?;
         }
         Ok(cut)
     }

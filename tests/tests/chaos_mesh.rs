@@ -8,10 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use secmesh::addr::Prefix;
-use secmesh::api::client;
-use secmesh::api::types::{Done, Request};
 use secmesh_tests::chaos::Installed;
+use secmesh_tests::decide::confirm;
 use secmesh_tests::partition::{counter, ensure_no_liars, number, quorum, same, sees};
 use secmesh_tests::wallclock::WallClock;
 use secmesh_tests::{PATIENCE, kernel_block, lab, options, wait_for_blocks, words_of};
@@ -32,18 +30,7 @@ fn subject(n: u8) -> IpAddr {
 
 /// Two operators confirm: the mesh decides, if it can.
 fn decide(lab: &Lab, subject: IpAddr) -> Result<()> {
-    for number in [1, 2] {
-        let request = Request::Block {
-            subject: Prefix::host(subject),
-            ttl_s: 3_600,
-            mesh: true,
-            reason: None,
-            override_risky: false,
-        };
-        let _done: Done = client::ask(&lab.node(number)?.socket, &request)
-            .with_context(|| format!("n{number} does not confirm {subject}"))?;
-    }
-    Ok(())
+    confirm(lab, &[1, 2], subject)
 }
 
 fn at_least(wanted: u64) -> impl Fn(&str) -> bool {

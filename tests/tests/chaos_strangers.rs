@@ -8,9 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use secmesh::addr::Prefix;
-use secmesh::api::client;
-use secmesh::api::types::{Done, Request};
 use secmesh::clock::SystemClock;
 use secmesh::mesh::identity::Identity;
 use secmesh::mesh::store::MeshStore;
@@ -18,6 +15,7 @@ use secmesh::mesh::transport::{
     AllowedPeers, Carrier, PeerAddress, PeerIdentity, Transport, TransportConfig, TransportEvent,
 };
 use secmesh::state::StateDir;
+use secmesh_tests::decide::confirm;
 use secmesh_tests::partition::{counter, ensure_no_liars, quorum, same};
 use secmesh_tests::random::Random;
 use secmesh_tests::{PATIENCE, lab, wait_for_blocks};
@@ -28,21 +26,6 @@ use xtask::lab::{Lab, MESH_PORT, ns};
 
 const ALL: [usize; 4] = [1, 2, 3, 4];
 const NOTICED: Duration = Duration::from_secs(20);
-
-fn decide(lab: &Lab, by: [usize; 2], subject: IpAddr) -> Result<()> {
-    for number in by {
-        let request = Request::Block {
-            subject: Prefix::host(subject),
-            ttl_s: 3_600,
-            mesh: true,
-            reason: None,
-            override_risky: false,
-        };
-        let _done: Done = client::ask(&lab.node(number)?.socket, &request)
-            .with_context(|| format!("n{number} does not confirm {subject}"))?;
-    }
-    Ok(())
-}
 
 fn transport_refusals(lab: &Lab, number: usize) -> Result<u64> {
     let counters = lab.agent(number)?.status()?.controller;
@@ -122,7 +105,7 @@ fn a_flood_of_strangers_at_the_mesh_port_keeps_no_member_out() -> Result<()> {
         ensure!(refused.is_some(), "the flood is not there, or not counted");
         let small = resident(lab.node(1)?)?;
         let one: IpAddr = Ipv4Addr::new(198, 19, 201, 1).into();
-        decide(&lab, [1, 2], one)?;
+        confirm(&lab, &[1, 2], one)?;
         wait_for_blocks(&lab.state().nodes, one, true)?;
         // A member that comes back finds a place, in both directions.
         for number in [4, 1] {
@@ -133,7 +116,7 @@ fn a_flood_of_strangers_at_the_mesh_port_keeps_no_member_out() -> Result<()> {
             }
         }
         let two: IpAddr = Ipv4Addr::new(198, 19, 201, 2).into();
-        decide(&lab, [1, 2], two)?;
+        confirm(&lab, &[1, 2], two)?;
         wait_for_blocks(&lab.state().nodes, two, true)?;
         let large = resident(lab.node(1)?)?;
         eprintln!(
@@ -255,7 +238,7 @@ fn a_member_that_sends_garbage_is_refused_holds_nobody_up_and_is_cut_off() -> Re
     })?;
     ensure!(spoken.is_some(), "no garbage came, or it is not counted");
     let subject: IpAddr = Ipv4Addr::new(198, 19, 202, 1).into();
-    decide(&lab, [1, 2], subject)?;
+    confirm(&lab, &[1, 2], subject)?;
     wait_for_blocks(&lab.state().nodes[..3], subject, true)?;
     let said = talker
         .join()

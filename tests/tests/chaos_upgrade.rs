@@ -142,6 +142,85 @@ impl Fire {
     }
 }
 
+/// Reads an entry of a pinned map, past the agent.
+fn entry(node: &Node, map: &str, key: &[String]) -> Result<Vec<String>> {
+    let mut lookup = sh::command("bpftool");
+    lookup.args(["-j", "map", "lookup", "pinned"]);
+    lookup.arg(node.pin_dir.join(map)).arg("key").args(key);
+    let told: serde_json::Value = serde_json::from_slice(&sh::output(&mut lookup)?.stdout)?;
+    Ok(serde_json::from_value(
+        told.get("value").context("a value")?.clone(),
+    )?)
+}
+
+/// What only the running program and its agent know: a watched source and a verified client.
+struct Kept {
+    watch: Vec<String>,
+    until: Vec<String>,
+    place: Vec<String>,
+    client: Vec<String>,
+}
+
+impl Kept {
+    /// Puts them where an agent and its program would have.
+    fn leave(node: &Node) -> Result<Self> {
+        let numbers = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:#04x}")).collect();
+        let until_ns = secmesh_tests::chaos::mono_ns()? + 3_600_000_000_000;
+        let client: Vec<u8> = [7u64, until_ns, 1]
+            .iter()
+            .flat_map(|n| n.to_ne_bytes())
+            .collect();
+        let kept = Self {
+            watch: numbers(&[198, 51, 100, 77]),
+            until: numbers(&until_ns.to_ne_bytes()),
+            place: numbers(&5u32.to_ne_bytes()),
+            client: numbers(&client),
+        };
+        for (map, key, value) in [
+            ("WATCH4", &kept.watch, &kept.until),
+            ("COOKIE_VERIFIED", &kept.place, &kept.client),
+        ] {
+            let mut update = sh::command("bpftool");
+            update.args(["map", "update", "pinned"]);
+            update.arg(node.pin_dir.join(map)).arg("key").args(key);
+            sh::output(update.arg("value").args(value))?;
+        }
+        Ok(kept)
+    }
+
+    fn verified(&self, node: &Node) -> Result<Vec<String>> {
+        entry(node, "COOKIE_VERIFIED", &self.place)
+    }
+
+    fn ensure_there(&self, node: &Node) -> Result<()> {
+        let until = entry(node, "WATCH4", &self.watch)?;
+        ensure!(until == self.until, "watched until {until:?}");
+        let client = self.verified(node)?;
+        ensure!(client == self.client, "verified: {client:?}");
+        Ok(())
+    }
+}
+
+/// The pinned counters of all processors together, while no agent runs.
+fn lab_counters(node: &Node) -> Result<std::collections::BTreeMap<String, u64>> {
+    let mut dump = sh::command("bpftool");
+    dump.args(["-j", "map", "dump", "pinned"]);
+    dump.arg(node.pin_dir.join("COUNTERS"));
+    let told: serde_json::Value = serde_json::from_slice(&sh::output(&mut dump)?.stdout)?;
+    let each = told.pointer("/0/formatted/values").context("an entry")?;
+    let mut all = std::collections::BTreeMap::new();
+    for cpu in each.as_array().context("one for each processor")? {
+        for (name, value) in cpu
+            .get("value")
+            .and_then(serde_json::Value::as_object)
+            .context("counters")?
+        {
+            *all.entry(name.clone()).or_insert(0) += value.as_u64().unwrap_or(0);
+        }
+    }
+    Ok(all)
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn other_sizes_are_taken_on_without_one_packet_passing() -> Result<()> {
@@ -200,12 +279,42 @@ fn an_older_schema_is_taken_over_without_one_packet_passing_and_a_newer_one_is_r
     let (link, program) = link_of(&node)?;
     lab.stop_agent(1, Signal::SIGKILL)?;
     stamp(&node, SCHEMA - 1)?;
+    let kept = Kept::leave(&node)?;
+    let before = lab_counters(&node)?;
     lab.start_agent(1)?;
     fire.ensure_held("an older schema")?;
+    kept.ensure_there(&node)?;
+    let told: serde_json::Value = lab.agent(1)?.json(&["status"])?;
+    ensure!(
+        told.pointer("/watched") == Some(&1.into()),
+        "what was watched is not watched on: {told}"
+    );
+    let status = lab.agent(1)?.status()?;
+    ensure!(
+        status.counters.get("drop_exact") >= before.get("drop_exact")
+            && status.counters.get("rx_packets") >= before.get("rx_packets"),
+        "counters began anew: {:?} after {before:?}",
+        status.counters
+    );
     ensure!(stamped(&node)? == SCHEMA, "still of the older schema");
     let (new_link, new_program) = link_of(&node)?;
     ensure!(new_link == link && new_program != program, "a gap");
     ensure!(!next_dir(&node).exists(), "the old maps are still pinned");
+
+    // What the first schemas had in these maps means something else: told, and begun anew.
+    lab.stop_agent(1, Signal::SIGKILL)?;
+    stamp(&node, 2)?;
+    lab.start_agent(1)?;
+    fire.ensure_held("a much older schema")?;
+    ensure!(
+        kept.verified(&node)?.iter().all(|byte| byte == "0x00"),
+        "verified clients of another schema were taken over"
+    );
+    let log = std::fs::read_to_string(&node.log)?;
+    ensure!(
+        log.contains("they begin empty") && log.contains("COOKIE_VERIFIED"),
+        "nobody was told: {log}"
+    );
 
     lab.stop_agent(1, Signal::SIGKILL)?;
     for unknown in [SCHEMA + 1, 77] {

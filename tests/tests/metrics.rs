@@ -3,9 +3,11 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use secmesh_tests::{lab, wait_for_blocks};
 use xtask::lab::ns;
 
@@ -63,11 +65,61 @@ fn a_scrape_over_http_and_the_command_say_the_same() -> Result<()> {
 fn peers_and_members_that_come_do_not_have_the_system_asked_again() -> Result<()> {
     // Each of them is admitted, gets weight and connects: a dozen changes on each node.
     let lab = lab(4)?;
-    for number in 1..=4 {
+    let asked = |number: usize| -> Result<u64> {
         let status = lab.agent(number)?.status()?;
-        let asked = status.controller.get("discoveries").context("no counter")?;
+        let asked = status.controller.get("discoveries");
+        asked.copied().context("no counter")
+    };
+    let mut before = Vec::new();
+    for number in 1..=4 {
+        let asked = asked(number)?;
         // At start, and each minute.
-        ensure!((1..=3).contains(asked), "n{number} has asked {asked} times");
+        ensure!(
+            (1..=3).contains(&asked),
+            "n{number} has asked {asked} times"
+        );
+        before.push(asked);
     }
+    // Also not by and by, whatever the agents are busy with.
+    std::thread::sleep(Duration::from_secs(10));
+    for (number, before) in (1..=4).zip(before) {
+        let more = asked(number)?.saturating_sub(before);
+        ensure!(more <= 1, "n{number} has asked {more} times within seconds");
+    }
+    Ok(())
+}
+
+/// Puts the limit back that other tests of this process had.
+struct Files(u64, u64);
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // What it was before, so there is nothing that could refuse it.
+        let _restored = setrlimit(Resource::RLIMIT_NOFILE, self.0, self.1);
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn an_agent_may_open_as_many_files_as_it_is_allowed_to() -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let _files = Files(soft, hard);
+    // What an agent gets that is started by hand.
+    let little = 512;
+    ensure!(hard > little, "the hard limit is {hard} here");
+    setrlimit(Resource::RLIMIT_NOFILE, little, hard)?;
+    let lab = lab(1)?;
+    let agent = lab.state().nodes.first().and_then(|node| node.agent);
+    let pid = agent.context("no agent")?.pid;
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let fields: Vec<&str> = files.context("no limit")?.split_whitespace().collect();
+    let hard = hard.to_string();
+    ensure!(
+        fields.get(3..5) == Some([hard.as_str(), hard.as_str()].as_slice()),
+        "{fields:?}"
+    );
     Ok(())
 }

@@ -3,80 +3,18 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use secmesh::addr::Prefix;
-use secmesh::api::client;
-use secmesh::api::types::{Done, Request};
-use secmesh_tests::chaos::{Flood, attacker};
+use anyhow::{Result, ensure};
+use secmesh_tests::chaos::attacker;
+use secmesh_tests::decide::{attack, confirm, decided, ensure_undecided, nodes, wait_decided};
 use secmesh_tests::partition::{Partition, counter, number, quorum, same, sees};
 use secmesh_tests::{PATIENCE, kernel_block, lab, wait_for_blocks};
-use xtask::clock;
-use xtask::lab::Lab;
-use xtask::lab::generators::Kind;
 use xtask::lab::net::Family;
-use xtask::lab::state::Node;
 
 const ALL: [usize; 4] = [1, 2, 3, 4];
 /// Longer than a connection is silent before it ends, and a suspicion lasts.
 const NOTICED: Duration = Duration::from_secs(20);
 /// How soon a mesh that was split is one again: what the product promises.
 const HEALED: Duration = Duration::from_secs(10);
-
-/// An attack on each of these nodes from one source; ends when dropped.
-fn attack(lab: &Lab, nodes: &[usize], source: IpAddr) -> Result<Vec<Flood>> {
-    nodes
-        .iter()
-        .map(|n| Flood::start(lab.state(), lab.node(*n)?, Kind::SynFlood, source, 30))
-        .collect()
-}
-
-fn nodes(lab: &Lab, numbers: &[usize]) -> Result<Vec<Node>> {
-    numbers.iter().map(|n| Ok(lab.node(*n)?.clone())).collect()
-}
-
-/// Whether node `number` has an active decision of the mesh on `subject`.
-fn decided(lab: &Lab, number: usize, subject: &str) -> Result<bool> {
-    let decisions = lab.agent(number)?.decisions()?;
-    Ok(decisions
-        .iter()
-        .any(|d| d.subject == subject && d.is_active_mesh_block()))
-}
-
-fn ensure_undecided(lab: &Lab, numbers: &[usize], subject: IpAddr) -> Result<()> {
-    for number in numbers {
-        ensure!(
-            !decided(lab, *number, &subject.to_string())?,
-            "n{number} holds that the mesh has decided on {subject}"
-        );
-    }
-    Ok(())
-}
-
-/// Has an operator of these nodes confirm a block by the mesh, through the socket.
-fn confirm(lab: &Lab, numbers: &[usize], subject: IpAddr) -> Result<()> {
-    for number in numbers {
-        let request = Request::Block {
-            subject: Prefix::host(subject),
-            ttl_s: 3_600,
-            mesh: true,
-            reason: None,
-            override_risky: false,
-        };
-        let _done: Done = client::ask(&lab.node(*number)?.socket, &request)
-            .with_context(|| format!("n{number} does not confirm {subject}"))?;
-    }
-    Ok(())
-}
-
-fn wait_decided(lab: &Lab, numbers: &[usize], subject: IpAddr) -> Result<()> {
-    for number in numbers {
-        clock::wait_until(PATIENCE, Duration::from_millis(50), || {
-            Ok(decided(lab, *number, &subject.to_string())?.then_some(()))
-        })?
-        .with_context(|| format!("n{number} does not know that {subject} is blocked"))?;
-    }
-    Ok(())
-}
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
@@ -109,7 +47,7 @@ fn two_halves_do_nothing_that_needs_more_than_a_half_and_heal_to_the_same() -> R
         confirm(&lab, &[1, 2], *subject)?;
     }
     for subject in &network {
-        wait_decided(&lab, &[1, 2], *subject)?;
+        wait_decided(&lab, &[1, 2], *subject, PATIENCE)?;
     }
     // Longer than anything here takes to decide, by three orders of magnitude.
     std::thread::sleep(Duration::from_secs(3));
@@ -168,7 +106,7 @@ fn three_decide_and_the_one_that_is_cut_off_does_not_and_learns_it_when_it_is_ba
 
     let [ours, its] = [attacker(Family::V4, 2)?, attacker(Family::V4, 3)?];
     let floods = [attack(&lab, &[1, 2], ours)?, attack(&lab, &[4], its)?];
-    wait_decided(&lab, &[1, 2, 3], ours)?;
+    wait_decided(&lab, &[1, 2, 3], ours, PATIENCE)?;
     wait_for_blocks(&nodes(&lab, &[1, 2, 3])?, ours, true)?;
     wait_for_blocks(&nodes(&lab, &[4])?, its, true)?;
     let asked: IpAddr = Ipv4Addr::new(198, 18, 10, 1).into();
@@ -185,7 +123,7 @@ fn three_decide_and_the_one_that_is_cut_off_does_not_and_learns_it_when_it_is_ba
         number(digest, "decisions").is_ok_and(|n| n >= 1)
     })?;
     eprintln!("healed after {} ms:\n{healed}", since.elapsed().as_millis());
-    wait_decided(&lab, &[4], ours)?;
+    wait_decided(&lab, &[4], ours, PATIENCE)?;
     wait_for_blocks(&nodes(&lab, &[4])?, ours, true)?;
     for node in ALL {
         quorum(&lab, node, "FULL", 400, PATIENCE)?;

@@ -7,13 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use secmesh_tests::outcast::{flood_from, seen_by};
 use secmesh_tests::{PATIENCE, kernel_block, lab, wait_for_blocks, words_of};
 use serde_json::Value;
 use xtask::clock;
 use xtask::lab::Lab;
-use xtask::lab::generators::{Attack, Generators, Kind, Target};
 use xtask::lab::net::{self, Family};
-use xtask::lab::state::LabState;
 use xtask::sh;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -28,19 +27,6 @@ fn bad_address() -> IpAddr {
     net::node_address(Family::V4, 4)
 }
 
-/// The names of the nodes that this one holds for quarantined, and of those that it is connected to.
-fn seen_by(lab: &Lab, node: usize) -> Result<(Vec<String>, Vec<String>)> {
-    let peers: Value = lab.agent(node)?.json(&["peers"])?;
-    let named = |key: &str| {
-        let peers = peers.as_array().into_iter().flatten();
-        let chosen = peers.filter(|p| p[key] == true && p["this_node"] == false);
-        chosen
-            .filter_map(|p| p["name"].as_str().map(str::to_owned))
-            .collect()
-    };
-    Ok((named("quarantined"), named("connected")))
-}
-
 /// Waits until the honest ones have cut n4 off, at every level, and hold on to each other.
 fn wait_until_cut_off(lab: &Lab) -> Result<()> {
     let mut last = Vec::new();
@@ -48,8 +34,8 @@ fn wait_until_cut_off(lab: &Lab) -> Result<()> {
         last.clear();
         for node in HONEST {
             let (quarantined, connected) = seen_by(lab, node)?;
-            let good = quarantined == ["n4"] && connected.len() == 2;
-            let good = good && !connected.contains(&"n4".to_owned());
+            let good = quarantined.iter().eq(["n4"]) && connected.len() == 2;
+            let good = good && !connected.contains("n4");
             last.push((node, quarantined, connected, good));
         }
         Ok(last.iter().all(|(.., good)| *good).then_some(()))
@@ -244,39 +230,11 @@ fn a_node_that_contradicts_itself_is_cut_off_and_taken_back_by_the_operator() ->
     readmit(&lab)
 }
 
-/// A SYN flood from n4's own address to the three others.
-fn flood_from_n4(lab: &Lab) -> Result<Generators> {
-    let state = lab.state();
-    let namespace = lab.node(4)?.namespace.clone();
-    let source_link = net::link_address(&namespace)?;
-    let targets: Vec<Target> = HONEST
-        .iter()
-        .map(|number| {
-            let node = lab.node(*number)?;
-            Ok(Target {
-                address: LabState::address(node, Family::V4),
-                link_address: net::link_address(&node.namespace)?,
-            })
-        })
-        .collect::<Result<_>>()?;
-    Generators::start(&Attack {
-        kind: Kind::SynFlood,
-        namespace: &namespace,
-        source: bad_address(),
-        source_link: &source_link,
-        targets: &targets,
-        rate: 3000,
-        seconds: 20,
-        work_dir: &state.work_dir,
-        log: &state.work_dir.join("attack.log"),
-    })
-}
-
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn a_node_that_attacks_its_peers_is_cut_off_and_taken_back() -> Result<()> {
     let lab = lab(4)?;
-    let generators = flood_from_n4(&lab)?;
+    let generators = flood_from(&lab, 4, &HONEST)?;
     wait_until_cut_off(&lab)?;
     drop(generators);
     ensure_shown(&lab, "hostile_node")?;

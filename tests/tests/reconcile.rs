@@ -268,3 +268,65 @@ fn allowlist_lists_guards_and_mode_that_were_tampered_with_are_shown_and_put_rig
     }
     Ok(())
 }
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn ports_watches_addresses_and_hot_sources_that_were_tampered_with_are_put_right() -> Result<()> {
+    let lab = hasty_lab("[tripwire]\ntcp = [23]\n[cookies]\nmode = \"off\"\n")?;
+    let tables = ["ports", "watches", "addresses", "hot"];
+    for table in tables {
+        wait_for(&lab, table, (0, 0))?;
+    }
+    // A port that nobody touches any more: scans would go unnoticed.
+    let tripwire = value_of(&lab, "PORT", 23)?;
+    ensure!(
+        tripwire.iter().any(|byte| byte != "0x00"),
+        "no tripwire: {tripwire:?}"
+    );
+    write(&lab, "PORT", 23, &vec!["0".to_owned(); tripwire.len()])?;
+    wait_for(&lab, "ports", (1, 0))?;
+    ensure!(value_of(&lab, "PORT", 23)? == tripwire, "not put right");
+    // One that should be none: everybody who uses a service would be named.
+    write(&lab, "PORT", 443, &tripwire)?;
+    wait_for(&lab, "ports", (1, 1))?;
+    let none = value_of(&lab, "PORT", 443)?;
+    ensure!(none.iter().all(|byte| byte == "0x00"), "left: {none:?}");
+
+    // Somebody whom no peer reported is watched until the end of time.
+    let mut watch = vec!["key", "198", "51", "100", "9", "value"];
+    watch.extend(["255"; 8]);
+    bpftool(&lab, "update", "WATCH4", &watch)?;
+    wait_for(&lab, "watches", (0, 1))?;
+
+    // An address of this host is not one any more.
+    let pin = lab.node(1)?.pin_dir.join("COOKIE_ADDRESS");
+    let mut dump = sh::command("bpftool");
+    dump.args(["-j", "map", "dump", "pinned"]).arg(pin);
+    let all: Vec<Value> = serde_json::from_slice(&sh::output(&mut dump)?.stdout)?;
+    let first = all.first().context("this host has an address")?;
+    let key: Vec<String> = serde_json::from_value(first.get("key").context("a key")?.clone())?;
+    let mut rest = vec!["key"];
+    rest.extend(key.iter().map(String::as_str));
+    bpftool(&lab, "delete", "COOKIE_ADDRESS", &rest)?;
+    wait_for(&lab, "addresses", (1, 0))?;
+    bpftool(&lab, "lookup", "COOKIE_ADDRESS", &rest).context("it did not come back")?;
+
+    let told = lab.agent(1)?.must(&["status"])?;
+    for words in [
+        "ports: 1 found missing or wrong and 1 left over",
+        "watches: 0 found missing or wrong and 1 left over",
+        "addresses: 1 found",
+    ] {
+        ensure!(told.contains(words), "`{words}` is not in {told}");
+    }
+    let metrics = lab.agent(1)?.must(&["metrics"])?;
+    for sample in [
+        "secmesh_reconcile_total{table=\"ports\",outcome=\"removed\"} 1",
+        "secmesh_reconcile_total{table=\"watches\",outcome=\"removed\"} 1",
+        "secmesh_reconcile_total{table=\"addresses\",outcome=\"added\"} 1",
+        "secmesh_reconcile_total{table=\"hot\",outcome=\"removed\"} 0",
+    ] {
+        ensure!(metrics.contains(sample), "`{sample}` is not in {metrics}");
+    }
+    Ok(())
+}

@@ -27,7 +27,7 @@ fn gets_through(lab: &Lab, attacker: IpAddr) -> Result<bool> {
 }
 
 fn wait_until_through(lab: &Lab, attacker: IpAddr) -> Result<()> {
-    let through = clock::wait_until(PATIENCE, POLL, || {
+    let through = clock::wait_until(PATIENCE * 2, POLL, || {
         Ok(gets_through(lab, attacker)?.then_some(()))
     })?;
     ensure!(
@@ -46,7 +46,7 @@ fn records(lab: &Lab) -> Result<String> {
 fn a_trial_ends_by_itself_a_confirmed_one_does_not() -> Result<()> {
     let (lab, attacker) = monitoring()?;
     let agent = lab.agent(1)?;
-    agent.must(&["mode", "enforce", "--confirm", "3s"])?;
+    agent.must(&["mode", "enforce", "--confirm", "6s"])?;
     ensure!(!gets_through(&lab, attacker)?, "the trial drops nothing");
     wait_until_through(&lab, attacker)?;
     ensure!(agent.status()?.mode == "monitor", "still shown as enforce");
@@ -57,11 +57,11 @@ fn a_trial_ends_by_itself_a_confirmed_one_does_not() -> Result<()> {
         words_of(&late)
     );
 
-    agent.must(&["mode", "enforce", "--confirm", "3s"])?;
+    agent.must(&["mode", "enforce", "--confirm", "6s"])?;
     let told = agent.must(&["status"])?;
     ensure!(told.contains("on trial: back to monitor in"), "{told}");
     agent.must(&["mode", "confirm"])?;
-    sleep(Duration::from_secs(4));
+    sleep(Duration::from_secs(7));
     ensure!(!gets_through(&lab, attacker)?, "a confirmed mode went back");
     ensure!(
         records(&lab)?.contains("nobody confirmed in time"),
@@ -76,7 +76,7 @@ fn a_trial_ends_by_itself_a_confirmed_one_does_not() -> Result<()> {
 fn the_kernel_goes_back_while_no_agent_runs_and_the_next_start_knows() -> Result<()> {
     let (mut lab, attacker) = monitoring()?;
     lab.agent(1)?
-        .must(&["mode", "enforce", "--confirm", "4s"])?;
+        .must(&["mode", "enforce", "--confirm", "6s"])?;
     lab.stop_agent(1, Signal::SIGKILL)?;
     ensure!(!gets_through(&lab, attacker)?, "the trial drops nothing");
     wait_until_through(&lab, attacker)?;

@@ -12,6 +12,8 @@ use xtask::lab::Lab;
 use xtask::sh;
 
 const POLL: Duration = Duration::from_millis(250);
+/// Longer than an agent takes to come back and to be asked for its checkpoint, also on a busy machine.
+const PROVED: Duration = Duration::from_mins(1);
 
 fn witnessed() -> Result<Lab> {
     let mut options = options()?.nodes(4);
@@ -47,6 +49,12 @@ fn wait_for_witnesses(lab: &Lab, node: usize, entries: u64) -> Result<Value> {
     found.with_context(|| format!("not cosigned by three: {last}"))
 }
 
+fn entries(lab: &Lab, node: usize) -> Result<u64> {
+    let report: Value = lab.agent(node)?.json(&["ledger", "verify"])?;
+    let entries = report.get("entries").and_then(Value::as_u64);
+    entries.context("its entries")
+}
+
 fn copy(from: &Path, to: &Path) -> Result<()> {
     sh::output(std::process::Command::new("cp").arg("-a").arg(from).arg(to))?;
     Ok(())
@@ -57,7 +65,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 fn peers_cosign_checkpoints_and_an_entry_is_proved_offline() -> Result<()> {
     let mut lab = witnessed()?;
     note(&lab, 1, "192.0.2.7")?;
-    let report = wait_for_witnesses(&lab, 1, 2)?;
+    let before = entries(&lab, 1)?;
+    note(&lab, 1, "192.0.2.8")?;
+    let report = wait_for_witnesses(&lab, 1, before.saturating_add(1))?;
     let entry = report["checkpoint"]["size"].to_string();
     let proof = lab.agent(1)?.must(&["ledger", "prove", &entry])?;
     let work = lab.state().work_dir.clone();
@@ -78,18 +88,21 @@ fn peers_cosign_checkpoints_and_an_entry_is_proved_offline() -> Result<()> {
     let path = moved.to_str().context("a path that is text")?;
     let copied: Value = lab.agent(2)?.json(&["ledger", "verify", path])?;
     ensure!(copied["ok"] == true, "{copied}");
-    // Its end cut off at a signature: whole in itself, but the checkpoint knows more.
+    // Its end cut off, from a signature before the last checkpoint on: whole in itself, but the checkpoint knows more.
     let segment = moved.join("00000000000000000001.seg");
-    let length = segment.metadata()?.len();
+    let whole = std::fs::read(&segment)?;
     let mut found = false;
-    for cut in (1..length.min(4000)).step_by(25) {
-        std::fs::File::options()
-            .write(true)
-            .open(&segment)?
-            .set_len(length - cut)?;
+    // A signature and the next one are further apart than that.
+    for length in (0..whole.len()).step_by(100) {
+        std::fs::write(&segment, whole.get(..length).unwrap_or_default())?;
         let output = lab.agent(2)?.output(&["ledger", "verify", path])?;
+        ensure!(
+            output.status.code() == Some(1),
+            "of {} bytes {length} are enough: {}",
+            whole.len(),
+            words_of(&output)
+        );
         if words_of(&output).contains("cut back") {
-            ensure!(output.status.code() == Some(1), "{}", words_of(&output));
             found = true;
             break;
         }
@@ -104,16 +117,22 @@ fn a_node_brought_back_from_an_old_copy_is_proved_to_have_rolled_back() -> Resul
     let mut lab = witnessed()?;
     note(&lab, 1, "192.0.2.7")?;
     wait_for_witnesses(&lab, 1, 2)?;
+    // Nothing of the old copy is in force, or it would be voted for again.
+    lab.agent(1)?.must(&["unblock", "192.0.2.7"])?;
     lab.stop_agent(1, Signal::SIGTERM)?;
     let ledger = lab.node(1)?.state_dir.join("ledger");
     let old = lab.state().work_dir.join("old");
     copy(&ledger, &old)?;
     lab.start_agent(1)?;
     lab.wait_for_mesh()?;
-    for n in 1..40 {
-        note(&lab, 1, &format!("192.0.2.{n}"))?;
+    // What is in force is written down again after a restart; what has ended is not. So the ledger does not grow to its
+    // old size, in however long a time, before its first checkpoint: a larger one proves nothing.
+    for n in 1..25 {
+        let address = format!("192.0.2.{n}");
+        note(&lab, 1, &address)?;
+        lab.agent(1)?.must(&["unblock", &address])?;
     }
-    let known = wait_for_witnesses(&lab, 1, 40)?;
+    let known = wait_for_witnesses(&lab, 1, entries(&lab, 1)?)?;
 
     lab.stop_agent(1, Signal::SIGTERM)?;
     std::fs::remove_dir_all(&ledger)?;
@@ -121,13 +140,20 @@ fn a_node_brought_back_from_an_old_copy_is_proved_to_have_rolled_back() -> Resul
     lab.start_agent(1)?;
     // Its next checkpoint is smaller than one it signed before, and later.
     for node in 2..=4 {
-        let found = clock::wait_until(PATIENCE, POLL, || {
+        let found = clock::wait_until(PROVED, POLL, || {
             let shown = lab.agent(node)?.must(&["ledger", "show", "--json"])?;
-            Ok(shown.contains("\"ledger_fork\"").then_some(()))
+            // A node that has forgotten what it said may be caught at that before its first checkpoint, and is cut off
+            // then: seen on busy machines only.
+            let peers = lab.agent(node)?.peers()?;
+            let otherwise = peers.iter().any(|peer| {
+                peer.name == "n1" && peer.equivocated && peer.quarantined && !peer.connected
+            });
+            Ok((shown.contains("\"ledger_fork\"") || otherwise).then_some(()))
         })?;
         ensure!(
             found.is_some(),
-            "node {node} has no proof against node 1, whose witnesses knew {known}"
+            "node {node} has no proof against node 1, whose witnesses knew {known}\nand which has {}",
+            lab.agent(1)?.must(&["ledger", "verify", "--json"])?
         );
     }
     Ok(())

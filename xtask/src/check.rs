@@ -231,12 +231,15 @@ fn simulation(selection: Selection) -> anyhow::Result<Step> {
         command.args(args);
         command
     };
-    let seeds = if selection.full {
-        sim::FULL_SEEDS
+    let (seeds, committees) = if selection.full {
+        (sim::FULL_SEEDS, sim::FULL_COMMITTEES)
     } else {
-        sim::STEP_SEEDS
+        (sim::STEP_SEEDS, sim::STEP_COMMITTEES)
     };
-    let mut commands = vec![command(&["sim", "--seeds", seeds])];
+    let mut commands = vec![
+        command(&["sim", "--seeds", seeds]),
+        command(&["sim", "--committee", "--seeds", committees]),
+    ];
     if selection.full {
         commands.push(command(&["sim", "--planted", "all"]));
     }
@@ -310,7 +313,9 @@ enum Needs {
 }
 
 /// Scenarios of the mesh that must not depend on what carries its messages.
-const OVER_BOTH_CARRIERS: &[&str] = &["crash", "liar", "operator", "release", "stranger"];
+const OVER_BOTH_CARRIERS: &[&str] = &[
+    "crash", "liar", "operator", "release", "stranger", "takeover",
+];
 
 /// Test executables run as root, with the tests that are otherwise ignored because they need it; and with the
 /// others of the package, which no other step runs.

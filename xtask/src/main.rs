@@ -144,7 +144,7 @@ enum Task {
         /// What to measure.
         #[arg(value_enum)]
         suite: Suite,
-        /// Only these groups of rows, such as drop, pass, flood, syn, blocklist; ledger, latency, latency-30, votes, idle.
+        /// Only these groups of rows, such as drop, pass, flood, syn, blocklist; ledger, latency, latency-30, votes, idle, idle-nats.
         #[arg(long)]
         row: Vec<String>,
         /// Every size and more turns; takes some minutes.

@@ -7,6 +7,8 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::net::{self, Family};
 use super::ns;
@@ -65,6 +67,22 @@ impl Broker {
             let _gone = process.kill();
             let _ended = process.wait();
         }
+    }
+
+    /// Ends it with SIGTERM, as whoever restarts the service does, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run, or has not ended within ten seconds.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
+        let process = self.process.as_mut().context("nats-server does not run")?;
+        let pid = i32::try_from(process.id()).context("a process number")?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).context("cannot end nats-server")?;
+        let ended = clock::wait_until(BRING_UP, Duration::from_millis(20), || {
+            Ok(process.try_wait()?)
+        })?;
+        ended.context("nats-server does not end on SIGTERM")?;
+        self.process = None;
+        Ok(())
     }
 
     /// Starts it again with other lines in its configuration.

@@ -48,42 +48,20 @@ pub fn serve(nodes: usize, keep_files: bool) -> anyhow::Result<()> {
 /// # Errors
 /// When the attack could not be made, or the mesh missed a bar.
 pub fn attack(options: &attack::Options, nodes: usize, json: bool) -> anyhow::Result<()> {
-    // With --json, standard output is for the result alone.
-    let say = |text: &str| {
-        if !json {
-            println!("{text}");
-        }
-    };
     let Some(binary) = prepare()? else {
         return Ok(());
     };
     stop::catch_signals()?;
     let outcome = if let Some(lab) = state::open_lab()? {
-        say(&format!("Attacking the lab {} …", lab.id));
+        say(json, &format!("Attacking the lab {} …", lab.id));
         attack::run(&lab, options)?
     } else {
-        say(&format!(
-            "No lab runs; starting {nodes} nodes for this attack …"
-        ));
+        say_start(json, nodes);
         let lab = Lab::start(Options::new(binary).nodes(nodes))?;
         attack::run(lab.state(), options)?
     };
-    if json {
-        println!(
-            "{}",
-            serde_json::to_string(&outcome).context("cannot encode the result")?
-        );
-    } else {
-        print!("{}", report::text(&outcome));
-    }
-    if !outcome.ok {
-        bail!(
-            "the mesh missed {} bar(s): {}",
-            outcome.failures.len(),
-            outcome.failures.join("; ")
-        );
-    }
-    Ok(())
+    tell(&outcome, report::text, json)?;
+    judge(outcome.ok, "the mesh missed", &outcome.failures)
 }
 
 /// Takes a node of the running lab over, or of one that is started for it and removed afterwards.
@@ -91,11 +69,7 @@ pub fn attack(options: &attack::Options, nodes: usize, json: bool) -> anyhow::Re
 /// # Errors
 /// When it could not be done, or something did not come about as it has to.
 pub fn takeover(options: &takeover::Options, nodes: usize, json: bool) -> anyhow::Result<()> {
-    let say = |text: &str| {
-        if !json {
-            println!("{text}");
-        }
-    };
+    let say = |text: &str| say(json, text);
     let Some(binary) = prepare()? else {
         return Ok(());
     };
@@ -104,7 +78,7 @@ pub fn takeover(options: &takeover::Options, nodes: usize, json: bool) -> anyhow
         say(&format!("Taking a node of the lab {} over …", lab.id));
         takeover::run(&lab, options, &say)?
     } else {
-        say(&format!("No lab runs; starting {nodes} nodes for this …"));
+        say_start(json, nodes);
         let lab = Lab::start(Options::new(binary).nodes(nodes))?;
         let outcome = takeover::run(lab.state(), options, &say);
         say("Removing the lab …");
@@ -115,20 +89,42 @@ pub fn takeover(options: &takeover::Options, nodes: usize, json: bool) -> anyhow
         outcome.judge();
         outcome
     };
-    if json {
-        println!(
-            "{}",
-            serde_json::to_string(&outcome).context("cannot encode the result")?
-        );
-    } else {
-        print!("{}", outcome.text());
+    tell(&outcome, takeover::Outcome::text, json)?;
+    judge(outcome.ok, "the takeover missed", &outcome.failures)
+}
+
+/// What goes on, for people: with --json, standard output is for the result alone.
+fn say(json: bool, text: &str) {
+    if !json {
+        println!("{text}");
     }
-    if !outcome.ok {
-        bail!(
-            "{} thing(s) went wrong: {}",
-            outcome.failures.len(),
-            outcome.failures.join("; ")
-        );
+}
+
+fn say_start(json: bool, nodes: usize) {
+    say(
+        json,
+        &format!("No lab runs; starting {nodes} nodes for this …"),
+    );
+}
+
+/// Prints a result.
+fn tell<T: serde::Serialize>(
+    outcome: &T,
+    text: impl Fn(&T) -> String,
+    json: bool,
+) -> anyhow::Result<()> {
+    if json {
+        let encoded = serde_json::to_string(outcome).context("cannot encode the result")?;
+        println!("{encoded}");
+    } else {
+        print!("{}", text(outcome));
+    }
+    Ok(())
+}
+
+fn judge(ok: bool, what: &str, failures: &[String]) -> anyhow::Result<()> {
+    if !ok {
+        bail!("{what} {} bar(s): {}", failures.len(), failures.join("; "));
     }
     Ok(())
 }

@@ -93,6 +93,8 @@ pub struct Options {
     pub carrier: Carrier,
     /// Whom the lab's NATS server lets in, where there is one.
     pub access: Access,
+    /// More arguments of `secmesh init`.
+    pub init: &'static [&'static str],
     /// More lines for each node's `secmesh.toml`, whole tables.
     pub extra_config: String,
     /// Whether other processes may find and attack it.
@@ -112,6 +114,7 @@ impl Options {
             attach: "auto",
             carrier: Carrier::from_environment(),
             access: Access::default(),
+            init: &[],
             extra_config: String::new(),
             open: false,
             keep_files: false,
@@ -254,16 +257,11 @@ impl Lab {
             return Ok(());
         };
         let (first, others) = (first.clone(), others.to_vec());
-        self.ask(&first).must(&[
-            "init",
-            "--name",
-            &first.name,
-            "--mesh",
-            "lab",
-            "--advertise",
-            &mesh_address(&first).to_string(),
-            "--json",
-        ])?;
+        let advertise = mesh_address(&first).to_string();
+        let mut init = vec!["init", "--name", &first.name, "--mesh", "lab"];
+        init.extend(["--advertise", &advertise, "--json"]);
+        init.extend(self.options.init);
+        self.ask(&first).must(&init)?;
         self.start_agent(1)?;
         let mut starting = VecDeque::new();
         for node in others {

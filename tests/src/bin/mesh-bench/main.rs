@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use xtask::bench::Row;
+use xtask::lab::Carrier;
 
 /// Measures the mesh; prints rows as JSON.
 #[derive(Parser)]
@@ -41,6 +42,9 @@ enum Group {
     Votes,
     /// Traffic and processor of thirty nodes that do nothing.
     Idle,
+    /// The same, their messages going through a NATS server.
+    #[value(name = "idle-nats")]
+    IdleNats,
 }
 
 /// How much is measured.
@@ -111,7 +115,8 @@ fn main() -> Result<()> {
             Group::Latency => nodes::latency(effort)?,
             Group::Latency30 => nodes::latency_30(effort)?,
             Group::Votes => votes::rows(effort)?,
-            Group::Idle => nodes::idle(effort)?,
+            Group::Idle => nodes::idle(effort, Carrier::Grpc)?,
+            Group::IdleNats => nodes::idle(effort, Carrier::Nats)?,
         });
     }
     println!("{}", serde_json::to_string_pretty(&rows)?);

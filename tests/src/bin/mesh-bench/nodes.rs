@@ -17,7 +17,7 @@ use xtask::bench::{Bar, Row};
 use xtask::build::{self, Mode};
 use xtask::lab::agent::{Alert, Decision};
 use xtask::lab::net::{self, Family};
-use xtask::lab::{Lab, Options, ns};
+use xtask::lab::{Carrier, Lab, Options, ns};
 
 use crate::{Effort, median};
 
@@ -28,8 +28,9 @@ const TICKS: f64 = 100.0;
 /// How long agents are left alone before they are measured.
 const SETTLE: Duration = Duration::from_secs(3);
 
-fn lab(nodes: usize) -> Result<(Lab, f64)> {
-    let mut options = Options::new(build::agent(Mode::Release)?).nodes(nodes);
+fn lab(nodes: usize, carrier: Carrier) -> Result<(Lab, f64)> {
+    let options = Options::new(build::agent(Mode::Release)?);
+    let mut options = options.nodes(nodes).carrier(carrier);
     // A block of a sample must not meet the next one.
     options.extra_config = format!("[tripwire]\nudp = [{TRIPWIRE}]\n");
     let start = Instant::now();
@@ -159,7 +160,7 @@ fn percentile(values: &[f64], share: f64) -> f64 {
 
 /// Four nodes.
 pub(crate) fn latency(effort: Effort) -> Result<Vec<Row>> {
-    let (lab, _) = lab(4)?;
+    let (lab, _) = lab(4, Carrier::Grpc)?;
     attack(&lab, effort.alerts, Duration::from_millis(100))?;
     std::thread::sleep(Duration::from_secs(1));
     let (times, missing) = latencies(&lab, effort.alerts)?;
@@ -197,7 +198,7 @@ fn missed(missing: usize) -> String {
 
 /// Thirty nodes, on however few processors there are.
 pub(crate) fn latency_30(effort: Effort) -> Result<Vec<Row>> {
-    let (lab, up) = lab(effort.nodes)?;
+    let (lab, up) = lab(effort.nodes, Carrier::Grpc)?;
     attack(&lab, effort.alerts / 2, Duration::from_millis(500))?;
     std::thread::sleep(Duration::from_secs(3));
     let (times, missing) = latencies(&lab, effort.alerts / 2)?;
@@ -246,8 +247,12 @@ fn usage(pid: i32) -> Result<(u64, u64)> {
 }
 
 /// Nothing happens: what each node sends, receives and computes all the same.
-pub(crate) fn idle(effort: Effort) -> Result<Vec<Row>> {
-    let (lab, _) = lab(effort.nodes)?;
+pub(crate) fn idle(effort: Effort, carrier: Carrier) -> Result<Vec<Row>> {
+    let (lab, _) = lab(effort.nodes, carrier)?;
+    let (group, over) = match carrier {
+        Carrier::Grpc => ("idle", ""),
+        Carrier::Nats => ("idle-nats", " over NATS"),
+    };
     std::thread::sleep(effort.calm);
     let pids: Vec<i32> = lab
         .state()
@@ -282,8 +287,8 @@ pub(crate) fn idle(effort: Effort) -> Result<Vec<Row>> {
     let most = per_second.iter().map(|one| one.0).fold(0.0, f64::max);
     Ok(vec![
         Row::new(
-            "idle",
-            format!("traffic of a node, {nodes} nodes idle"),
+            group,
+            format!("traffic of a node, {nodes} nodes idle{over}"),
             bytes / count,
             "kB/s",
         )
@@ -292,8 +297,8 @@ pub(crate) fn idle(effort: Effort) -> Result<Vec<Row>> {
             "sent and received, all layers; most of one node {most:.1} kB/s"
         )),
         Row::new(
-            "idle",
-            format!("processor of a node, {nodes} nodes idle"),
+            group,
+            format!("processor of a node, {nodes} nodes idle{over}"),
             cpu / count,
             "% of a core",
         )

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
-use self::outcome::Outcome;
+pub use self::outcome::Outcome;
 use self::spare::Spare;
 use super::agent::{Client, Peer, Status};
 use super::generators::{Attack, Generators, Kind, Target};
