@@ -1,5 +1,12 @@
 //! Per-CPU packet counters by reason. They are the truth; events are samples.
 
+/// Most that [`Counters::listed_lately`] can be.
+pub const LISTED_MOST: u64 = 128;
+/// From here on it is a flood of listed sources: some nine packets in ten are theirs.
+pub const LISTED_FLOOD: u64 = 64;
+/// What a packet of somebody else takes from it; one of a listed source adds one.
+pub const LISTED_LESS: u64 = 8;
+
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident / $variant:ident,)+) => {
         /// One CPU's counters; `bpftool map dump` prints the field names.
@@ -7,6 +14,9 @@ macro_rules! counters {
         #[repr(C)]
         pub struct Counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
+            /// How much of what came lately was of listed sources, 0 to [`LISTED_MOST`]. No count: a sum over
+            /// CPUs means nothing, and none is made.
+            pub listed_lately: u64,
         }
 
         /// Names one field of [`Counters`].

@@ -235,7 +235,7 @@ pub const fn host_order(half: u64) -> u64 {
 #[inline(always)]
 pub const fn buckets4(word: u32, seed: u64, buckets: u32) -> [u32; 2] {
     let hash = (word as u64 ^ (seed >> 32)).wrapping_mul(seed | 1);
-    two(hash ^ (hash >> 29), buckets)
+    two(hash, buckets)
 }
 
 /// Secret numbers that [`print6`] is made with.
@@ -287,9 +287,8 @@ pub const fn buckets6(print: u64, buckets: u32) -> [u32; 2] {
 /// need not be a power of two.
 #[inline(always)]
 pub(crate) const fn two(hash: u64, buckets: u32) -> [u32; 2] {
-    // Two products with a fold between them: neighbours differ in the upper bits only, and a product spreads
-    // upwards only.
-    let hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    // The hash is a product that was folded, and neighbours differ in its upper bits only where a product spreads
+    // upwards only: one more product, and its halves.
     let hash = (hash ^ (hash >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let (first, second) = (hash >> 32, (hash ^ (hash >> 32)) & 0xffff_ffff);
     [

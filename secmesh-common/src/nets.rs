@@ -100,7 +100,7 @@ pub const fn net_places6(key: u64, seed: u64, buckets: u32) -> [u32; 2] {
 #[inline(always)]
 const fn places(around: u64, seed: u64, buckets: u32) -> [u32; 2] {
     let hash = (around ^ (seed >> 32)).wrapping_mul(seed | 1);
-    two(hash ^ (hash >> 29), buckets)
+    two(hash, buckets)
 }
 
 #[cfg(feature = "user")]

@@ -1,0 +1,89 @@
+//! A flood of listed sources, in which lists are asked before the guard.
+
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+use nix::unistd::Pid;
+use secmesh::{addr::Prefix, dataplane::Compiled};
+use secmesh_common::block::origin;
+use secmesh_tests::{
+    chaos::mono_ns,
+    kernel::{Kernel, LONG_NS, options, shown},
+    lists::{dropped, frame, is_dropped, replace, span},
+    netns::pin,
+};
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn in_a_flood_of_listed_sources_everybody_else_is_still_told_apart() -> Result<()> {
+    const FLOOD: u32 = 1_000;
+    // What is known of the latest packets is one processor's.
+    pin(Pid::from_raw(0), 0)?;
+    let mut kernel = Kernel::load(&options())?;
+    let base = 0x2001_0db8_u128 << 96;
+    let wanted = Compiled {
+        hosts4: vec![
+            span(0xc633_6407, 0xc633_6407, 1),
+            span(0xc633_6508, 0xc633_6508, 1),
+        ],
+        ranges4: vec![span(0xcb00_7100, 0xcb00_71ff, 2)],
+        hosts6: vec![
+            span(base | 7, base | 7, 1),
+            span(base | (2 << 80) | 8, base | (2 << 80) | 8, 1),
+        ],
+        ranges6: vec![span(base | (1 << 80), base | (2 << 80) - 1, 2)],
+        ..Compiled::default()
+    };
+    replace(&mut kernel.lists, &wanted)?;
+    for (host, both, ranged, blocked, benign) in [
+        (
+            "198.51.100.7",
+            "198.51.101.8",
+            "203.0.113.9",
+            "192.0.2.1",
+            "192.0.2.2",
+        ),
+        (
+            "2001:db8::7",
+            "2001:db8:2::8",
+            "2001:db8:1::9",
+            "2001:db8:7::1",
+            "2001:db8:7::2",
+        ),
+    ] {
+        let of = |text: &str| -> Result<IpAddr> { Ok(text.parse()?) };
+        for addr in [both, blocked] {
+            let end_ns = mono_ns()? + LONG_NS;
+            let source = Prefix::host(of(addr)?);
+            kernel.blocks.put(&source, end_ns, 1, origin::OPERATOR)?;
+        }
+        for _ in 0..3 {
+            let moved = kernel.run_many(&frame(of(host)?), FLOOD)?;
+            ensure!(dropped(&moved, FLOOD)?, "{host}");
+            // Until the one in 64 that goes the long way, which no list counts; so the next one goes it, too.
+            let moved = kernel.run_many(&frame(of(both)?), FLOOD)?;
+            ensure!(
+                (1..64).contains(&moved.drop_list)
+                    && moved.drop_exact + moved.drop_list == u64::from(FLOOD),
+                "{both}: {}",
+                shown(&moved)
+            );
+            ensure!(is_dropped(&mut kernel, of(ranged)?)?, "{ranged}");
+            ensure!(!is_dropped(&mut kernel, of(benign)?)?, "{benign}");
+            let moved = kernel.run_many(&frame(of(blocked)?), 2)?;
+            ensure!(moved.drop_exact == 2, "{blocked}: {}", shown(&moved));
+            let moved = kernel.run_many(&frame(of(ranged)?), FLOOD)?;
+            ensure!(dropped(&moved, FLOOD)?, "{ranged}");
+            let moved = kernel.run_many(&frame(of(benign)?), 20)?;
+            ensure!(!dropped(&moved, 20)?, "{benign}");
+            // It is over: a decision is what counts.
+            let moved = kernel.run_many(&frame(of(both)?), FLOOD)?;
+            ensure!(
+                moved.drop_exact == u64::from(FLOOD),
+                "{both}: {}",
+                shown(&moved)
+            );
+        }
+    }
+    Ok(())
+}
