@@ -31,8 +31,7 @@ fn in_a_flood_of_listed_sources_everybody_else_is_still_told_apart() -> Result<(
             span(base | 7, base | 7, 1),
             span(base | (2 << 80) | 8, base | (2 << 80) | 8, 1),
         ],
-        ranges6: vec![span(base | (1 << 80), base | (2 << 80) - 1, 2)],
-        ..Compiled::default()
+        ranges6: vec![span(base | (1 << 80), base | ((2 << 80) - 1), 2)],
     };
     replace(&mut kernel.lists, &wanted)?;
     for (host, both, ranged, blocked, benign) in [
