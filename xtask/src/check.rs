@@ -68,6 +68,35 @@ pub fn count_tests(output: &str) -> Counts {
     counts
 }
 
+/// Most lines shown of what a failed test said.
+const SAID: usize = 24;
+
+/// The failed tests in what cargo's test runner printed, each with the beginning of what it said.
+///
+/// The runner has them between `---- NAME stdout ----` and the next of these or the list of names. Backtraces are left
+/// out: the log has them.
+fn failed_tests(output: &str) -> Vec<String> {
+    let mut failed = Vec::new();
+    let mut lines = output.lines().peekable();
+    while let Some(line) = lines.next() {
+        let name = line.strip_prefix("---- ");
+        let Some(name) = name.and_then(|rest| rest.strip_suffix(" stdout ----")) else {
+            continue;
+        };
+        let mut said = vec![format!("failed: {name}")];
+        while let Some(line) = lines.next_if(|line| !line.starts_with("---- ")) {
+            if line.starts_with("failures:") || line == "Stack backtrace:" {
+                break;
+            }
+            if said.len() <= SAID && !line.is_empty() {
+                said.push(format!("    {line}"));
+            }
+        }
+        failed.push(said.join("\n"));
+    }
+    failed
+}
+
 /// One step of the run.
 struct Step {
     name: &'static str,
@@ -82,6 +111,8 @@ struct Totals {
     counts: Counts,
     checks: u32,
     failed_steps: Vec<&'static str>,
+    /// Said once more at the end: a step's last lines may be those of tests that passed.
+    failed_tests: Vec<String>,
 }
 
 /// Runs the steps, all of them even when some fail, and reports.
@@ -465,12 +496,16 @@ impl Totals {
             if counts.is_none_or(|counts| counts.failed == 0) {
                 self.counts.failed += 1;
             }
+            self.failed_tests.extend(failed_tests(output));
             println!("{}", sh::tail(output, 200));
         }
     }
 
     fn report(&self, took: Duration, logs: &std::path::Path) -> anyhow::Result<()> {
         println!();
+        for test in &self.failed_tests {
+            println!("{test}\n");
+        }
         println!(
             "{} tests and {} checks in {:.0} s; what each step printed is in {}",
             self.counts.passed + self.counts.failed,
@@ -520,6 +555,22 @@ mod tests {
             }
         );
         assert_eq!(count_tests("nothing here"), Counts::default());
+    }
+
+    #[test]
+    fn failed_tests_are_named_with_what_they_said() {
+        let text = "test a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b stdout ----\nit waited\nError: too late\n\n\
+                    Stack backtrace:\n   0: main\n---- c::d stdout ----\n\nfailures:\n    b\n    c::d\n\ntest result: FAILED.";
+        assert_eq!(
+            failed_tests(text),
+            [
+                "failed: b\n    it waited\n    Error: too late",
+                "failed: c::d"
+            ]
+        );
+        let long = format!("---- b stdout ----\n{}", "words\n".repeat(1_000));
+        assert_eq!(failed_tests(&long)[0].lines().count(), 1 + SAID);
+        assert!(failed_tests("test a ... ok\n").is_empty());
     }
 
     #[test]
