@@ -8,8 +8,7 @@
 //! What a flood of listed sources costs is cache misses, so what every lookup reads is as small as it can be:
 //! a bucket has the addresses (of IPv6 half as long prints of them, [`print6`]) and what it takes to see that they are
 //! in force; the list that names an address and its hits are in a table beside it ([`Listed`]), which one packet in
-//! [`HIT_SAMPLE`] touches. Tables have
-//! as many buckets as they need, not the next power of two.
+//! [`HIT_SAMPLE`] touches, or in [`FLOOD_SAMPLE`]. Tables have as many buckets as they need, not the next power of two.
 //!
 //! Who writes: the controller only, apart from hit counts. The order of its writes keeps every entry
 //! visible to the kernel at all times: a moved host is written in its new place before the old is cleared,
@@ -41,7 +40,9 @@ pub const GROUP6_SHIFT: u32 = 4;
 pub const MIN_BUCKETS: u32 = 16;
 
 /// One packet in so many that meet a list is counted, as so many.
-pub const HIT_SAMPLE: u64 = 64;
+pub const HIT_SAMPLE: u32 = 64;
+/// The same in a flood of listed sources, where a counted packet costs several times as much as another one.
+pub const FLOOD_SAMPLE: u32 = 512;
 
 /// What is beside a slot of the IPv4 host table: at bucket × slots of a bucket + slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,7 +54,7 @@ pub struct Listed {
     pub list: u16,
     /// Zero.
     pub flags: u16,
-    /// Packets that met it, by one sample in [`HIT_SAMPLE`].
+    /// Packets that met it, by one sample in [`HIT_SAMPLE`] or [`FLOOD_SAMPLE`].
     pub hits: u64,
 }
 
@@ -100,7 +101,7 @@ pub struct ListRange4 {
     pub list: u16,
     /// Zero.
     pub flags: u16,
-    /// Packets that met it, by one sample in [`HIT_SAMPLE`].
+    /// Packets that met it, by one sample in [`HIT_SAMPLE`] or [`FLOOD_SAMPLE`].
     pub hits: u64,
 }
 

@@ -10,7 +10,7 @@ use secmesh_common::{
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, origin},
     config::Config,
     counters::{Counter, Counters},
-    list::{GUARD_DECISION, HOT_FLUSH_NS, HotSource, hot_place},
+    list::{GUARD_ALL, GUARD_DECISION, HOT_FLUSH_NS, HotSource, hot_place},
     packet::{Family, Packet, Words},
     reason::Reason,
 };
@@ -52,10 +52,10 @@ pub enum Verdict {
 /// Looks the source up: decisions first, then lists. `seen` is what [`crate::quick::look`] said.
 #[inline(always)]
 pub fn check(packet: &Packet, seen: u64, config: &Config, counters: &mut Counters) -> Verdict {
-    let guard = if seen == quick::UNSEEN {
+    let guard = if seen & quick::UNSEEN != 0 {
         list::guard(packet, config)
     } else {
-        seen
+        seen & GUARD_ALL
     };
     if guard == 0 {
         return Verdict::Clear;
@@ -71,7 +71,7 @@ pub fn check(packet: &Packet, seen: u64, config: &Config, counters: &mut Counter
             return Verdict::Blocked(reason);
         }
     }
-    if list::listed(packet, guard, config, counters) {
+    if list::listed(packet, guard, seen & quick::FLOOD != 0, config, counters) {
         // The controller takes allowed addresses out of lists before it writes them.
         return if config.list_generation == config.allow_generation {
             Verdict::Vetted(Reason::List)

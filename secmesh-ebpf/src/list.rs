@@ -4,10 +4,10 @@ use secmesh_common::{
     config::Config,
     counters::{Counter, Counters},
     list::{
-        BUCKET4, BUCKET6, EXPIRY_SHIFT, GROUP6_SHIFT, GUARD_ALL, GUARD_HOST, GUARD_RANGE,
-        GuardPlace, HIT_SAMPLE, INDEX4, ListRange6, Listed, Listed6, SEARCH_STEPS, WIDE4_DECISION,
-        WIDE4_LIST, WIDE6_DECISION, WIDE6_LIST, buckets4, buckets6, guard4_long, guard4_short,
-        guard6_long, guard6_short, host_order, native, print6,
+        BUCKET4, BUCKET6, EXPIRY_SHIFT, FLOOD_SAMPLE, GROUP6_SHIFT, GUARD_ALL, GUARD_HOST,
+        GUARD_RANGE, GuardPlace, HIT_SAMPLE, INDEX4, ListRange6, Listed, Listed6, SEARCH_STEPS,
+        WIDE4_DECISION, WIDE4_LIST, WIDE6_DECISION, WIDE6_LIST, buckets4, buckets6, guard4_long,
+        guard4_short, guard6_long, guard6_short, host_order, native, print6,
     },
     packet::{Family, Packet, Words},
 };
@@ -43,7 +43,7 @@ pub trait Source: Copy {
     fn glance_nets(self, config: &Config, half: u32, now: u64) -> Glance;
 
     /// Whether a range in this half of the range maps names it.
-    fn is_in_range(self, half: u32, now: u64, sampled: bool) -> bool;
+    fn is_in_range(self, half: u32, now: u64, weight: u32) -> bool;
 
     /// How often a host of its family was moved. Read anew each time: the controller may be writing it.
     fn moves(config: &Config) -> u32;
@@ -112,8 +112,8 @@ impl Source for Source4 {
     }
 
     #[inline(always)]
-    fn is_in_range(self, half: u32, now: u64, sampled: bool) -> bool {
-        secmesh_range4(self.word, half & 1, now, sampled.into()) != 0
+    fn is_in_range(self, half: u32, now: u64, weight: u32) -> bool {
+        secmesh_range4(self.word, half & 1, now, weight) != 0
     }
 
     #[inline(always)]
@@ -162,8 +162,8 @@ impl Source for Source6 {
     }
 
     #[inline(always)]
-    fn is_in_range(self, half: u32, now: u64, sampled: bool) -> bool {
-        secmesh_range6(self.low, self.high, half & 1, now, sampled.into()) != 0
+    fn is_in_range(self, half: u32, now: u64, weight: u32) -> bool {
+        secmesh_range6(self.low, self.high, half & 1, now, weight) != 0
     }
 
     #[inline(always)]
@@ -193,34 +193,46 @@ fn read_guard6(place: GuardPlace) -> u64 {
     GUARD6.get(place.word).map_or(0, |w| *w >> place.shift) & GUARD_ALL
 }
 
-/// One packet in [`HIT_SAMPLE`] of those that meet lists: it is counted on what it meets.
+/// As how many packets this one is counted on what it meets: one in [`HIT_SAMPLE`] of those that meet lists, in a flood
+/// of listed sources one in [`FLOOD_SAMPLE`]; 0 for the others.
 #[inline(always)]
-pub fn is_sampled(counters: &Counters) -> bool {
+pub fn weight(flood: bool, counters: &Counters) -> u32 {
     let met = counters.get(Counter::DropList) + counters.get(Counter::WouldDropList);
-    met & (HIT_SAMPLE - 1) == 0
+    let every = if flood { FLOOD_SAMPLE } else { HIT_SAMPLE };
+    if met & u64::from(every - 1) == 0 {
+        every
+    } else {
+        0
+    }
 }
 
-/// Whether a list names the source, looked for where its neighbourhood says; counts one hit in [`HIT_SAMPLE`].
+/// Whether a list names the source, looked for where its neighbourhood says; counts the hit as [`weight`] says.
 #[inline(always)]
-pub fn listed(packet: &Packet, guard: u64, config: &Config, counters: &mut Counters) -> bool {
+pub fn listed(
+    packet: &Packet,
+    guard: u64,
+    flood: bool,
+    config: &Config,
+    counters: &mut Counters,
+) -> bool {
     let now = now_ns(config) >> EXPIRY_SHIFT;
-    let sampled = is_sampled(counters);
+    let weight = weight(flood, counters);
     if guard & GUARD_HOST != 0 {
         let before = moves(packet, config);
         let glance = glance(packet, config, now);
-        if matches!(glance, Glance::Listed) && !sampled {
+        if matches!(glance, Glance::Listed) && weight == 0 {
             return true;
         }
-        let mut is_listed = !matches!(glance, Glance::Nothing)
-            && secmesh_host(packet, config, now, sampled.into()) != 0;
+        let mut is_listed =
+            !matches!(glance, Glance::Nothing) && secmesh_host(packet, config, now, weight) != 0;
         if !is_listed && moves(packet, config) != before {
-            is_listed = host_again(packet, config, counters, now, sampled);
+            is_listed = host_again(packet, config, counters, now, weight);
         }
         if is_listed {
             return true;
         }
     }
-    guard & GUARD_RANGE != 0 && range(packet, config, counters, now, sampled)
+    guard & GUARD_RANGE != 0 && range(packet, config, counters, now, weight)
 }
 
 /// Looks for a host again that was not found while hosts were being moved. A host that moves is in both its buckets
@@ -231,12 +243,12 @@ fn host_again(
     config: &Config,
     counters: &mut Counters,
     now: u64,
-    sampled: bool,
+    weight: u32,
 ) -> bool {
     for _ in 1..SEARCHES {
         bump(counters, Counter::ListAgain);
         let before = moves(packet, config);
-        if secmesh_host(packet, config, now, sampled.into()) != 0 {
+        if secmesh_host(packet, config, now, weight) != 0 {
             return true;
         }
         if moves(packet, config) == before {
@@ -249,18 +261,12 @@ fn host_again(
 
 /// Whether a range of a list names the source.
 #[inline(always)]
-fn range(
-    packet: &Packet,
-    config: &Config,
-    counters: &mut Counters,
-    now: u64,
-    sampled: bool,
-) -> bool {
+fn range(packet: &Packet, config: &Config, counters: &mut Counters, now: u64, weight: u32) -> bool {
     let mut half = half_of(config);
     for _ in 0..SEARCHES {
         let found = match packet.family {
-            Family::V4 => Source4::of(packet).is_in_range(half, now, sampled),
-            Family::V6 => Source6::of(packet).is_in_range(half, now, sampled),
+            Family::V4 => Source4::of(packet).is_in_range(half, now, weight),
+            Family::V6 => Source6::of(packet).is_in_range(half, now, weight),
             Family::Other => false,
         };
         // The half that was in use at the beginning is written again only once the other one is.
@@ -385,15 +391,15 @@ fn glance6(source: Source6, config: &Config, now: u64) -> Glance {
 }
 
 #[inline(always)]
-fn host(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
+fn host(packet: &Packet, config: &Config, now: u64, weight: u32) -> bool {
     match packet.family {
-        Family::V4 => host4(packet, config, now, sampled),
-        Family::V6 => host6(packet, config, now, sampled),
+        Family::V4 => host4(packet, config, now, weight),
+        Family::V6 => host6(packet, config, now, weight),
         Family::Other => false,
     }
 }
 
-/// Whether a host of a list is the source, by slot and end; counts the hit if `sampled`: 1 or 0. For those few
+/// Whether a host of a list is the source, by slot and end; counts the hit as `weight` packets. For those few
 /// packets of which [`glance`] does not say it.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -401,7 +407,7 @@ pub extern "C" fn secmesh_host(
     packet: *const Packet,
     config: *const Config,
     now: u64,
-    sampled: u32,
+    weight: u32,
 ) -> u32 {
     if packet.is_null() || config.is_null() {
         return 0;
@@ -409,29 +415,29 @@ pub extern "C" fn secmesh_host(
     // SAFETY: the one caller passes a packet on its stack, all of it written, and the configuration's entry; the
     // verifier checks that.
     let (packet, config) = unsafe { (&*packet, &*config) };
-    host(packet, config, now, sampled != 0).into()
+    host(packet, config, now, weight).into()
 }
 
 /// Whether a range of a list in this half names the IPv4 source: 1 or 0. A function of its own: its search needs
 /// the most registers, and most of what lists name are hosts.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn secmesh_range4(word: u32, half: u32, now: u64, sampled: u32) -> u32 {
+pub extern "C" fn secmesh_range4(word: u32, half: u32, now: u64, weight: u32) -> u32 {
     let Some(config) = CONFIG.get(0) else {
         return 0;
     };
-    range4(word, config, half & 1, now, sampled != 0).into()
+    range4(word, config, half & 1, now, weight).into()
 }
 
 /// The same of IPv6; the address in halves as [`Source6`] has them.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn secmesh_range6(low: u64, high: u64, half: u32, now: u64, sampled: u32) -> u32 {
+pub extern "C" fn secmesh_range6(low: u64, high: u64, half: u32, now: u64, weight: u32) -> u32 {
     let Some(config) = CONFIG.get(0) else {
         return 0;
     };
     let addr = [host_order(low), host_order(high)];
-    range6(addr, config, half & 1, now, sampled != 0).into()
+    range6(addr, config, half & 1, now, weight).into()
 }
 
 #[inline(always)]
@@ -440,7 +446,7 @@ pub fn live(expires: u32, now: u64) -> bool {
 }
 
 #[inline(always)]
-fn host4(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
+fn host4(packet: &Packet, config: &Config, now: u64, weight: u32) -> bool {
     if config.list_hosts4 == 0 {
         return false;
     }
@@ -461,7 +467,7 @@ fn host4(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
             // SAFETY: as above, and below the array's length.
             if unsafe { addrs.add(slot).read() } == addr {
                 let beside = places[n] * BUCKET4 as u32 + slot as u32;
-                if in_force(soonest, LISTED4.get_ptr_mut(beside), now, sampled) {
+                if in_force(soonest, LISTED4.get_ptr_mut(beside), now, weight) {
                     return true;
                 }
                 break;
@@ -476,7 +482,7 @@ fn host4(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
 /// Whether the host in a slot has not ended; counts the hit. What is beside the slot is read only if it has to
 /// be.
 #[inline(always)]
-fn in_force(soonest: u32, beside: Option<*mut Listed>, now: u64, sampled: bool) -> bool {
+fn in_force(soonest: u32, beside: Option<*mut Listed>, now: u64, weight: u32) -> bool {
     let Some(beside) = beside else {
         return false;
     };
@@ -484,15 +490,15 @@ fn in_force(soonest: u32, beside: Option<*mut Listed>, now: u64, sampled: bool) 
     if !live(soonest, now) && !live(unsafe { (*beside).expires }, now) {
         return false;
     }
-    if sampled {
+    if weight != 0 {
         // SAFETY: as in `host4`; other CPUs may count too, and then one of the counts may be lost.
-        unsafe { (*beside).hits += HIT_SAMPLE };
+        unsafe { (*beside).hits += u64::from(weight) };
     }
     true
 }
 
 #[inline(always)]
-fn host6(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
+fn host6(packet: &Packet, config: &Config, now: u64, weight: u32) -> bool {
     if config.list_hosts6 == 0 {
         return false;
     }
@@ -512,7 +518,7 @@ fn host6(packet: &Packet, config: &Config, now: u64, sampled: bool) -> bool {
             if unsafe { prints.add(slot).read() } == print {
                 let soonest = SOONEST6.get(places[n] >> GROUP6_SHIFT).map_or(0, |s| *s);
                 let listed = LISTED6.get_ptr_mut(places[n] * BUCKET6 as u32 + slot as u32);
-                if in_force(soonest, beside6(listed, low, high), now, sampled) {
+                if in_force(soonest, beside6(listed, low, high), now, weight) {
                     return true;
                 }
                 break;
@@ -538,7 +544,7 @@ fn beside6(listed: Option<*mut Listed6>, low: u64, high: u64) -> Option<*mut Lis
 }
 
 #[inline(always)]
-fn range4(word: u32, config: &Config, half: u32, now: u64, sampled: bool) -> bool {
+fn range4(word: u32, config: &Config, half: u32, now: u64, weight: u32) -> bool {
     if config.list_ranges4[half as usize] == 0 {
         return false;
     }
@@ -575,14 +581,14 @@ fn range4(word: u32, config: &Config, half: u32, now: u64, sampled: bool) -> boo
     if addr < range.start || addr > range.end || !live(range.expires, now) {
         return false;
     }
-    if sampled {
-        range.hits += HIT_SAMPLE;
+    if weight != 0 {
+        range.hits += u64::from(weight);
     }
     true
 }
 
 #[inline(always)]
-fn range6(addr: [u64; 2], config: &Config, half: u32, now: u64, sampled: bool) -> bool {
+fn range6(addr: [u64; 2], config: &Config, half: u32, now: u64, weight: u32) -> bool {
     let count = config.list_ranges6[half as usize];
     if count == 0 {
         return false;
@@ -611,8 +617,8 @@ fn range6(addr: [u64; 2], config: &Config, half: u32, now: u64, sampled: bool) -
     if !at_most(&range.start, &addr) || !at_most(&addr, &range.end) || !live(range.expires, now) {
         return false;
     }
-    if sampled {
-        range.hits += HIT_SAMPLE;
+    if weight != 0 {
+        range.hits += u64::from(weight);
     }
     true
 }

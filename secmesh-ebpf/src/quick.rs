@@ -17,11 +17,13 @@ use crate::{
     clock::now_ns,
     count::bump,
     frame::load_word,
-    list::{Glance, Source, Source4, Source6, half_of, is_sampled},
+    list::{Glance, Source, Source4, Source6, half_of, weight},
 };
 
 /// Instead of guard bits: nobody has looked at the source.
 pub const UNSEEN: u64 = 1 << 8;
+/// Beside them: the packet came in a flood of listed sources.
+pub const FLOOD: u64 = 1 << 11;
 /// Instead of guard bits: a list names the source.
 const LISTED: u64 = 1 << 10;
 /// Instead of guard bits: the source is blocked, and everything is counted.
@@ -85,7 +87,8 @@ fn load_half(at: usize) -> u64 {
 #[inline(always)]
 fn find<S: Source>(source: S, length: usize, config: &Config, counters: &mut Counters) -> u64 {
     let lately = counters.listed_lately;
-    let found = seek(source, length, lately >= LISTED_FLOOD, config, counters);
+    let flood = lately >= LISTED_FLOOD;
+    let found = seek(source, length, flood, config, counters);
     if found == LISTED {
         if lately < LISTED_MOST {
             counters.listed_lately = lately + 1;
@@ -95,14 +98,17 @@ fn find<S: Source>(source: S, length: usize, config: &Config, counters: &mut Cou
     if lately != 0 {
         counters.listed_lately = lately.saturating_sub(LISTED_LESS);
     }
+    if flood && found != DROPPED {
+        return found | FLOOD;
+    }
     found
 }
 
 /// [`LISTED`], or what [`look`] is to say.
 ///
 /// In a `flood` of listed sources the guard says yes to nearly all of them, and reading it is half of what they cost in
-/// cache misses: the hosts are asked first then. A source that a decision blocks as well is counted as listed meanwhile,
-/// but for the packet in [`secmesh_common::list::HIT_SAMPLE`] that goes the long way.
+/// cache misses: hosts and networks are asked without it then. A source that a decision blocks as well is counted as listed meanwhile,
+/// but for the packet in [`secmesh_common::list::FLOOD_SAMPLE`] that goes the long way.
 #[inline(always)]
 fn seek<S: Source>(
     source: S,
@@ -113,7 +119,8 @@ fn seek<S: Source>(
 ) -> u64 {
     let drops = drops(config);
     // The controller takes allowed addresses out of lists before it writes them.
-    let lists = drops && config.list_generation == config.allow_generation && !is_sampled(counters);
+    let lists =
+        drops && config.list_generation == config.allow_generation && weight(flood, counters) == 0;
     let ahead = lists && flood;
     let mut guard = if ahead {
         GUARD_HOST
@@ -139,26 +146,23 @@ fn seek<S: Source>(
             Glance::Nothing | Glance::Closer => return guard,
         }
     }
-    if ahead {
-        guard = source.guard(config) & !GUARD_HOST;
-        if guard & GUARD_DECISION != 0 {
-            // Also its list's hosts are asked again then: few are as near to a decision.
-            return UNSEEN;
-        }
-    }
-    if guard & GUARD_RANGE != 0 {
+    if ahead || guard & GUARD_RANGE != 0 {
         let half = half_of(config);
         let found = match source.glance_nets(config, half, now) {
             Glance::Nothing => false,
             Glance::Listed => true,
-            Glance::Closer => source.is_in_range(half, now, false),
+            Glance::Closer if ahead && source.guard(config) & GUARD_RANGE == 0 => return UNSEEN,
+            Glance::Closer => source.is_in_range(half, now, 0),
         };
         // The half that was in use at the beginning is written again only once the other one is.
+        if found && half_of(config) == half {
+            return LISTED;
+        }
+        if ahead {
+            return UNSEEN;
+        }
         if half_of(config) != half {
             return guard;
-        }
-        if found {
-            return LISTED;
         }
         guard &= !GUARD_RANGE;
     }

@@ -7,7 +7,10 @@ use secmesh::{
     dataplane::{Compiled, ListTables, LoadOptions, Replaced, Span},
     respond::Now,
 };
-use secmesh_common::{counters::Counters, list::HIT_SAMPLE};
+use secmesh_common::{
+    counters::Counters,
+    list::{FLOOD_SAMPLE, HIT_SAMPLE},
+};
 
 use crate::{
     chaos::mono_ns,
@@ -379,7 +382,9 @@ pub fn compare(
         // One packet in so many is counted, as so many, and only for what met it.
         let counted = after.unwrap_or_default().1 - hits.unwrap_or_default().1;
         ensure!(
-            after.map(|(list, _)| list) == list && (counted == 0 || (is && counted == HIT_SAMPLE)),
+            after.map(|(list, _)| list) == list
+                && (counted == 0
+                    || (is && [HIT_SAMPLE, FLOOD_SAMPLE].map(u64::from).contains(&counted))),
             "{addr}: one packet, {hits:?} became {after:?}"
         );
         if is {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use nix::unistd::Pid;
 use secmesh::{addr::Prefix, dataplane::Compiled};
-use secmesh_common::block::origin;
+use secmesh_common::{block::origin, list::FLOOD_SAMPLE};
 use secmesh_tests::{
     chaos::mono_ns,
     kernel::{Kernel, LONG_NS, options, shown},
@@ -13,15 +13,28 @@ use secmesh_tests::{
     netns::pin,
 };
 
+/// Packets of one source: enough for a flood, and for one that is counted.
+const FLOOD: u32 = 1_000;
+
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
 fn in_a_flood_of_listed_sources_everybody_else_is_still_told_apart() -> Result<()> {
-    const FLOOD: u32 = 1_000;
+    tell_apart(false)
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn and_where_some_range_is_no_network() -> Result<()> {
+    tell_apart(true)
+}
+
+/// With a listed range of each family that has to be searched for, if `odd`.
+fn tell_apart(odd: bool) -> Result<()> {
     // What is known of the latest packets is one processor's.
     pin(Pid::from_raw(0), 0)?;
     let mut kernel = Kernel::load(&options())?;
     let base = 0x2001_0db8_u128 << 96;
-    let wanted = Compiled {
+    let mut wanted = Compiled {
         hosts4: vec![
             span(0xc633_6407, 0xc633_6407, 1),
             span(0xc633_6508, 0xc633_6508, 1),
@@ -33,12 +46,18 @@ fn in_a_flood_of_listed_sources_everybody_else_is_still_told_apart() -> Result<(
         ],
         ranges6: vec![span(base | (1 << 80), base | ((2 << 80) - 1), 2)],
     };
+    if odd {
+        let first = base | (3 << 80) | 1;
+        wanted.ranges4.push(span(0xcb00_7201, 0xcb00_7205, 2));
+        wanted.ranges6.push(span(first, first | 4, 2));
+    }
     replace(&mut kernel.lists, &wanted)?;
-    for (host, both, ranged, blocked, benign) in [
+    for (host, both, ranged, searched, blocked, benign) in [
         (
             "198.51.100.7",
             "198.51.101.8",
             "203.0.113.9",
+            "203.0.114.3",
             "192.0.2.1",
             "192.0.2.2",
         ),
@@ -46,6 +65,7 @@ fn in_a_flood_of_listed_sources_everybody_else_is_still_told_apart() -> Result<(
             "2001:db8::7",
             "2001:db8:2::8",
             "2001:db8:1::9",
+            "2001:db8:3::4",
             "2001:db8:7::1",
             "2001:db8:7::2",
         ),
@@ -59,20 +79,23 @@ fn in_a_flood_of_listed_sources_everybody_else_is_still_told_apart() -> Result<(
         for _ in 0..3 {
             let moved = kernel.run_many(&frame(of(host)?), FLOOD)?;
             ensure!(dropped(&moved, FLOOD)?, "{host}");
-            // Until the one in 64 that goes the long way, which no list counts; so the next one goes it, too.
+            // Until the one in 512 that goes the long way, which no list counts; so the next one goes it, too.
             let moved = kernel.run_many(&frame(of(both)?), FLOOD)?;
             ensure!(
-                (1..64).contains(&moved.drop_list)
+                (1..u64::from(FLOOD_SAMPLE)).contains(&moved.drop_list)
                     && moved.drop_exact + moved.drop_list == u64::from(FLOOD),
                 "{both}: {}",
                 shown(&moved)
             );
             ensure!(is_dropped(&mut kernel, of(ranged)?)?, "{ranged}");
+            ensure!(is_dropped(&mut kernel, of(searched)?)? == odd, "{searched}");
             ensure!(!is_dropped(&mut kernel, of(benign)?)?, "{benign}");
             let moved = kernel.run_many(&frame(of(blocked)?), 2)?;
             ensure!(moved.drop_exact == 2, "{blocked}: {}", shown(&moved));
             let moved = kernel.run_many(&frame(of(ranged)?), FLOOD)?;
             ensure!(dropped(&moved, FLOOD)?, "{ranged}");
+            let moved = kernel.run_many(&frame(of(searched)?), FLOOD)?;
+            ensure!(dropped(&moved, FLOOD)? == odd, "{searched}");
             let moved = kernel.run_many(&frame(of(benign)?), 20)?;
             ensure!(!dropped(&moved, 20)?, "{benign}");
             // It is over: a decision is what counts.
@@ -83,6 +106,47 @@ fn in_a_flood_of_listed_sources_everybody_else_is_still_told_apart() -> Result<(
                 shown(&moved)
             );
         }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn hits_in_a_flood_are_as_many_as_packets() -> Result<()> {
+    const TIMES: u32 = 10;
+    pin(Pid::from_raw(0), 0)?;
+    let mut kernel = Kernel::load(&options())?;
+    let base = 0x2001_0db8_u128 << 96;
+    let wanted = Compiled {
+        hosts4: vec![span(0xc633_6407, 0xc633_6407, 1)],
+        ranges4: vec![
+            span(0xcb00_7100, 0xcb00_71ff, 2),
+            span(0xcb00_7201, 0xcb00_7205, 3),
+        ],
+        hosts6: vec![span(base | 7, base | 7, 1)],
+        ranges6: vec![span(base | (1 << 80), base | ((2 << 80) - 1), 2)],
+    };
+    replace(&mut kernel.lists, &wanted)?;
+    for source in [
+        "198.51.100.7",
+        "203.0.113.9",
+        "203.0.114.3",
+        "2001:db8::7",
+        "2001:db8:1::9",
+    ] {
+        let source: IpAddr = source.parse()?;
+        for _ in 0..TIMES {
+            let moved = kernel.run_many(&frame(source), FLOOD)?;
+            ensure!(dropped(&moved, FLOOD)?, "{source}");
+        }
+        let (sent, (_, hits)) = (
+            u64::from(FLOOD * TIMES),
+            kernel.lists.hits(source).unwrap_or_default(),
+        );
+        ensure!(
+            hits.abs_diff(sent) <= u64::from(FLOOD_SAMPLE),
+            "{source}: {hits} hits of {sent} packets"
+        );
     }
     Ok(())
 }

@@ -313,7 +313,8 @@ impl ListTables {
     }
 
     /// The number of the list that names `addr`, and the packets that met its entry there: an estimate, because
-    /// one packet in [`secmesh_common::list::HIT_SAMPLE`] is counted, as so many.
+    /// one packet in [`secmesh_common::list::HIT_SAMPLE`] is counted, as so many; in a flood of listed sources one in
+    /// [`secmesh_common::list::FLOOD_SAMPLE`].
     pub fn hits(&self, addr: std::net::IpAddr) -> Option<(u16, u64)> {
         let half = self.config.get().list_half & 1;
         let (maps, spans) = (&self.ranges, &self.current);
