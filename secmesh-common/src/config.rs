@@ -168,6 +168,10 @@ pub mod features {
     /// Some check or limit of the stage behind the accounting is on: sanity, fragments, amplification, all
     /// packets, ports.
     pub const ATTACKS: u32 = 1 << 16;
+    /// Drops are in force for good and not captured ([`super::Config::drops_quickly`]).
+    pub const QUICK_DROPS: u32 = 1 << 5;
+    /// Besides, the lists in the tables are those of the allowlist in force: whom they name is dropped unasked.
+    pub const QUICK_LISTS: u32 = 1 << 6;
     /// That stage has to see every packet (ports, the limit of all packets), also the plain ones
     /// ([`crate::sanity::is_plain`]).
     pub const ATTACKS_ALL: u32 = 1 << 17;
@@ -180,6 +184,25 @@ impl Config {
     pub fn enforces(&self, now_ns: impl FnOnce() -> u64) -> bool {
         self.mode == MODE_ENFORCE
             && (self.enforce_until_ns == 0 || now_ns() < self.enforce_until_ns)
+    }
+
+    /// Whether a packet of a blocked source is dropped, with nothing else to be asked or done.
+    pub const fn drops_quickly(&self) -> bool {
+        self.mode == MODE_ENFORCE && self.enforce_until_ns == 0 && self.capture == 0
+    }
+
+    /// Says in [`Config::features`] what follows from other fields, so that a packet is compared with one of them.
+    /// Whoever writes the configuration calls it last.
+    #[must_use]
+    pub const fn settled(mut self) -> Self {
+        self.features &= !(features::QUICK_DROPS | features::QUICK_LISTS);
+        if self.drops_quickly() {
+            self.features |= features::QUICK_DROPS;
+            if self.list_generation == self.allow_generation {
+                self.features |= features::QUICK_LISTS;
+            }
+        }
+        self
     }
 
     /// `CLOCK_MONOTONIC` in ns by the count of timer ticks, to one tick's resolution; `None` until the

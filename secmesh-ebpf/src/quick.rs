@@ -6,7 +6,10 @@
 
 use aya_ebpf::programs::XdpContext;
 use secmesh_common::{
-    config::{Config, MODE_ENFORCE},
+    config::{
+        Config,
+        features::{QUICK_DROPS, QUICK_LISTS},
+    },
     counters::{Counter, Counters, LISTED_FLOOD, LISTED_LESS, LISTED_MOST},
     list::{EXPIRY_SHIFT, GUARD_DECISION, GUARD_HOST, GUARD_RANGE},
     reason::Reason,
@@ -117,10 +120,9 @@ fn seek<S: Source>(
     config: &Config,
     counters: &mut Counters,
 ) -> u64 {
-    let drops = drops(config);
+    let drops = config.features & QUICK_DROPS != 0;
     // The controller takes allowed addresses out of lists before it writes them.
-    let lists =
-        drops && config.list_generation == config.allow_generation && weight(flood, counters) == 0;
+    let lists = config.features & QUICK_LISTS != 0 && weight(flood, counters) == 0;
     let ahead = lists && flood;
     let mut guard = if ahead {
         GUARD_HOST
@@ -167,13 +169,6 @@ fn seek<S: Source>(
         guard &= !GUARD_RANGE;
     }
     guard
-}
-
-/// Whether a packet of a blocked source is dropped, with nothing else to be asked or done: drops are in force for good
-/// and not captured.
-#[inline(always)]
-fn drops(config: &Config) -> bool {
-    config.mode == MODE_ENFORCE && config.enforce_until_ns == 0 && config.capture == 0
 }
 
 #[inline(always)]

@@ -49,6 +49,7 @@ impl ConfigCell {
         let mut inner = self.lock();
         let mut wanted = inner.current;
         change(&mut wanted);
+        let wanted = wanted.settled();
         if wanted != inner.current {
             inner.map.set(0, wanted, 0).map_err(DataplaneError::Map)?;
             inner.current = wanted;
