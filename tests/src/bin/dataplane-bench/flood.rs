@@ -192,7 +192,10 @@ fn family(effort: &Effort, ipv6: bool) -> Result<Vec<Row>> {
     };
     let wire = Wire::new(2)?;
     let filter = XdpFilter::load(&wire, &few.hosts, "native")?;
-    let mut filter_line = Line::new(wire, &few.sources(SOURCES), Wire::xdp_drops)?;
+    let few_sources = few.sources(SOURCES);
+    let mut filter_line = Line::new(wire, &few_sources, Wire::xdp_drops)?;
+    let mut small = ours::load(&[&few])?;
+    let mut small_line = to_us(Wire::new(5)?, &mut small, &few_sources)?;
     let mut bare = Bare::dropping()?;
     let mut bare_line = to_bare(Wire::new(3)?, &mut bare, &sources)?;
     let mut reading = Bare::reading()?;
@@ -202,6 +205,7 @@ fn family(effort: &Effort, ipv6: bool) -> Result<Vec<Row>> {
         own.turn(effort, keep)?;
         nft_line.turn(effort, keep)?;
         filter_line.turn(effort, keep)?;
+        small_line.turn(effort, keep)?;
         bare_line.turn(effort, keep)?;
         reading_line.turn(effort, keep)?;
     }
@@ -233,6 +237,21 @@ fn family(effort: &Effort, ipv6: bool) -> Result<Vec<Row>> {
         ),
     ];
     let mut rows = Vec::new();
+    // The same work as xdp-filter's.
+    let (small, filter) = (small_line.figures(), filter_line.figures());
+    let work = format!("{} addresses only, {family}", few.hosts.len());
+    for (what, unit, own, theirs) in [
+        ("dropped", "Mpps", small.dropped_mpps, filter.dropped_mpps),
+        ("receiver's CPU", "ns/packet", small.cpu_ns, filter.cpu_ns),
+    ] {
+        let name = format!("{what}, {work}");
+        let row = Row::new(GROUP, name, own, unit).beside("xdp-filter", theirs);
+        rows.push(if unit == "Mpps" {
+            row.bar(Bar::AtLeast(1.3))
+        } else {
+            row
+        });
+    }
     for (peer, theirs, bar, note) in &peers {
         let name = format!("dropped, {family}");
         let mut row =
