@@ -15,12 +15,13 @@
 )]
 
 use crate::{
-    config::{Config, RateClass},
+    config::{Config, RateClass, features::SOURCE_LIMITS},
     limit::{BYTES_PER_UNIT, SourceLimit},
     packet::{
         Family, Fragment, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Packet, Words, tcp_flags,
     },
     reason::Reason,
+    sanity::STRAYS,
 };
 
 /// Slots in the table; a power of two.
@@ -246,8 +247,10 @@ pub fn account(slot: &mut SourceSlot, packet: &Packet, now_ns: u64, config: &Con
             {
                 // An acknowledgement completes one attempt of the same ports and no more, so a bulk
                 // transfer cannot pay for a flood.
+                // Each bit of the filter has its count.
+                let open = slot.count[RateClass::Syn as usize] != 0;
                 let (index, bit) = filter_bit(flow);
-                if slot.half_open[index] & bit != 0 {
+                if open && slot.half_open[index] & bit != 0 {
                     slot.half_open[index] &= !bit;
                     slot.count[RateClass::Syn as usize] =
                         slot.count[RateClass::Syn as usize].saturating_sub(1);
@@ -315,6 +318,55 @@ pub fn over_limit(
     }
 }
 
+/// Whether a plain packet ([`crate::sanity::is_plain`]) is one of many of a known source that is within its limits: then
+/// [`account`] has nothing to report, and neither [`over_limit`] nor [`over_stray_limit`] anything against it. Changes
+/// nothing.
+#[inline(always)]
+pub fn is_routine(slot: &SourceSlot, packet: &Packet, now_ns: u64, config: &Config) -> bool {
+    if now_ns.saturating_sub(slot.last_ns) > RUN_GAP_NS || slot.packets < HARDLY_KNOWN {
+        return false;
+    }
+    let limited = config.features & SOURCE_LIMITS != 0;
+    let within = |kind: SourceLimit, units: u32, reason: Reason| {
+        let n = kind as usize;
+        let limit = &config.source_limits[n];
+        !limited
+            || config.checks & reason.bit() == 0
+            || limit.cost_ns == 0
+            || limit.admits(slot.arrival_ns[n], units, now_ns)
+    };
+    let units = packet.wire_len.div_ceil(BYTES_PER_UNIT);
+    if !within(SourceLimit::Packets, 1, Reason::PacketLimit)
+        || !within(SourceLimit::Bytes, units, Reason::ByteLimit)
+    {
+        return false;
+    }
+    match packet.proto {
+        PROTO_TCP => {
+            config.checks & STRAYS == 0
+                || config.stray_limit.cost_ns == 0
+                || config
+                    .stray_limit
+                    .admits(slot.arrival_ns[ARRIVAL_STRAY], 1, now_ns)
+        }
+        PROTO_UDP => {
+            let (class, levels) = (
+                RateClass::Udp as usize,
+                &config.rates[RateClass::Udp as usize],
+            );
+            let since = |start_ns: u64| now_ns.saturating_sub(start_ns);
+            let count = slot.count[class].saturating_add(1);
+            let (index, bit) = contact_bit(slot, packet);
+            within(SourceLimit::Udp, 1, Reason::UdpFlood)
+                && since(slot.window_start_ns[class]) < levels.window_ns
+                && !due(count, levels.watch, levels.alert)
+                && since(slot.contact_start_ns) < config.contact_window_ns
+                && slot.contacts[index] & bit != 0
+        }
+        _ => false,
+    }
+}
+
 /// Whether a connection attempt to the mesh port breaks its source's limit there; books it if not.
 #[inline(always)]
 pub fn over_mesh_limit(
@@ -378,19 +430,25 @@ fn count(slot: &mut SourceSlot, class: RateClass, config: &Config, seen: &mut Ob
     }
 }
 
+/// Where the contact filter has a packet's destination and port.
+#[inline(always)]
+fn contact_bit(slot: &SourceSlot, packet: &Packet) -> (usize, u64) {
+    let key = (u64::from(packet.proto) << 16) | u64::from(packet.dport);
+    // The tag is a seeded hash, so nobody can choose ports that meet in one bit.
+    filter_bit(hash_address(
+        &packet.dst,
+        packet.family,
+        mix(key ^ slot.tag),
+    ))
+}
+
 #[inline(always)]
 fn first_contact(slot: &mut SourceSlot, packet: &Packet, now_ns: u64, config: &Config) -> bool {
     if now_ns.saturating_sub(slot.contact_start_ns) >= config.contact_window_ns {
         slot.contact_start_ns = now_ns;
         slot.contacts = [0; FILTER_WORDS];
     }
-    let key = (u64::from(packet.proto) << 16) | u64::from(packet.dport);
-    // The tag is a seeded hash, so nobody can choose ports that meet in one bit.
-    let (index, bit) = filter_bit(hash_address(
-        &packet.dst,
-        packet.family,
-        mix(key ^ slot.tag),
-    ));
+    let (index, bit) = contact_bit(slot, packet);
     if slot.contacts[index] & bit != 0 {
         return false;
     }

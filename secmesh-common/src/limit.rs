@@ -50,17 +50,28 @@ impl Limit {
     /// the factor is reached only if all of them always collide; with one CPU it is exact.
     #[inline(always)]
     pub fn admit(&self, arrival_ns: &mut u64, units: u32, now_ns: u64) -> bool {
-        let start = if *arrival_ns > now_ns {
-            *arrival_ns
-        } else {
-            now_ns
-        };
-        let end = start + self.cost_ns * u64::from(units);
+        let end = self.end(*arrival_ns, units, now_ns);
         if end - now_ns > self.burst_ns {
             return false;
         }
         *arrival_ns = end;
         true
+    }
+
+    /// Whether [`Limit::admit`] would say so, without booking anything.
+    #[inline(always)]
+    pub const fn admits(&self, arrival_ns: u64, units: u32, now_ns: u64) -> bool {
+        self.end(arrival_ns, units, now_ns) - now_ns <= self.burst_ns
+    }
+
+    #[inline(always)]
+    const fn end(&self, arrival_ns: u64, units: u32, now_ns: u64) -> u64 {
+        let start = if arrival_ns > now_ns {
+            arrival_ns
+        } else {
+            now_ns
+        };
+        start + self.cost_ns * units as u64
     }
 
     /// What to do with one unit against a limit that all CPUs share, whose theoretical arrival time was read as

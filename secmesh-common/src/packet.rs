@@ -300,8 +300,9 @@ impl Packet {
     }
 
     /// Takes both ports out of the first word of a transport header.
+    /// Takes the ports from the first word of a TCP or UDP header.
     #[inline(always)]
-    fn set_ports(&mut self, word: u32) {
+    pub fn set_ports(&mut self, word: u32) {
         let [from @ .., third, last] = word.to_ne_bytes();
         self.sport = u16::from_be_bytes(from);
         self.dport = u16::from_be_bytes([third, last]);

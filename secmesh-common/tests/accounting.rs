@@ -6,12 +6,17 @@
 
 use proptest::prelude::*;
 use secmesh_common::{
-    account::{COMPLETED_FACTOR, RUN_GAP_NS, SLOTS, SourceSlot, account, is_tcp_probe, place},
-    config::{Config, RateClass, RateLevels},
+    account::{
+        COMPLETED_FACTOR, HARDLY_KNOWN, Observed, RUN_GAP_NS, SLOTS, SourceSlot, account,
+        is_routine, is_tcp_probe, over_limit, over_stray_limit, place,
+    },
+    config::{Config, RateClass, RateLevels, features::SOURCE_LIMITS},
+    limit::{Limit, SourceLimit},
     packet::{
         Family, Fragment, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Packet,
         tcp_flags::{ACK, FIN, PSH, RST, SYN, URG},
     },
+    sanity::{is_plain, is_segment},
 };
 
 const MS: u64 = 1_000_000;
@@ -428,7 +433,117 @@ fn a_long_lived_source_can_be_displaced_in_the_end() {
     assert!(needed <= 4096, "{needed} packets");
 }
 
+/// Every limit on, the same for all.
+fn limited(rate: u64, burst: u64) -> Config {
+    let limit = Limit::per_second(rate, burst, MS);
+    Config {
+        features: SOURCE_LIMITS,
+        checks: u64::MAX,
+        source_limits: [limit; SourceLimit::COUNT],
+        stray_limit: limit,
+        ..config()
+    }
+}
+
+/// Does with a packet what the kernel does; whether it was routine.
+///
+/// # Panics
+/// If it was and there was something to say of it.
+fn settle(slot: &mut SourceSlot, packet: &Packet, now: u64, config: &Config) -> bool {
+    let before = *slot;
+    let routine = is_plain(packet) && is_routine(slot, packet, now, config);
+    assert_eq!(*slot, before, "asking changed something");
+    let seen = account(slot, packet, now, config);
+    let over = over_limit(slot, packet, &seen, now, config);
+    let stray = is_segment(packet) && over_stray_limit(slot, now, config);
+    if routine {
+        assert_eq!(seen, Observed::default(), "{packet:?}");
+        assert_eq!((over, stray), (None, false), "{packet:?}");
+        assert!(slot.packets >= HARDLY_KNOWN, "{packet:?}");
+    }
+    routine
+}
+
+#[test]
+fn a_transfer_is_routine_once_its_source_is_known_and_until_it_is_over_a_limit() {
+    let config = limited(1000, 100);
+    for packet in [
+        tcp(ACK, 1000, 80),
+        tcp(ACK | PSH, 1000, 80),
+        packet(PROTO_UDP),
+    ] {
+        let mut slot = SourceSlot::default();
+        let mut now = START;
+        // Slower than the limit, and than what is reported of datagrams.
+        let routine: Vec<bool> = (0..100)
+            .map(|_| {
+                now += 100 * MS;
+                settle(&mut slot, &packet, now, &config)
+            })
+            .collect();
+        let first = HARDLY_KNOWN as usize;
+        assert!(routine[..first].iter().all(|routine| !routine));
+        // Each new window begins with one that is not; of UDP both windows.
+        let more = routine[first..].iter().filter(|routine| **routine).count();
+        assert!(more >= 70, "{packet:?}: {routine:?}");
+        // Faster than the limit.
+        let many = (0..1000).filter(|_| settle(&mut slot, &packet, now, &config));
+        let many = many.count();
+        assert!((8..=100).contains(&many), "{packet:?}: {many}");
+        now += RUN_GAP_NS + 1;
+        assert!(!settle(&mut slot, &packet, now, &config), "a new run");
+    }
+}
+
+#[test]
+fn no_other_packet_is_routine() {
+    let config = limited(1_000_000, 1_000_000);
+    let mut slot = SourceSlot::default();
+    for _ in 0..64 {
+        settle(&mut slot, &tcp(ACK, 1000, 80), START, &config);
+    }
+    assert!(settle(&mut slot, &tcp(ACK, 1000, 80), START, &config));
+    for other in [
+        tcp(SYN, 1000, 80),
+        tcp(FIN | ACK, 1000, 80),
+        tcp(RST, 1000, 80),
+        tcp(SYN | ACK, 1000, 80),
+        packet(PROTO_ICMP),
+        // A port of nobody's before.
+        Packet {
+            dport: 81,
+            ..packet(PROTO_UDP)
+        },
+    ] {
+        assert!(!settle(&mut slot, &other, START, &config), "{other:?}");
+    }
+}
+
 proptest! {
+    #[test]
+    fn of_a_routine_packet_there_is_nothing_to_say(
+        rate in 1..3000_u64,
+        burst in 1..300_u64,
+        packets in proptest::collection::vec(
+            (prop_oneof![Just(0_u8), Just(1), Just(2), Just(3)], 0..3_u16, 40..1500_u32, prop_oneof![Just(0), 0..20 * MS, 0..12 * SECOND]),
+            0..400,
+        ),
+    ) {
+        let config = limited(rate, burst);
+        let mut slot = SourceSlot::default();
+        let mut now = START;
+        for (kind, port, wire_len, gap) in packets {
+            now += gap;
+            let of_kind = match kind {
+                0 => tcp(ACK, 1000 + port, 80),
+                1 => tcp(SYN, 1000 + port, 80),
+                2 => packet(PROTO_ICMP),
+                _ => Packet { dport: 80 + port, ..packet(PROTO_UDP) },
+            };
+            settle(&mut slot, &Packet { wire_len, ..of_kind }, now, &config);
+        }
+    }
+
     #[test]
     fn places_are_in_the_table_and_tags_are_never_the_free_one(
         src in any::<[u32; 4]>(), seed in any::<u64>(), v6 in any::<bool>(),

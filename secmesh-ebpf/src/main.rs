@@ -41,6 +41,7 @@ mod nets;
 mod observe;
 mod process;
 mod quick;
+mod routine;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
@@ -75,11 +76,32 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
     if seen == quick::DROPPED {
         return XDP_DROP;
     }
+    let known = if seen == 0 {
+        routine::secmesh_routine(ctx.ctx, config, counters)
+    } else {
+        routine::NO
+    };
+    if known == routine::PASSED {
+        return XDP_PASS;
+    }
     let answer = match parse_addresses(&Frame::new(&ctx)) {
+        Ok(mut packet) if known == routine::ACCOUNTED => pass(&ctx, &mut packet, config, counters),
         Ok(mut packet) => judge(&ctx, &mut packet, seen, config, counters),
         Err(reason) => malformed(&ctx, reason, config, counters),
     };
     capture::take(&ctx, answer, config)
+}
+
+/// Counts the rest of a packet of which its source's account is all that there is to say.
+#[inline(always)]
+fn pass(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut Counters) -> u32 {
+    bump(counters, Counter::RxPackets);
+    counters.rx_bytes += u64::from(packet.wire_len);
+    if frame::payload(ctx, packet).is_ok() {
+        flow::incoming(ctx, packet, config, counters);
+    }
+    bump(counters, Counter::Pass);
+    XDP_PASS
 }
 
 /// The stages, in their order. Each says why the packet should go, or lets it on to the next.
