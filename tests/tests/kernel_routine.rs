@@ -1,0 +1,183 @@
+//! The shortest way to a pass counts what the long way counts: the same packets, plain from one source and with a tag from
+//! another. What has a tag always goes the long way.
+
+use anyhow::{Context as _, Result, ensure};
+use nix::unistd::Pid;
+use secmesh::{config::Config, dataplane::Protection};
+use secmesh_common::{
+    account::{SourceSlot, place},
+    config::{RateClass, features},
+    counters::Counters,
+    limit::{Limit, SourceLimit},
+    packet::{Captured, parse_ethernet},
+    reason::Reason,
+};
+use secmesh_tests::{
+    frames::{IPV4, IPV6, VLAN, ethernet, icmp, ipv4_from, ipv6_from, protocol, tcp_to, udp_to},
+    kernel::{Kernel, options, shown, without_events},
+    netns::pin,
+};
+
+/// Packets at a time: enough for a source to be known.
+const MANY: u32 = 300;
+
+/// A packet of a source's: TCP flags, or a UDP port.
+#[derive(Debug, Clone, Copy)]
+enum Sent {
+    Tcp(u8),
+    Udp(u16),
+    Icmp,
+}
+
+/// What is sent, and how often.
+const SENT: &[(Sent, u32)] = &[
+    (Sent::Tcp(0x02), 1),
+    (Sent::Tcp(0x10), MANY),
+    (Sent::Tcp(0x18), MANY),
+    (Sent::Tcp(0x02), 3),
+    (Sent::Tcp(0x10), MANY),
+    (Sent::Udp(443), MANY),
+    (Sent::Udp(444), 2),
+    (Sent::Udp(443), MANY),
+    (Sent::Icmp, 2),
+    (Sent::Tcp(0x11), 1),
+    (Sent::Udp(444), MANY),
+];
+
+fn frame(ipv6: bool, tagged: bool, sent: Sent) -> Vec<u8> {
+    let (proto, payload) = match sent {
+        Sent::Tcp(flags) => (protocol::TCP, tcp_to(50_000, 443, flags)),
+        Sent::Udp(port) => (protocol::UDP, udp_to(50_000, port, b"secmesh")),
+        Sent::Icmp if ipv6 => (protocol::ICMPV6, icmp(128)),
+        Sent::Icmp => (protocol::ICMP, icmp(8)),
+    };
+    let tags: &[u16] = if tagged { &[VLAN] } else { &[] };
+    let last = u8::from(tagged) + 1;
+    if ipv6 {
+        let source = [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+        ethernet(tags, IPV6, &ipv6_from(source, proto, &payload))
+    } else {
+        let packet = ipv4_from([198, 51, 100, last], &[], 0, proto, &payload);
+        ethernet(tags, IPV4, &packet)
+    }
+}
+
+/// What is known of the source of a frame.
+fn slot(kernel: &mut Kernel, frame: &[u8]) -> Result<SourceSlot> {
+    let packet = parse_ethernet(&Captured::whole(frame))
+        .ok()
+        .context("malformed")?;
+    let place = place(&packet, options().seed);
+    let slots = kernel.map::<SourceSlot>("SOURCES")?;
+    for at in [place.first, place.second] {
+        let slot = slots.get(&at, 0)?;
+        if slot.holds(place.tag) {
+            return Ok(slot);
+        }
+    }
+    anyhow::bail!("the source has no slot")
+}
+
+/// What of it depends on neither the clock nor the address.
+fn counted(slot: &SourceSlot) -> [u32; 6] {
+    let [syn, udp, icmp] = slot.count;
+    [slot.packets, slot.score, slot.attempts, syn, udp, icmp]
+}
+
+fn kernel(rate: u64, burst: u64) -> Result<Kernel> {
+    // Counts are lower bounds where two processors meet.
+    pin(Pid::from_raw(0), 0)?;
+    let mut options = options();
+    // No window ends while this runs.
+    for class in &mut options.levels.rates {
+        class.window_ns = 3_600_000_000_000;
+    }
+    options.levels.contact_window_ns = 3_600_000_000_000;
+    let mut kernel = Kernel::load(&options)?;
+    let tick_ns = kernel.dataplane.kernel_config().tick_ns;
+    let limit = Limit::per_second(rate, burst, tick_ns);
+    let defaults = Config::default().protection(false);
+    kernel.dataplane.set_protection(&Protection {
+        checks: Reason::ALL
+            .iter()
+            .fold(0, |mask, reason| mask | reason.bit()),
+        source_limits: [limit; SourceLimit::COUNT],
+        // There are no connections here that segments could belong to.
+        stray_limit: Limit::per_second(1_000_000_000, 1_000_000_000, tick_ns),
+        strays_limit: Limit::per_second(1_000_000_000, 1_000_000_000, tick_ns),
+        features: defaults.features | features::SOURCE_LIMITS,
+        ..defaults
+    })?;
+    Ok(kernel)
+}
+
+/// Sends all of [`SENT`] as one source; what the counters moved by after each.
+fn send(kernel: &mut Kernel, ipv6: bool, tagged: bool) -> Result<Vec<Counters>> {
+    SENT.iter()
+        .map(|(sent, times)| {
+            let moved = kernel.run_many(&frame(ipv6, tagged, *sent), *times)?;
+            let tag = if tagged { 4 * u64::from(*times) } else { 0 };
+            Ok(Counters {
+                rx_bytes: moved.rx_bytes - tag,
+                ..without_events(moved)
+            })
+        })
+        .collect()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_transfer_is_counted_as_on_the_long_way() -> Result<()> {
+    for ipv6 in [false, true] {
+        let mut kernel = kernel(1_000_000_000, 1_000_000_000)?;
+        let short = send(&mut kernel, ipv6, false)?;
+        let long = send(&mut kernel, ipv6, true)?;
+        for ((short, long), sent) in short.iter().zip(&long).zip(SENT) {
+            ensure!(
+                short == long,
+                "{sent:?}: {} and with a tag {}",
+                shown(short),
+                shown(long)
+            );
+        }
+        let passed: u64 = short.iter().map(|moved| moved.pass).sum();
+        ensure!(passed > u64::from(6 * MANY), "only {passed} passed");
+        let [short, long] =
+            [false, true].map(|tagged| slot(&mut kernel, &frame(ipv6, tagged, Sent::Udp(443))));
+        let (short, long) = (short?, long?);
+        ensure!(
+            counted(&short) == counted(&long),
+            "{short:?} and with a tag {long:?}"
+        );
+        ensure!(short.packets > 6 * MANY, "{short:?}");
+        ensure!(
+            short.count[RateClass::Udp as usize] == 3 * MANY + 2,
+            "{short:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_limit_ends_it_where_it_ends_the_long_way() -> Result<()> {
+    for ipv6 in [false, true] {
+        for sent in [Sent::Tcp(0x10), Sent::Udp(443)] {
+            let mut kernel = kernel(100, 100)?;
+            let [short, long] = [false, true].map(|tagged| {
+                let frame = frame(ipv6, tagged, sent);
+                // Known, and after that within a tick.
+                kernel.run_many(&frame, 20)?;
+                kernel.run_many(&frame, MANY)
+            });
+            let (short, long) = (short?, long?);
+            ensure!(
+                short.pass.abs_diff(long.pass) <= 3 && (20..=90).contains(&short.pass),
+                "{sent:?}: {} and with a tag {}",
+                shown(&short),
+                shown(&long)
+            );
+        }
+    }
+    Ok(())
+}
