@@ -246,8 +246,8 @@ pub fn account(slot: &mut SourceSlot, packet: &Packet, now_ns: u64, config: &Con
                 == tcp_flags::ACK
             {
                 // An acknowledgement completes one attempt of the same ports and no more, so a bulk
-                // transfer cannot pay for a flood.
-                // Each bit of the filter has its count.
+                // transfer cannot pay for a flood. Each bit of the filter is one of the count, so where that is
+                // zero the ports need not be hashed.
                 let open = slot.count[RateClass::Syn as usize] != 0;
                 let (index, bit) = filter_bit(flow);
                 if open && slot.half_open[index] & bit != 0 {

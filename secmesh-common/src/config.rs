@@ -165,13 +165,14 @@ pub mod features {
     /// This host forwards packets or translates addresses: a packet without a socket here may belong to
     /// another machine, so what has no socket is not judged by that.
     pub const FORWARDS: u32 = 1 << 4;
-    /// Some check or limit of the stage behind the accounting is on: sanity, fragments, amplification, all
-    /// packets, ports.
-    pub const ATTACKS: u32 = 1 << 16;
-    /// Drops are in force for good and not captured ([`super::Config::drops_quickly`]).
+    /// Drops are in force for good and not captured: a packet of a blocked source is dropped, with nothing else to be
+    /// asked or done. See [`super::Config::settled`].
     pub const QUICK_DROPS: u32 = 1 << 5;
     /// Besides, the lists in the tables are those of the allowlist in force: whom they name is dropped unasked.
     pub const QUICK_LISTS: u32 = 1 << 6;
+    /// Some check or limit of the stage behind the accounting is on: sanity, fragments, amplification, all
+    /// packets, ports.
+    pub const ATTACKS: u32 = 1 << 16;
     /// That stage has to see every packet (ports, the limit of all packets), also the plain ones
     /// ([`crate::sanity::is_plain`]).
     pub const ATTACKS_ALL: u32 = 1 << 17;
@@ -186,17 +187,12 @@ impl Config {
             && (self.enforce_until_ns == 0 || now_ns() < self.enforce_until_ns)
     }
 
-    /// Whether a packet of a blocked source is dropped, with nothing else to be asked or done.
-    pub const fn drops_quickly(&self) -> bool {
-        self.mode == MODE_ENFORCE && self.enforce_until_ns == 0 && self.capture == 0
-    }
-
     /// Says in [`Config::features`] what follows from other fields, so that a packet is compared with one of them.
     /// Whoever writes the configuration calls it last.
     #[must_use]
     pub const fn settled(mut self) -> Self {
         self.features &= !(features::QUICK_DROPS | features::QUICK_LISTS);
-        if self.drops_quickly() {
+        if self.mode == MODE_ENFORCE && self.enforce_until_ns == 0 && self.capture == 0 {
             self.features |= features::QUICK_DROPS;
             if self.list_generation == self.allow_generation {
                 self.features |= features::QUICK_LISTS;

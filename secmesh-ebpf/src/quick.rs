@@ -32,9 +32,12 @@ const LISTED: u64 = 1 << 10;
 /// Instead of guard bits: the source is blocked, and everything is counted.
 pub const DROPPED: u64 = 1 << 9;
 
-const ETHERNET: usize = 14;
-const HEADER4: usize = 20;
-const HEADER6: usize = 40;
+/// Bytes of an Ethernet header without tags.
+pub const ETHERNET: usize = 14;
+/// Bytes of an IPv4 header without options.
+pub const HEADER4: usize = 20;
+/// Bytes of an IPv6 header.
+pub const HEADER6: usize = 40;
 
 /// EtherType and IP version of a frame without tags, in the word at byte 12.
 const PLAIN: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
@@ -110,8 +113,8 @@ fn find<S: Source>(source: S, length: usize, config: &Config, counters: &mut Cou
 /// [`LISTED`], or what [`look`] is to say.
 ///
 /// In a `flood` of listed sources the guard says yes to nearly all of them, and reading it is half of what they cost in
-/// cache misses: hosts and networks are asked without it then. A source that a decision blocks as well is counted as listed meanwhile,
-/// but for the packet in [`secmesh_common::list::FLOOD_SAMPLE`] that goes the long way.
+/// cache misses: hosts and networks are asked without it then. A source that a decision blocks as well is counted as
+/// listed meanwhile, but for the packet in [`secmesh_common::list::FLOOD_SAMPLE`] that goes the long way.
 #[inline(always)]
 fn seek<S: Source>(
     source: S,

@@ -1,8 +1,9 @@
 //! The shortest way to a pass: what most packets of a transfer take.
 //!
-//! Everything here is done by the stages behind it, too, by the same functions; what is here is that the packet stays in
-//! registers, of a kind that is known to the compiler. Whether it is one of many of a source that is within its limits is
-//! found out before anything is changed, so all others begin anew behind it.
+//! Headers are read here once more, and only those that nearly all packets have; the packet so stays in registers, of a
+//! kind that is known to the compiler. It is accounted by the functions that the stages behind this one call. Whether it is
+//! one of many of a source that is within its limits is found out before anything is changed, so all others begin anew
+//! behind it.
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use secmesh_common::{
@@ -22,11 +23,9 @@ use crate::{
     count::bump,
     frame::load_word,
     maps::{HASH_SEED, SOURCES},
+    quick::{ETHERNET, HEADER4, HEADER6},
 };
 
-const ETHERNET: usize = 14;
-const HEADER4: usize = 20;
-const HEADER6: usize = 40;
 const TCP: usize = 20;
 const UDP: usize = 8;
 
@@ -154,6 +153,7 @@ fn settle(packet: Packet, config: &Config, counters: &mut Counters) -> Option<u3
     if !slot.holds(place.tag) || !is_routine(slot, &packet, now, config) {
         return None;
     }
+    // Another CPU may count the same source meanwhile; counts are lower bounds, and a limit lets one packet more through.
     let seen = account(slot, &packet, now, config);
     if config.features & SOURCE_LIMITS != 0 {
         let _within = over_limit(slot, &packet, &seen, now, config);

@@ -1,9 +1,14 @@
 //! The shortest way to a pass counts what the long way counts: the same packets, plain from one source and with a tag from
 //! another. What has a tag always goes the long way.
 
+use std::net::{Ipv6Addr, TcpListener};
+
 use anyhow::{Context as _, Result, ensure};
 use nix::unistd::Pid;
-use secmesh::{config::Config, dataplane::Protection};
+use secmesh::{
+    config::Config,
+    dataplane::{CookieMode, Protection},
+};
 use secmesh_common::{
     account::{SourceSlot, place},
     config::{RateClass, features},
@@ -13,8 +18,12 @@ use secmesh_common::{
     reason::Reason,
 };
 use secmesh_tests::{
-    frames::{IPV4, IPV6, VLAN, ethernet, icmp, ipv4_from, ipv6_from, protocol, tcp_to, udp_to},
-    kernel::{Kernel, options, shown, without_events},
+    chaos::mono_ns,
+    frames::{
+        DESTINATION4, DESTINATION6, IPV4, IPV6, VLAN, ethernet, icmp, ipv4_from, ipv6_from,
+        patched, protocol, tcp_to, udp_to,
+    },
+    kernel::{Kernel, LONG_NS, isolated, options, shown, tool, without_events},
     netns::pin,
 };
 
@@ -180,4 +189,173 @@ fn a_limit_ends_it_where_it_ends_the_long_way() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Some thirty, and then they are over the limit.
+const FEW: Limit = Limit {
+    cost_ns: 1_000_000_000,
+    burst_ns: 30_000_000_000,
+};
+
+/// Protection with everything on, and next to nothing let through of what belongs to nobody.
+fn strict() -> Protection {
+    let defaults = Config::default().protection(false);
+    Protection {
+        checks: Reason::ALL
+            .iter()
+            .fold(0, |mask, reason| mask | reason.bit()),
+        stray_limit: FEW,
+        strays_limit: FEW,
+        amplified_limit: FEW,
+        features: defaults.features | features::ATTACKS,
+        ..defaults
+    }
+}
+
+/// What a known source sends besides: frames of its transfers with other bytes.
+fn besides(ipv6: bool, tagged: bool) -> Vec<(&'static str, Vec<u8>)> {
+    let (tcp, udp) = (
+        frame(ipv6, tagged, Sent::Tcp(0x10)),
+        frame(ipv6, tagged, Sent::Udp(443)),
+    );
+    let l3 = if tagged { 18 } else { 14 };
+    let (l4, source) = if ipv6 {
+        (l3 + 40, l3 + 8)
+    } else {
+        (l3 + 20, l3 + 12)
+    };
+    let own: &[u8] = if ipv6 { &DESTINATION6 } else { &DESTINATION4 };
+    let local: &[u8] = if ipv6 { &[0xff, 2] } else { &[127, 0] };
+    let flags = |flags: u8| patched(tcp.clone(), l4 + 13, &[flags]);
+    let mut all = vec![
+        (
+            "from a name server",
+            patched(udp.clone(), l4, &53_u16.to_be_bytes()),
+        ),
+        ("from its own address", patched(udp.clone(), source, own)),
+        ("from where nobody is", patched(tcp.clone(), source, local)),
+        ("no flags", flags(0)),
+        ("Xmas", flags(0x29)),
+        ("reset", flags(0x04)),
+        ("end", flags(0x11)),
+        ("answer", flags(0x12)),
+        ("urgent", flags(0x30)),
+        (
+            "a TCP header too short",
+            patched(tcp.clone(), l4 + 12, &[0x40]),
+        ),
+        ("and one too long", patched(tcp.clone(), l4 + 12, &[0xf0])),
+        ("a datagram too short", patched(udp, l4 + 4, &[0, 7])),
+        ("segments of no connection", tcp.clone()),
+    ];
+    if !ipv6 {
+        all.extend([
+            ("a first fragment", patched(tcp.clone(), l3 + 6, &[0x20, 0])),
+            ("a later one", patched(tcp, l3 + 6, &[0, 1])),
+        ]);
+    }
+    all
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn whatever_else_a_known_source_sends_is_judged_as_on_the_long_way() -> Result<()> {
+    for ipv6 in [false, true] {
+        let sides = [false, true].map(|tagged| {
+            besides(ipv6, tagged)
+                .into_iter()
+                .map(|(name, frame)| {
+                    // Limits of all sources together begin anew.
+                    let mut kernel = kernel(1_000_000_000, 1_000_000_000)?;
+                    for known in [Sent::Tcp(0x10), Sent::Udp(443)] {
+                        kernel.run_many(&self::frame(ipv6, tagged, known), MANY)?;
+                    }
+                    kernel.dataplane.set_protection(&strict())?;
+                    let moved = kernel.run_many(&frame, MANY)?;
+                    let tag = if tagged { 4 * u64::from(MANY) } else { 0 };
+                    let moved = Counters {
+                        rx_bytes: moved.rx_bytes - tag,
+                        ..without_events(moved)
+                    };
+                    Ok((name, moved))
+                })
+                .collect::<Result<Vec<_>>>()
+        });
+        let [short, long] = sides;
+        for ((name, short), (_, long)) in short?.iter().zip(&long?) {
+            ensure!(
+                short == long && short.pass < u64::from(MANY / 2),
+                "{name}: {} and with a tag {}",
+                shown(short),
+                shown(long)
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_watched_source_and_a_tripwire_are_told_of_however_well_known_it_is() -> Result<()> {
+    for ipv6 in [false, true] {
+        let segment = frame(ipv6, false, Sent::Tcp(0x10));
+        let source = if ipv6 {
+            "2001:db8:1::1"
+        } else {
+            "198.51.100.1"
+        };
+        let mut kernel = kernel(1_000_000_000, 1_000_000_000)?;
+        kernel.run_many(&segment, MANY)?;
+        let moved = kernel.run_many(&segment, MANY)?;
+        ensure!(moved.events_sent == 0, "{}", shown(&moved));
+        kernel.dataplane.set_sizes(0, 0, 1)?;
+        kernel.watches.put(source.parse()?, mono_ns()? + LONG_NS)?;
+        let moved = kernel.run_many(&segment, MANY)?;
+        ensure!(moved.events_sent == u64::from(MANY), "{}", shown(&moved));
+
+        kernel.dataplane.set_sizes(0, 0, 0)?;
+        let config = Config::parse("[tripwire]\ntcp = [443]\n", "test")?;
+        let mut ports = kernel.dataplane.take_ports()?;
+        ports.replace(&config.port_rules(4747))?;
+        kernel.dataplane.set_protection(&config.protection(false))?;
+        let moved = kernel.run_many(&segment, MANY)?;
+        ensure!(moved.tripwire == u64::from(MANY), "{}", shown(&moved));
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_known_source_needs_a_good_cookie_like_everybody_while_a_listener_is_flooded() -> Result<()> {
+    isolated(|| {
+        for command in [
+            &["link", "set", "lo", "up"][..],
+            &["addr", "add", "192.0.2.1/32", "dev", "lo"],
+            &["addr", "add", "2001:db8:2::1/128", "dev", "lo", "nodad"],
+        ] {
+            tool("ip", command)?;
+        }
+        std::fs::write("/proc/sys/net/ipv4/tcp_syncookies", "2")?;
+        let _listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 443))?;
+        for ipv6 in [false, true] {
+            let segment = frame(ipv6, false, Sent::Tcp(0x10));
+            let mut kernel = kernel(1_000_000_000, 1_000_000_000)?;
+            let dataplane = &mut kernel.dataplane;
+            dataplane.set_cookie_ports(&[(443, CookieMode::Always)])?;
+            dataplane.set_cookie_addresses(&[DESTINATION4.into(), DESTINATION6.into()])?;
+            kernel.run_many(&segment, MANY)?;
+            let calm = kernel.run_many(&segment, MANY)?;
+            ensure!(calm.pass == u64::from(MANY), "{}", shown(&calm));
+            // Attempts that the listener is said not to hold.
+            let moved = kernel.run_many(&frame(ipv6, false, Sent::Tcp(0x02)), 10)?;
+            ensure!(moved.cookie_sent > 0, "{}", shown(&moved));
+            let moved = kernel.run_many(&segment, MANY)?;
+            ensure!(
+                moved.drop_bad_cookie == u64::from(MANY),
+                "{}",
+                shown(&moved)
+            );
+        }
+        Ok(())
+    })
 }
