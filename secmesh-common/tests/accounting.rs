@@ -522,14 +522,29 @@ fn no_other_packet_is_routine() {
 proptest! {
     #[test]
     fn of_a_routine_packet_there_is_nothing_to_say(
-        rate in 1..3000_u64,
-        burst in 1..300_u64,
+        limits in proptest::collection::vec((1..3000_u64, prop_oneof![1..16_u64, 1..300_u64]), SourceLimit::COUNT + 1),
+        watch in 1..32_u32,
         packets in proptest::collection::vec(
-            (prop_oneof![Just(0_u8), Just(1), Just(2), Just(3)], 0..3_u16, 40..1500_u32, prop_oneof![Just(0), 0..20 * MS, 0..12 * SECOND]),
+            (
+                prop_oneof![8 => Just(0_u8), 1 => Just(1), 1 => Just(2), 8 => Just(3)],
+                prop_oneof![8 => Just(0_u16), 1 => 0..3_u16],
+                prop_oneof![8 => Just(60_u32), 1 => 40..1500_u32],
+                prop_oneof![8 => Just(0_u64), 8 => 0..4 * MS, 1 => 0..12 * SECOND],
+            ),
             0..400,
         ),
     ) {
-        let config = limited(rate, burst);
+        // Each its own, so that each is the first to be reached in some of the cases.
+        let limits: Vec<Limit> = limits
+            .into_iter()
+            .map(|(rate, burst)| Limit::per_second(rate, burst, MS))
+            .collect();
+        let config = Config {
+            source_limits: std::array::from_fn(|n| limits[n]),
+            stray_limit: limits[SourceLimit::COUNT],
+            rates: config().rates.map(|levels| RateLevels { watch, ..levels }),
+            ..limited(1, 1)
+        };
         let mut slot = SourceSlot::default();
         let mut now = START;
         for (kind, port, wire_len, gap) in packets {
