@@ -34,7 +34,7 @@ pub const RUN_GAP_NS: u64 = 10_000_000_000;
 pub const COMPLETED_FACTOR: u32 = 8;
 
 /// Scores stop here, so that a long-lived busy source can still be displaced.
-const MAX_SCORE: u32 = 4096;
+pub(crate) const MAX_SCORE: u32 = 4096;
 
 /// Bits of the contact filter and of the handshake filter.
 const FILTER_BITS: u64 = 256;
@@ -70,6 +70,20 @@ pub struct SourceSlot {
     /// Theoretical arrival time of each limit, `CLOCK_MONOTONIC` ns: [`SourceLimit`]s by number, then
     /// [`ARRIVAL_MESH`] and [`ARRIVAL_STRAY`].
     pub arrival_ns: [u64; ARRIVALS],
+    /// What the lease for its segments is good for ([`crate::lease::key`]); 0 is none.
+    pub lease_tcp: u64,
+    /// The same for datagrams, which go to one destination ...
+    pub lease_udp: u64,
+    /// ... that is this, as two words of the machine ...
+    pub lease_dst: [u64; 2],
+    /// ... between these ports: from in the upper half, to in the lower.
+    pub lease_ports: u32,
+    /// Where in the flow table the flow of its last routine segments may be.
+    pub flow_tcp: u32,
+    /// The same of its datagrams.
+    pub flow_udp: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Where [`SourceSlot::arrival_ns`] keeps the limit of new connections to the mesh port.
@@ -79,7 +93,7 @@ pub const ARRIVAL_STRAY: usize = SourceLimit::COUNT + 1;
 /// Times in [`SourceSlot::arrival_ns`].
 pub const ARRIVALS: usize = SourceLimit::COUNT + 2;
 
-const _: () = assert!(size_of::<SourceSlot>() == 208, "layout");
+const _: () = assert!(size_of::<SourceSlot>() == 256, "layout");
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C), only integers, no padding (size asserted above), every bit pattern is valid.
@@ -121,8 +135,14 @@ pub fn hash_address(words: &Words, family: Family, seed: u64) -> u64 {
 /// Where `packet`'s source is accounted.
 #[inline(always)]
 pub fn place(packet: &Packet, seed: u64) -> Place {
+    place_of(&packet.src, packet.family, seed)
+}
+
+/// Where the source `src` is accounted.
+#[inline(always)]
+pub fn place_of(src: &Words, family: Family, seed: u64) -> Place {
     const MASK: u64 = SLOTS as u64 - 1;
-    let hash = hash_address(&packet.src, packet.family, seed);
+    let hash = hash_address(src, family, seed);
     Place {
         // Both masks leave 16 bits.
         first: (hash & MASK) as u32,
@@ -195,7 +215,7 @@ pub fn is_tcp_probe(flags: u8) -> bool {
 
 /// Whether reaching `count` is worth an event.
 #[inline(always)]
-fn due(count: u32, watch: u32, alert: u32) -> bool {
+pub(crate) fn due(count: u32, watch: u32, alert: u32) -> bool {
     count == watch || count == alert || (count > alert && count.is_power_of_two())
 }
 
@@ -224,6 +244,7 @@ pub fn account(slot: &mut SourceSlot, packet: &Packet, now_ns: u64, config: &Con
             let ports = (u64::from(packet.sport) << 16) | u64::from(packet.dport);
             let flow = mix(ports ^ slot.tag);
             if packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN {
+                slot.lease_tcp = 0;
                 let (index, bit) = filter_bit(flow);
                 if roll(slot, RateClass::Syn, now_ns, config) {
                     slot.half_open = [0; FILTER_WORDS];

@@ -1,5 +1,12 @@
 //! What the controller may change while the program runs: one entry of an array map.
 
+use crate::{
+    lease,
+    limit::{Limit, SourceLimit},
+    reason::Reason,
+    sanity::STRAYS,
+};
+
 /// Rate classes that are counted per source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -128,15 +135,15 @@ pub struct Config {
     /// Which wide neighbourhoods are guarded at all (`WIDE*` of [`crate::list`]): the others need not be asked.
     pub guard_wide: u32,
     /// Limits of each source, by [`crate::limit::SourceLimit`].
-    pub source_limits: [crate::limit::Limit; crate::limit::SourceLimit::COUNT],
+    pub source_limits: [Limit; SourceLimit::COUNT],
     /// New connections to the mesh port, per source.
-    pub mesh_limit: crate::limit::Limit,
+    pub mesh_limit: Limit,
     /// Fragments of all sources together.
-    pub fragment_limit: crate::limit::Limit,
+    pub fragment_limit: Limit,
     /// Packets of all sources together.
-    pub total_limit: crate::limit::Limit,
+    pub total_limit: Limit,
     /// TCP segments that are no connection attempt, of one source, beyond which their sockets are looked up.
-    pub stray_limit: crate::limit::Limit,
+    pub stray_limit: Limit,
     /// Until when [`MODE_ENFORCE`] holds, `CLOCK_MONOTONIC` ns; from then on it is [`MODE_MONITOR`], whether
     /// or not a controller runs. 0: for good.
     pub enforce_until_ns: u64,
@@ -145,11 +152,17 @@ pub struct Config {
     /// Age at which a flow is recorded and begun anew, units.
     pub flow_active: u32,
     /// The same segments of all sources that are hardly known, together.
-    pub strays_limit: crate::limit::Limit,
+    pub strays_limit: Limit,
     /// Answers of amplifying services, of all sources together, beyond which their sockets are looked up.
-    pub amplified_limit: crate::limit::Limit,
+    pub amplified_limit: Limit,
     /// Bytes of each dropped packet that are captured: 1 to [`crate::capture::MAX_SNAP`].
     pub capture_snap: u64,
+    /// What a packet with a lease is booked in, by the numbers in [`crate::lease`]: those of the limits above that are
+    /// asked, and for the others one that always has room. See [`Config::settled`].
+    pub leased: [Limit; lease::LIMITS],
+    /// Another value ends every [`crate::lease`]. Changes with this configuration, and after everything else that is
+    /// written for packets to be judged by, by [`crate::lease::EPOCH`].
+    pub epoch: u64,
 }
 
 /// Bits of [`Config::features`].
@@ -190,7 +203,7 @@ impl Config {
     /// Says in [`Config::features`] what follows from other fields, so that a packet is compared with one of them.
     /// Whoever writes the configuration calls it last.
     #[must_use]
-    pub const fn settled(mut self) -> Self {
+    pub fn settled(mut self) -> Self {
         self.features &= !(features::QUICK_DROPS | features::QUICK_LISTS);
         if self.mode == MODE_ENFORCE && self.enforce_until_ns == 0 && self.capture == 0 {
             self.features |= features::QUICK_DROPS;
@@ -198,7 +211,32 @@ impl Config {
                 self.features |= features::QUICK_LISTS;
             }
         }
+        self.leased = self.asked();
         self
+    }
+
+    /// [`Config::leased`] as the limits and checks want it.
+    fn asked(&self) -> [Limit; lease::LIMITS] {
+        const ALWAYS: Limit = Limit {
+            cost_ns: 0,
+            burst_ns: u64::MAX,
+        };
+        const fn asked(is_on: bool, limit: Limit) -> Limit {
+            if is_on && limit.cost_ns != 0 {
+                limit
+            } else {
+                ALWAYS
+            }
+        }
+        let [_, datagrams, _, _, packets, bytes] = self.source_limits;
+        let limited = self.features & features::SOURCE_LIMITS != 0;
+        let on = |reason: Reason| limited && self.checks & reason.bit() != 0;
+        let mut leased = [ALWAYS; lease::LIMITS];
+        leased[lease::PACKETS] = asked(on(Reason::PacketLimit), packets);
+        leased[lease::BYTES] = asked(on(Reason::ByteLimit), bytes);
+        leased[lease::DATAGRAMS] = asked(on(Reason::UdpFlood), datagrams);
+        leased[lease::STRAY] = asked(self.checks & STRAYS != 0, self.stray_limit);
+        leased
     }
 
     /// `CLOCK_MONOTONIC` in ns by the count of timer ticks, to one tick's resolution; `None` until the
@@ -222,7 +260,7 @@ impl Config {
 
 const _: () = assert!(
     size_of::<Config>()
-        == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 10 * 8 + 26 * 4 + 12 * 16 + 2 * 8 + 2 * 4,
+        == 8 + 3 * 16 + 8 + 16 + 8 + 16 + 3 * 8 + 10 * 8 + 26 * 4 + 16 * 16 + 3 * 8 + 2 * 4,
     "layout"
 );
 

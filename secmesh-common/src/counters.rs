@@ -17,6 +17,9 @@ macro_rules! counters {
             /// How much of what came lately was of listed sources, 0 to [`LISTED_MOST`]. No count: a sum over
             /// CPUs means nothing, and none is made.
             pub listed_lately: u64,
+            /// Whether the last packet here passed as one of many (`crate::lease`): then so may the next. 0 or 1; no
+            /// count, either.
+            pub leased_lately: u64,
         }
 
         /// Names one field of [`Counters`].

@@ -13,8 +13,10 @@
     reason = "directions are masked to 0 and 1, halves of hashes are meant, and other values are compared first; `get` and `try_from` would add branches to the hot path that can never be taken"
 )]
 
+mod again;
 mod layout;
 
+pub use again::Again;
 pub use layout::{FlowEnd, FlowExport, FlowSlot, SWEEP_SLICE, SweepOrder, Way, state};
 
 use crate::{

@@ -17,6 +17,7 @@ pub mod cookie;
 pub mod counters;
 pub mod event;
 pub mod flow;
+pub mod lease;
 pub mod limit;
 pub mod list;
 pub mod nets;
@@ -29,4 +30,4 @@ pub mod sanity;
 /// Version of every layout in this crate that is pinned in bpffs.
 ///
 /// A controller that finds pinned maps of another version must not read them as its own.
-pub const SCHEMA: u32 = 5;
+pub const SCHEMA: u32 = 6;

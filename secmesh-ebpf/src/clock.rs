@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use secmesh_common::config::Config;
+use secmesh_common::{config::Config, lease};
 
 /// `CLOCK_MONOTONIC` to one timer tick, ns.
 #[inline(always)]
@@ -18,6 +18,13 @@ pub fn now_ns(config: &Config) -> u64 {
         // SAFETY: no arguments, no effects (Linux 5.11, kernel/bpf/helpers.c).
         None => unsafe { bpf_ktime_get_coarse_ns() },
     }
+}
+
+/// What a lease of now is good for.
+#[inline(always)]
+pub fn lease_key(config: &Config) -> u64 {
+    // SAFETY: as above.
+    lease::key(unsafe { bpf_jiffies64() }, config)
 }
 
 /// Writes the count of timer ticks and `CLOCK_MONOTONIC`, read together, over the first sixteen bytes of

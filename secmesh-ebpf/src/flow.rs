@@ -16,12 +16,14 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use secmesh_common::{
+    account::place,
     config::{Config, features::FLOWS as ENABLED},
     counters::{Counter, Counters},
     flow::{
         Arrival, FIRM, FlowEnd, FlowExport, FlowLimits, FlowPlace, FlowSlot, LOCKED, SWEEP_SLICE,
         Step, SweepOrder, flow_place, state,
     },
+    lease::flow_of,
     packet::{
         Bytes, Family, Fragment, MAX_OFFSET, PROTO_TCP, Packet, parse_addresses, parse_payload,
     },
@@ -31,7 +33,7 @@ use crate::{
     clock::now_ns,
     count::{bump, counters},
     frame::{Frame, load_word},
-    maps::{CONFIG, FLOW, FLOW_MASK, FLOWS, HASH_SEED},
+    maps::{CONFIG, FLOW, FLOW_MASK, FLOWS, HASH_SEED, SOURCES},
 };
 
 /// "Go on with the next program" (`TC_ACT_UNSPEC` and `TCX_NEXT`, include/uapi/linux/bpf.h).
@@ -47,7 +49,25 @@ pub fn incoming(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &m
     if config.features & ENABLED == 0 {
         return;
     }
-    let _counted: u8 = secmesh_incoming(ctx.ctx, packet, config, counters);
+    let _place: u32 = secmesh_incoming(ctx.ctx, packet, config, counters);
+}
+
+/// [`incoming`] of a packet that its source's account has: the next one like it finds its flow without looking for it.
+#[inline(always)]
+pub fn routine(ctx: &XdpContext, packet: &Packet, config: &Config, counters: &mut Counters) {
+    if config.features & ENABLED == 0 {
+        return;
+    }
+    let flow = secmesh_incoming(ctx.ctx, packet, config, counters);
+    let place = place(packet, HASH_SEED.load());
+    let Some(slot) = SOURCES.get_ptr_mut(place.first) else {
+        return;
+    };
+    // SAFETY: as in `crate::observe::claim`.
+    let slot = unsafe { &mut *slot };
+    if slot.holds(place.tag) {
+        *flow_of(slot, packet.proto) = flow;
+    }
 }
 
 /// [`incoming`] for those who want flows; apart, so that the others do not carry its code.
@@ -58,7 +78,7 @@ pub extern "C" fn secmesh_incoming(
     packet: *const Packet,
     config: *const Config,
     counters: *mut Counters,
-) -> u8 {
+) -> u32 {
     if packet.is_null() || config.is_null() || counters.is_null() {
         return 0;
     }
@@ -77,8 +97,7 @@ pub extern "C" fn secmesh_incoming(
         segment_size: 0,
     }
     .with_tcp(word.to_ne_bytes());
-    record(packet, &mut arrival, config, counters);
-    0
+    record(packet, &mut arrival, config, counters)
 }
 
 /// Bytes 12 to 15 of the TCP header as they stand in the frame; 0 if there is none.
@@ -121,7 +140,7 @@ pub extern "C" fn secmesh_flow(
         segment_size: segments as u32,
     }
     .with_tcp(tcp_word.to_ne_bytes());
-    record(packet, &mut arrival, config, counters);
+    let _place: u32 = record(packet, &mut arrival, config, counters);
     0
 }
 
@@ -132,13 +151,14 @@ fn fine_now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// Counts the packet; says where its flow's first place is.
 #[inline(always)]
-fn record(packet: &Packet, arrival: &mut Arrival, config: &Config, counters: &mut Counters) {
+fn record(packet: &Packet, arrival: &mut Arrival, config: &Config, counters: &mut Counters) -> u32 {
     let place = flow_place(packet, arrival.ifindex, HASH_SEED.load(), FLOW_MASK.load());
     let limits = limits(config);
     let Some((slot, fresh)) = claim(&place, arrival.now_ns, &limits, counters) else {
         bump(counters, Counter::FlowContended);
-        return;
+        return place.first;
     };
     let coarse_ns = arrival.now_ns;
     if fresh || slot.is_fine() {
@@ -149,11 +169,11 @@ fn record(packet: &Packet, arrival: &mut Arrival, config: &Config, counters: &mu
     } else {
         match slot.next_step(packet, coarse_ns, &limits) {
             Step::Count => {}
-            Step::Late => return,
+            Step::Late => return place.first,
             step => {
                 if !lock(slot, place.tag) {
                     bump(counters, Counter::FlowContended);
-                    return;
+                    return place.first;
                 }
                 if let Step::Record(end) = step {
                     export(slot, place.tag, arrival.now_ns, end, counters);
@@ -171,6 +191,7 @@ fn record(packet: &Packet, arrival: &mut Arrival, config: &Config, counters: &mu
         slot.state = state::ENDED;
         unlock(slot, place.tag);
     }
+    place.first
 }
 
 #[inline(always)]

@@ -30,6 +30,22 @@ pub fn load_word(at: usize) -> u32 {
     word as u32
 }
 
+/// The same with eight bytes.
+#[inline(always)]
+pub fn load_long(at: usize) -> u64 {
+    let long: u64;
+    // SAFETY: as of `load_word`, with eight bytes.
+    unsafe {
+        asm!(
+            "{long} = *(u64 *)({at} + 0)",
+            long = lateout(reg) long,
+            at = in(reg) at,
+            options(readonly, nostack, preserves_flags)
+        );
+    }
+    long
+}
+
 /// An XDP context as a source of bytes.
 pub struct Frame<'a> {
     ctx: &'a XdpContext,

@@ -35,6 +35,7 @@ mod cookie;
 mod count;
 mod flow;
 mod frame;
+mod lease;
 mod list;
 mod maps;
 mod nets;
@@ -72,15 +73,22 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
     let Some(config) = maps::CONFIG.get(0) else {
         return XDP_PASS;
     };
-    let seen = quick::look(&ctx, config, counters);
-    if seen == quick::DROPPED {
-        return XDP_DROP;
+    // From before the tables are asked: what is written meanwhile ends the lease that this packet may bring.
+    let key = clock::lease_key(config);
+    let mut seen = 0;
+    let mut known = routine::NO;
+    if counters.leased_lately != 0 {
+        known = lease::look(&ctx, config, counters, key);
     }
-    let known = if seen == 0 {
-        routine::secmesh_routine(ctx.ctx, config, counters)
-    } else {
-        routine::NO
-    };
+    if known == routine::NO {
+        seen = quick::look(&ctx, config, counters);
+        if seen == quick::DROPPED {
+            return XDP_DROP;
+        }
+        if seen == 0 {
+            known = routine::secmesh_routine(ctx.ctx, config, counters, key);
+        }
+    }
     if known == routine::PASSED {
         return XDP_PASS;
     }
@@ -98,7 +106,7 @@ fn pass(ctx: &XdpContext, packet: &mut Packet, config: &Config, counters: &mut C
     bump(counters, Counter::RxPackets);
     counters.rx_bytes += u64::from(packet.wire_len);
     if frame::payload(ctx, packet).is_ok() {
-        flow::incoming(ctx, packet, config, counters);
+        flow::routine(ctx, packet, config, counters);
     }
     bump(counters, Counter::Pass);
     XDP_PASS

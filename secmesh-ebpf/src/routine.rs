@@ -13,6 +13,7 @@ use secmesh_common::{
         features::{ATTACKS, ATTACKS_ALL, FLOWS, SOURCE_LIMITS},
     },
     counters::{Counter, Counters},
+    lease,
     packet::{Family, PROTO_TCP, PROTO_UDP, Packet, tcp_flags},
     sanity::{STRAYS, is_plain},
 };
@@ -26,8 +27,10 @@ use crate::{
     quick::{ETHERNET, HEADER4, HEADER6},
 };
 
-const TCP: usize = 20;
-const UDP: usize = 8;
+/// Bytes of a TCP header without options.
+pub const TCP: usize = 20;
+/// Bytes of a UDP header.
+pub const UDP: usize = 8;
 
 /// Nothing is known of the packet, and nothing has changed.
 pub const NO: u32 = 0;
@@ -46,17 +49,18 @@ pub extern "C" fn secmesh_routine(
     ctx: *mut xdp_md,
     config: *const Config,
     counters: *mut Counters,
+    key: u64,
 ) -> u32 {
     if config.is_null() || counters.is_null() {
         return NO;
     }
     // SAFETY: the one caller passes entries of two maps; the verifier checks that.
     let (config, counters) = unsafe { (&*config, &mut *counters) };
-    pass(&XdpContext::new(ctx), config, counters).unwrap_or(NO)
+    pass(&XdpContext::new(ctx), config, counters, key).unwrap_or(NO)
 }
 
 #[inline(always)]
-fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> Option<u32> {
+fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) -> Option<u32> {
     let (start, end) = (ctx.data(), ctx.data_end());
     let mut packet = Packet::empty((end - start) as u32);
     packet.l3 = ETHERNET as u16;
@@ -76,7 +80,9 @@ fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> Option<u3
         packet.family = Family::V4;
         packet.src[0] = load_word(start + ETHERNET + 12);
         packet.dst[0] = load_word(start + ETHERNET + 16);
-        return transport::<{ ETHERNET + HEADER4 }>(ctx, packet, proto, rest, config, counters);
+        return transport::<{ ETHERNET + HEADER4 }>(
+            ctx, packet, proto, rest, config, counters, key,
+        );
     }
     if start + ETHERNET + HEADER6 + UDP > end || first[0] >> 4 != 6 {
         return None;
@@ -91,7 +97,7 @@ fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> Option<u3
         packet.dst[n] = load_word(start + ETHERNET + 24 + 4 * n);
         n += 1;
     }
-    transport::<{ ETHERNET + HEADER6 }>(ctx, packet, proto, rest, config, counters)
+    transport::<{ ETHERNET + HEADER6 }>(ctx, packet, proto, rest, config, counters, key)
 }
 
 /// `rest` is how many bytes the IP header says follow it; they are in the frame. `AT` is where they begin.
@@ -103,6 +109,7 @@ fn transport<const AT: usize>(
     rest: u32,
     config: &Config,
     counters: &mut Counters,
+    key: u64,
 ) -> Option<u32> {
     let (start, end) = (ctx.data(), ctx.data_end());
     packet.l4 = AT as u16;
@@ -119,7 +126,7 @@ fn transport<const AT: usize>(
         packet.proto = PROTO_TCP;
         packet.tcp_flags = flags;
         packet.set_ports(load_word(start + AT));
-        return settle(packet, config, counters);
+        return settle(packet, config, counters, key);
     }
     if proto != PROTO_UDP || start + AT + UDP > end || rest < UDP as u32 {
         return None;
@@ -130,12 +137,12 @@ fn transport<const AT: usize>(
     }
     packet.proto = PROTO_UDP;
     packet.set_ports(load_word(start + AT));
-    settle(packet, config, counters)
+    settle(packet, config, counters, key)
 }
 
 /// Accounts the packet as `crate::observe` does, if that has nothing to say.
 #[inline(always)]
-fn settle(packet: Packet, config: &Config, counters: &mut Counters) -> Option<u32> {
+fn settle(packet: Packet, config: &Config, counters: &mut Counters, key: u64) -> Option<u32> {
     // An end of enforcement would have to be compared with the clock.
     if config.watched != 0
         || config.enforce_until_ns != 0
@@ -161,11 +168,19 @@ fn settle(packet: Packet, config: &Config, counters: &mut Counters) -> Option<u3
     if packet.proto == PROTO_TCP && config.checks & STRAYS != 0 {
         let _within = over_stray_limit(slot, now, config);
     }
+    lease::grant(slot, &packet, key);
+    counters.leased_lately = 1;
     if config.features & FLOWS != 0 {
         return Some(ACCOUNTED);
     }
+    Some(passed(packet.wire_len, counters))
+}
+
+/// Counts a packet that its source's account has, and its flow if it has one.
+#[inline(always)]
+pub fn passed(wire_len: u32, counters: &mut Counters) -> u32 {
     bump(counters, Counter::RxPackets);
-    counters.rx_bytes += u64::from(packet.wire_len);
+    counters.rx_bytes += u64::from(wire_len);
     bump(counters, Counter::Pass);
-    Some(PASSED)
+    PASSED
 }

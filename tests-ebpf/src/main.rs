@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `livegen` | makes each frame anew from a template, with another source, and sends it |
 //! | `walk` | gives each frame another source and hands it on to the program that is measured |
+//! | `play` | puts one frame of a list after the other in a frame's place and hands it on |
 //! | `bare_drop` | drops: the ceiling of everything that drops |
 //! | `bare_pass` | passes: what a pass cannot be cheaper than |
 //! | `bare_read` | drops whatever source it reads: the ceiling of everything that looks at the packet |
@@ -164,6 +165,37 @@ fn rewrite(ctx: &XdpContext) -> Option<()> {
         frame::store_word(start + SOURCE4_AT, word);
     }
     state.frames += 1;
+    Some(())
+}
+
+/// Puts the next of [`maps::FRAMES`] in the frame's place and runs the program in [`maps::NEXT`] on it.
+#[xdp(frags)]
+pub fn play(ctx: XdpContext) -> u32 {
+    if replace(&ctx).is_none() {
+        return XDP_ABORTED;
+    }
+    // SAFETY: as in `walk`.
+    unsafe { maps::NEXT.tail_call(&ctx, 0) };
+    XDP_ABORTED
+}
+
+#[inline(always)]
+fn replace(ctx: &XdpContext) -> Option<()> {
+    let state = maps::state()?;
+    let at = state.position;
+    state.position = if at + 1 < maps::FRAME_COUNT.load() {
+        at + 1
+    } else {
+        0
+    };
+    let frame = maps::FRAMES.get(at)?;
+    let start = ctx.data();
+    if start + maps::FRAME > ctx.data_end() {
+        return None;
+    }
+    for (n, word) in frame.iter().enumerate() {
+        frame::store_word(start + 4 * n, *word);
+    }
     Some(())
 }
 

@@ -51,6 +51,17 @@ pub static EDGE: Global<[u32; 4]> = Global::new([0; 4]);
 #[btf_map]
 pub static SOURCES: Array<[u32; 4], 1> = Array::new();
 
+/// Bytes of the frames that [`crate::play`] plays.
+pub const FRAME: usize = 128;
+
+/// Those frames, in words. Sized before loading.
+#[btf_map]
+pub static FRAMES: Array<[u32; FRAME / 4], 1> = Array::new();
+
+/// How many they are.
+#[unsafe(no_mangle)]
+pub static FRAME_COUNT: Global<u32> = Global::new(1);
+
 /// The addresses that [`crate::bare_hash`] drops, as they are in the packet. Sized before loading.
 #[btf_map]
 pub static HASH: HashMap<u32, u32, 1> = HashMap::new();
@@ -59,7 +70,7 @@ pub static HASH: HashMap<u32, u32, 1> = HashMap::new();
 #[btf_map]
 pub static STATE: PerCpuArray<State, 1> = PerCpuArray::new();
 
-/// The program that [`crate::walk`] runs.
+/// The program that [`crate::walk`] and [`crate::play`] run.
 #[btf_map]
 pub static NEXT: ProgramArray<1> = ProgramArray::new();
 
@@ -72,7 +83,7 @@ pub struct State {
     pub frames: u64,
     /// Frames that [`crate::edge`] did not let in.
     pub strangers: u64,
-    /// Next entry of [`SOURCES`].
+    /// Next entry of [`SOURCES`] or [`FRAMES`].
     pub position: u32,
     /// Keeps the size a multiple of eight.
     pub pad: u32,

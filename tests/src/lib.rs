@@ -23,6 +23,7 @@ pub mod partition;
 pub mod random;
 pub mod records;
 pub mod sizes;
+pub mod transfer;
 pub mod verdicts;
 pub mod wallclock;
 pub mod wire;

@@ -254,6 +254,65 @@ impl Walk {
     }
 }
 
+/// Bytes of the frames that [`Play`] plays; shorter ones end with zeros.
+pub const PLAYED: usize = 128;
+
+/// A program in front of another one, that puts one frame of a list after the other in a packet's place.
+///
+/// So that different packets come within one tick of the kernel's timer: between two test runs are many.
+pub struct Play {
+    ebpf: Ebpf,
+    // Holds the other program in its place.
+    _next: ProgramArray<aya::maps::MapData>,
+}
+
+impl Play {
+    /// Puts itself in front of `next`.
+    ///
+    /// # Errors
+    /// What the kernel says, and a frame that is too long.
+    pub fn load(next: &ProgramFd, frames: &[Vec<u8>]) -> Result<Self> {
+        let count = u32::try_from(frames.len())?;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("FRAME_COUNT", &count, true)
+            .map_max_entries("FRAMES", count)
+            .load(OBJECT)
+            .context("the programs of the tests")?;
+        let map = ebpf.map_mut("FRAMES").context("no map FRAMES")?;
+        let mut map: Array<_, [u32; PLAYED / 4]> = Array::try_from(map)?;
+        for (n, frame) in (0..).zip(frames) {
+            ensure!(frame.len() <= PLAYED, "a frame of {} bytes", frame.len());
+            let mut words = [0; PLAYED / 4];
+            for (word, bytes) in words.iter_mut().zip(frame.chunks(4)) {
+                let mut whole = [0; 4];
+                for (byte, of_frame) in whole.iter_mut().zip(bytes) {
+                    *byte = *of_frame;
+                }
+                *word = u32::from_ne_bytes(whole);
+            }
+            map.set(n, words, 0)?;
+        }
+        xdp(&mut ebpf, "play")?.load()?;
+        let map = ebpf.take_map("NEXT").context("no map NEXT")?;
+        let mut array = ProgramArray::try_from(map)?;
+        array.set(0, next, 0)?;
+        Ok(Self { ebpf, _next: array })
+    }
+
+    /// Plays so many packets, from the beginning of the list or from where it stopped.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn run(&mut self, packets: u32) -> Result<()> {
+        xdp(&mut self.ebpf, "play")?.test_run(TestRunOptions {
+            data_in: Some(&[0; PLAYED]),
+            repeat: packets,
+            ..TestRunOptions::new()
+        })?;
+        Ok(())
+    }
+}
+
 /// One of the object's programs that do nothing else.
 pub struct Bare {
     ebpf: Ebpf,

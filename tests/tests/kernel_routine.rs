@@ -3,40 +3,29 @@
 
 use std::net::{Ipv6Addr, TcpListener};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::unistd::Pid;
 use secmesh::{
     config::Config,
     dataplane::{CookieMode, Protection},
 };
 use secmesh_common::{
-    account::{SourceSlot, place},
+    account::SourceSlot,
     config::{RateClass, features},
     counters::Counters,
     limit::{Limit, SourceLimit},
-    packet::{Captured, parse_ethernet},
     reason::Reason,
 };
 use secmesh_tests::{
     chaos::mono_ns,
-    frames::{
-        DESTINATION4, DESTINATION6, IPV4, IPV6, VLAN, ethernet, icmp, ipv4_from, ipv6_from,
-        patched, protocol, tcp_to, udp_to,
-    },
+    frames::{DESTINATION4, DESTINATION6},
     kernel::{Kernel, LONG_NS, isolated, options, shown, tool, without_events},
     netns::pin,
+    transfer::{Sent, besides, frame, slot},
 };
 
 /// Packets at a time: enough for a source to be known.
 const MANY: u32 = 300;
-
-/// A packet of a source's: TCP flags, or a UDP port.
-#[derive(Debug, Clone, Copy)]
-enum Sent {
-    Tcp(u8),
-    Udp(u16),
-    Icmp,
-}
 
 /// What is sent, and how often.
 const SENT: &[(Sent, u32)] = &[
@@ -52,40 +41,6 @@ const SENT: &[(Sent, u32)] = &[
     (Sent::Tcp(0x11), 1),
     (Sent::Udp(444), MANY),
 ];
-
-fn frame(ipv6: bool, tagged: bool, sent: Sent) -> Vec<u8> {
-    let (proto, payload) = match sent {
-        Sent::Tcp(flags) => (protocol::TCP, tcp_to(50_000, 443, flags)),
-        Sent::Udp(port) => (protocol::UDP, udp_to(50_000, port, b"secmesh")),
-        Sent::Icmp if ipv6 => (protocol::ICMPV6, icmp(128)),
-        Sent::Icmp => (protocol::ICMP, icmp(8)),
-    };
-    let tags: &[u16] = if tagged { &[VLAN] } else { &[] };
-    let last = u8::from(tagged) + 1;
-    if ipv6 {
-        let source = [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
-        ethernet(tags, IPV6, &ipv6_from(source, proto, &payload))
-    } else {
-        let packet = ipv4_from([198, 51, 100, last], &[], 0, proto, &payload);
-        ethernet(tags, IPV4, &packet)
-    }
-}
-
-/// What is known of the source of a frame.
-fn slot(kernel: &mut Kernel, frame: &[u8]) -> Result<SourceSlot> {
-    let packet = parse_ethernet(&Captured::whole(frame))
-        .ok()
-        .context("malformed")?;
-    let place = place(&packet, options().seed);
-    let slots = kernel.map::<SourceSlot>("SOURCES")?;
-    for at in [place.first, place.second] {
-        let slot = slots.get(&at, 0)?;
-        if slot.holds(place.tag) {
-            return Ok(slot);
-        }
-    }
-    anyhow::bail!("the source has no slot")
-}
 
 /// What of it depends on neither the clock nor the address.
 fn counted(slot: &SourceSlot) -> [u32; 6] {
@@ -210,51 +165,6 @@ fn strict() -> Protection {
         features: defaults.features | features::ATTACKS,
         ..defaults
     }
-}
-
-/// What a known source sends besides: frames of its transfers with other bytes.
-fn besides(ipv6: bool, tagged: bool) -> Vec<(&'static str, Vec<u8>)> {
-    let (tcp, udp) = (
-        frame(ipv6, tagged, Sent::Tcp(0x10)),
-        frame(ipv6, tagged, Sent::Udp(443)),
-    );
-    let l3 = if tagged { 18 } else { 14 };
-    let (l4, source) = if ipv6 {
-        (l3 + 40, l3 + 8)
-    } else {
-        (l3 + 20, l3 + 12)
-    };
-    let own: &[u8] = if ipv6 { &DESTINATION6 } else { &DESTINATION4 };
-    let local: &[u8] = if ipv6 { &[0xff, 2] } else { &[127, 0] };
-    let flags = |flags: u8| patched(tcp.clone(), l4 + 13, &[flags]);
-    let mut all = vec![
-        (
-            "from a name server",
-            patched(udp.clone(), l4, &53_u16.to_be_bytes()),
-        ),
-        ("from its own address", patched(udp.clone(), source, own)),
-        ("from where nobody is", patched(tcp.clone(), source, local)),
-        ("no flags", flags(0)),
-        ("Xmas", flags(0x29)),
-        ("reset", flags(0x04)),
-        ("end", flags(0x11)),
-        ("answer", flags(0x12)),
-        ("urgent", flags(0x30)),
-        (
-            "a TCP header too short",
-            patched(tcp.clone(), l4 + 12, &[0x40]),
-        ),
-        ("and one too long", patched(tcp.clone(), l4 + 12, &[0xf0])),
-        ("a datagram too short", patched(udp, l4 + 4, &[0, 7])),
-        ("segments of no connection", tcp.clone()),
-    ];
-    if !ipv6 {
-        all.extend([
-            ("a first fragment", patched(tcp.clone(), l3 + 6, &[0x20, 0])),
-            ("a later one", patched(tcp, l3 + 6, &[0, 1])),
-        ]);
-    }
-    all
 }
 
 #[test]

@@ -3,13 +3,23 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, MapData};
-use secmesh_common::config::Config as KernelConfig;
+use secmesh_common::{config::Config as KernelConfig, lease::EPOCH};
 
 use super::DataplaneError;
 
 struct Inner {
     map: Array<MapData, KernelConfig>,
     current: KernelConfig,
+}
+
+impl Inner {
+    /// Writes the entry, with another epoch.
+    fn put(&mut self, mut wanted: KernelConfig) -> Result<(), DataplaneError> {
+        wanted.epoch = wanted.epoch.wrapping_add(EPOCH);
+        self.map.set(0, wanted, 0).map_err(DataplaneError::Map)?;
+        self.current = wanted;
+        Ok(())
+    }
 }
 
 /// A handle to the one entry of the configuration map and what is in it.
@@ -51,9 +61,16 @@ impl ConfigCell {
         change(&mut wanted);
         let wanted = wanted.settled();
         if wanted != inner.current {
-            inner.map.set(0, wanted, 0).map_err(DataplaneError::Map)?;
-            inner.current = wanted;
+            inner.put(wanted)?;
         }
         Ok(())
+    }
+
+    /// Ends what is known of sources that were let through: to be called once something else was written that packets
+    /// are judged by. What nobody calls this for holds from the kernel's next timer tick on.
+    pub fn renew(&self) -> Result<(), DataplaneError> {
+        let mut inner = self.lock();
+        let wanted = inner.current;
+        inner.put(wanted)
     }
 }

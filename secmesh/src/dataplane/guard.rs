@@ -15,7 +15,9 @@ use secmesh_common::list::{
     WIDE6_DECISION, WIDE6_LIST, guard_shift, guard4_long, guard4_short, guard6_long, guard6_short,
 };
 
-use super::{DataplaneError, TableError, batch, cell::ConfigCell, turns::Turns};
+use super::{
+    DataplaneError, TableError, batch, cell::ConfigCell, tables::unconfigured, turns::Turns,
+};
 use crate::addr::Prefix;
 
 /// Bit of [`secmesh_common::config::Config::guard6_off`] that decisions set.
@@ -452,9 +454,6 @@ impl Inner {
                 c.guard6_off = off;
                 c.guard_wide = wide;
             })
-            .map_err(|e| TableError::Kernel {
-                map: "CONFIG",
-                reason: e.to_string(),
-            })
+            .map_err(unconfigured)
     }
 }

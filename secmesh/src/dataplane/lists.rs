@@ -18,7 +18,7 @@ pub(super) use self::{
     nets::{NetMaps, Nets4, Nets6, buckets_of_half},
     ranges::RangeMaps,
 };
-use super::{TableError, cell::ConfigCell, cuckoo::Value, guard::Guard};
+use super::{TableError, cell::ConfigCell, cuckoo::Value, guard::Guard, tables::unconfigured};
 use crate::respond::Now;
 
 /// A run of addresses that one list names; addresses in host byte order.
@@ -204,6 +204,8 @@ impl ListTables {
             c.list_hosts6 = count(wanted.hosts6.len());
             c.list_generation = allow_generation;
         })?;
+        // Also where none of these became another one: hosts were written.
+        self.config.renew().map_err(unconfigured)?;
         self.guard.set_lists(&planes)?;
         replaced.kept = wanted.len().saturating_sub(replaced.added);
         debug_assert!(replaced.kept <= before.max(wanted.len()));
@@ -238,10 +240,7 @@ impl ListTables {
     }
 
     fn set_counts(&self, change: impl FnOnce(&mut Config)) -> Result<(), TableError> {
-        self.config.update(change).map_err(|e| TableError::Kernel {
-            map: "CONFIG",
-            reason: e.to_string(),
-        })
+        self.config.update(change).map_err(unconfigured)
     }
 
     fn replace_hosts(

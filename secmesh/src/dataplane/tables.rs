@@ -11,7 +11,7 @@ use secmesh_common::{
 };
 use tracing::warn;
 
-use super::{allow_scan::AllowScan, cell::ConfigCell, guard::Guard, is_exact};
+use super::{DataplaneError, allow_scan::AllowScan, cell::ConfigCell, guard::Guard, is_exact};
 use crate::addr::Prefix;
 
 /// An IPv6 address as the packet parser has it.
@@ -61,6 +61,15 @@ pub enum TableError {
         /// The kernel's word.
         reason: String,
     },
+}
+
+/// The configuration could not be written.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` wants")]
+pub(super) fn unconfigured(error: DataplaneError) -> TableError {
+    TableError::Kernel {
+        map: "CONFIG",
+        reason: error.to_string(),
+    }
 }
 
 pub(super) fn net4(addr: [u8; 4], len: u8) -> Key<Net4> {
@@ -214,7 +223,7 @@ impl BlockTable {
         if !is_exact(prefix) {
             self.known.insert(*prefix);
         }
-        Ok(())
+        self.config.renew().map_err(unconfigured)
     }
 
     /// Removes a block; one that is not there is no error.
@@ -377,10 +386,7 @@ impl AllowTable {
                     c.allow_generation = c.allow_generation.wrapping_add(1);
                     c.hot_generation = c.hot_generation.wrapping_add(1);
                 })
-                .map_err(|e| TableError::Kernel {
-                    map: "CONFIG",
-                    reason: e.to_string(),
-                })?;
+                .map_err(unconfigured)?;
         }
         for prefix in present.iter().filter(|p| !wanted.contains(p)) {
             match prefix.addr() {

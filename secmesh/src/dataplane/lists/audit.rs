@@ -7,7 +7,10 @@
 use secmesh_common::list::INDEX4;
 
 use super::{ListTables, count};
-use crate::{dataplane::TableError, respond::Now};
+use crate::{
+    dataplane::{TableError, tables::unconfigured},
+    respond::Now,
+};
 
 /// How far an audit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -102,10 +105,7 @@ impl ListTables {
         let half = config.list_half & 1;
         let all = match cursor.phase {
             Phase::Config => {
-                if self.config.put_right().map_err(|e| TableError::Kernel {
-                    map: "CONFIG",
-                    reason: e.to_string(),
-                })? {
+                if self.config.put_right().map_err(unconfigured)? {
                     found.config.added = 1;
                 }
                 0

@@ -20,7 +20,7 @@ use crate::dataplane::{
     TableError, batch,
     cell::ConfigCell,
     cuckoo::{Change, Cuckoo, Geometry, Sink, Slot, Value, Way},
-    tables::words,
+    tables::{unconfigured, words},
 };
 
 /// A family's host table in the kernel.
@@ -234,10 +234,7 @@ fn tell(
         let moves = moves(c);
         *moves = moves.wrapping_add(1);
     });
-    told.map_err(|e| TableError::Kernel {
-        map: "CONFIG",
-        reason: e.to_string(),
-    })
+    told.map_err(unconfigured)
 }
 
 /// An address, or a print, that belongs into other buckets: nobody who looks into this one looks for it.

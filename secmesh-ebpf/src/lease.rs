@@ -1,0 +1,191 @@
+//! What a packet takes whose source had one like it let through within this timer tick: see [`secmesh_common::lease`].
+//!
+//! Asked only where the last packet passed so or brought a lease: what comes in a flood does not pay for it.
+
+use aya_ebpf::programs::XdpContext;
+use secmesh_common::{
+    account::{SourceSlot, place_of},
+    config::{Config, features::FLOWS},
+    counters::Counters,
+    flow::Again,
+    lease::{datagram, flow_of, segment},
+    list::native,
+    packet::{Family, PROTO_TCP, PROTO_UDP, Words, tcp_flags},
+};
+
+use crate::{
+    frame::{load_long, load_word},
+    maps::{FLOW, HASH_SEED, SOURCES},
+    quick::{ETHERNET, HEADER4, HEADER6},
+    routine::{ACCOUNTED, NO, TCP, UDP, passed},
+};
+
+/// EtherType, IP version and header length of an IPv4 frame without tags and options, in the word at byte 12.
+const PLAIN4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
+const MASK4: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+/// EtherType and IP version of an IPv6 frame without tags.
+const PLAIN6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
+const MASK6: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
+/// What says in the second word of an IPv4 header that the packet is a fragment.
+const FRAGMENT: u32 = u32::from_ne_bytes([0x3f, 0xff, 0, 0]);
+
+/// What is compared of the segments of a transfer, in the word that ends with its flags.
+const SEGMENT_MASK: u32 = u32::from_ne_bytes([0, 0, 0, !tcp_flags::PSH]);
+/// How they are in [`SEGMENT_MASK`].
+const ACKNOWLEDGES: u32 = u32::from_ne_bytes([0, 0, 0, tcp_flags::ACK]);
+
+/// [`crate::routine::PASSED`] or [`crate::routine::ACCOUNTED`] if the source has a lease with this `key` for packets
+/// like this one; else [`NO`], and nothing has changed.
+///
+/// A function of its own to the verifier, as [`crate::routine::secmesh_routine`] is.
+#[inline(always)]
+pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) -> u32 {
+    let known = pass(ctx, config, counters, key).unwrap_or(NO);
+    if known == NO {
+        counters.leased_lately = 0;
+    }
+    known
+}
+
+#[inline(always)]
+fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) -> Option<u32> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + ETHERNET + HEADER4 + UDP > end {
+        return None;
+    }
+    let mut packet = Again {
+        src: [0; 4],
+        dst: [0; 4],
+        ports: 0,
+        ifindex: 0,
+        now_ns: 0,
+        wire_len: (end - start) as u32,
+        payload: 0,
+        proto: 0,
+        family: Family::V4,
+        flags: 0,
+    };
+    let kind = load_word(start + 12);
+    if kind & MASK4 == PLAIN4 {
+        let [total @ .., _, _] = load_word(start + 16).to_ne_bytes();
+        let last = ETHERNET + usize::from(u16::from_be_bytes(total));
+        let second = load_word(start + 20);
+        if second & FRAGMENT != 0 {
+            return None;
+        }
+        let [.., proto] = second.to_ne_bytes();
+        packet.proto = proto;
+        packet.src[0] = load_word(start + 26);
+        packet.dst[0] = load_word(start + 30);
+        return transport::<{ ETHERNET + HEADER4 }>(ctx, packet, last, config, counters, key);
+    }
+    if kind & MASK6 != PLAIN6 || start + ETHERNET + HEADER6 + UDP > end {
+        return None;
+    }
+    let [payload @ .., proto, _] = load_word(start + 18).to_ne_bytes();
+    let last = ETHERNET + HEADER6 + usize::from(u16::from_be_bytes(payload));
+    packet.proto = proto;
+    packet.family = Family::V6;
+    packet.src = load_words(start + 22);
+    packet.dst = load_words(start + 38);
+    transport::<{ ETHERNET + HEADER6 }>(ctx, packet, last, config, counters, key)
+}
+
+/// Four words from two loads.
+#[inline(always)]
+fn load_words(at: usize) -> Words {
+    let (low, high) = (load_long(at), load_long(at + 8));
+    [
+        low as u32,
+        (low >> 32) as u32,
+        high as u32,
+        (high >> 32) as u32,
+    ]
+}
+
+/// `AT` is where the transport header begins, `last` where the packet ends.
+#[inline(always)]
+fn transport<const AT: usize>(
+    ctx: &XdpContext,
+    mut packet: Again,
+    last: usize,
+    config: &Config,
+    counters: &mut Counters,
+    key: u64,
+) -> Option<u32> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if last > end - start {
+        return None;
+    }
+    if packet.proto == PROTO_TCP {
+        if start + AT + TCP > end {
+            return None;
+        }
+        let word = load_word(start + AT + 10);
+        let [_, _, offset, flags] = word.to_ne_bytes();
+        let header = usize::from(offset >> 4) * 4;
+        if word & SEGMENT_MASK != ACKNOWLEDGES
+            || header < TCP
+            || AT + header > last
+            || packet.src == packet.dst
+        {
+            return None;
+        }
+        packet.flags = flags;
+        packet.ports = u32::from_be(load_word(start + AT));
+        packet.payload = (last - AT - header) as u32;
+        let slot = slot_of(&packet)?;
+        if !segment(slot, key, packet.wire_len, config) {
+            return None;
+        }
+        return Some(booked(ctx, slot, packet, config, counters));
+    }
+    if packet.proto != PROTO_UDP || AT + UDP > last {
+        return None;
+    }
+    let [length @ .., _, _] = load_word(start + AT + 4).to_ne_bytes();
+    if usize::from(u16::from_be_bytes(length)) < UDP {
+        return None;
+    }
+    packet.payload = (last - AT - UDP) as u32;
+    packet.ports = u32::from_be(load_word(start + AT));
+    let slot = slot_of(&packet)?;
+    let dst = native(&packet.dst);
+    if !datagram(slot, key, dst, packet.ports, packet.wire_len, config) {
+        return None;
+    }
+    Some(booked(ctx, slot, packet, config, counters))
+}
+
+/// What is left to do with a packet that was accounted: [`PASSED`], or [`ACCOUNTED`] if its flow has to be looked for.
+#[inline(always)]
+fn booked(
+    ctx: &XdpContext,
+    slot: &mut SourceSlot,
+    mut packet: Again,
+    config: &Config,
+    counters: &mut Counters,
+) -> u32 {
+    if config.features & FLOWS != 0 {
+        packet.now_ns = slot.last_ns;
+        packet.ifindex = ctx.ingress_ifindex() as u32;
+        let Some(flow) = FLOW.get_ptr_mut(*flow_of(slot, packet.proto)) else {
+            return ACCOUNTED;
+        };
+        // SAFETY: as in `crate::flow::claim`.
+        if !unsafe { &mut *flow }.count_again(&packet) {
+            return ACCOUNTED;
+        }
+    }
+    passed(packet.wire_len, counters)
+}
+
+/// The slot of the source, if it has its first one.
+#[inline(always)]
+fn slot_of(packet: &Again) -> Option<&'static mut SourceSlot> {
+    let place = place_of(&packet.src, packet.family, HASH_SEED.load());
+    let slot = SOURCES.get_ptr_mut(place.first)?;
+    // SAFETY: as in `crate::observe::claim`.
+    let slot = unsafe { &mut *slot };
+    slot.holds(place.tag).then_some(slot)
+}
