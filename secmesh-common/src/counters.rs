@@ -7,6 +7,11 @@ pub const LISTED_FLOOD: u64 = 64;
 /// What a packet of somebody else takes from it; one of a listed source adds one.
 pub const LISTED_LESS: u64 = 8;
 
+/// [`Counters::lately`]: it was dropped as a hot source's.
+pub const LATELY_HOT: u64 = 1;
+/// [`Counters::lately`]: it passed as one of many, with a lease ([`crate::lease`]) or bringing one.
+pub const LATELY_LEASED: u64 = 2;
+
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident / $variant:ident,)+) => {
         /// One CPU's counters; `bpftool map dump` prints the field names.
@@ -17,9 +22,9 @@ macro_rules! counters {
             /// How much of what came lately was of listed sources, 0 to [`LISTED_MOST`]. No count: a sum over
             /// CPUs means nothing, and none is made.
             pub listed_lately: u64,
-            /// Whether the last packet here passed as one of many (`crate::lease`): then so may the next. 0 or 1; no
-            /// count, either.
-            pub leased_lately: u64,
+            /// What became of the last plain packet here, for the next one is likely to be like it: [`LATELY_HOT`],
+            /// [`LATELY_LEASED`], or something else. No count, either.
+            pub lately: u64,
         }
 
         /// Names one field of [`Counters`].

@@ -157,7 +157,12 @@ fn meets(
     now: u64,
     config: &Config,
 ) -> bool {
-    let is_there = hot.addr == *src
+    // Of IPv4 the other words are zero.
+    let same = match family {
+        Family::V4 => hot.addr[0] == src[0],
+        Family::V6 | Family::Other => hot.addr == *src,
+    };
+    let is_there = same
         && hot.family == family as u32
         && hot.generation == config.hot_generation
         && hot.expires_ns > now;

@@ -16,16 +16,13 @@ use secmesh_common::{
 use crate::{
     frame::{load_long, load_word},
     maps::{FLOW, HASH_SEED, SOURCES},
-    quick::{ETHERNET, HEADER4, HEADER6},
+    quick::{ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN6},
     routine::{ACCOUNTED, NO, TCP, UDP, passed},
 };
 
 /// EtherType, IP version and header length of an IPv4 frame without tags and options, in the word at byte 12.
 const PLAIN4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
 const MASK4: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
-/// EtherType and IP version of an IPv6 frame without tags.
-const PLAIN6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
-const MASK6: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
 /// What says in the second word of an IPv4 header that the packet is a fragment.
 const FRAGMENT: u32 = u32::from_ne_bytes([0x3f, 0xff, 0, 0]);
 
@@ -42,7 +39,7 @@ const ACKNOWLEDGES: u32 = u32::from_ne_bytes([0, 0, 0, tcp_flags::ACK]);
 pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) -> u32 {
     let known = pass(ctx, config, counters, key).unwrap_or(NO);
     if known == NO {
-        counters.leased_lately = 0;
+        counters.lately = 0;
     }
     known
 }
@@ -79,7 +76,7 @@ fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) ->
         packet.dst[0] = load_word(start + 30);
         return transport::<{ ETHERNET + HEADER4 }>(ctx, packet, last, config, counters, key);
     }
-    if kind & MASK6 != PLAIN6 || start + ETHERNET + HEADER6 + UDP > end {
+    if kind & PLAIN != PLAIN6 || start + ETHERNET + HEADER6 + UDP > end {
         return None;
     }
     let [payload @ .., proto, _] = load_word(start + 18).to_ne_bytes();

@@ -52,7 +52,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use secmesh_common::{
     config::Config,
-    counters::{Counter, Counters},
+    counters::{Counter, Counters, LATELY_LEASED},
     packet::{Bytes as _, Family, Malformed, Packet, parse_addresses},
     reason::Reason,
 };
@@ -77,7 +77,7 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
     let key = clock::lease_key(config);
     let mut seen = 0;
     let mut known = routine::NO;
-    if counters.leased_lately != 0 {
+    if counters.lately == LATELY_LEASED {
         known = lease::look(&ctx, config, counters, key);
     }
     if known == routine::NO {

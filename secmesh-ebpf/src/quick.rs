@@ -10,7 +10,7 @@ use secmesh_common::{
         Config,
         features::{QUICK_DROPS, QUICK_LISTS},
     },
-    counters::{Counter, Counters, LISTED_FLOOD, LISTED_LESS, LISTED_MOST},
+    counters::{Counter, Counters, LATELY_HOT, LISTED_FLOOD, LISTED_LESS, LISTED_MOST},
     list::{EXPIRY_SHIFT, GUARD_DECISION, GUARD_HOST, GUARD_RANGE},
     reason::Reason,
 };
@@ -40,9 +40,10 @@ pub const HEADER4: usize = 20;
 pub const HEADER6: usize = 40;
 
 /// EtherType and IP version of a frame without tags, in the word at byte 12.
-const PLAIN: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
+pub const PLAIN: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
 const PLAIN4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x40, 0]);
-const PLAIN6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
+/// What that is of IPv6.
+pub const PLAIN6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
 
 /// Drops the packet if a decision or a list names the source of a plain frame and nothing else can be said of it:
 /// [`DROPPED`].
@@ -92,6 +93,13 @@ fn load_half(at: usize) -> u64 {
 
 #[inline(always)]
 fn find<S: Source>(source: S, length: usize, config: &Config, counters: &mut Counters) -> u64 {
+    // Who floods does so with many packets: the guard need not be asked about each.
+    if counters.lately == LATELY_HOT {
+        if config.features & QUICK_DROPS != 0 && is_hot(source, length, config) {
+            return dropped(length, Reason::Exact, counters);
+        }
+        counters.lately = 0;
+    }
     let lately = counters.listed_lately;
     let flood = lately >= LISTED_FLOOD;
     let found = seek(source, length, flood, config, counters);
@@ -132,10 +140,8 @@ fn seek<S: Source>(
     } else {
         source.guard(config)
     };
-    if guard & GUARD_DECISION != 0
-        && drops
-        && block::is_hot(&source.words(), S::FAMILY, length as u64, config)
-    {
+    if guard & GUARD_DECISION != 0 && drops && is_hot(source, length, config) {
+        counters.lately = LATELY_HOT;
         return dropped(length, Reason::Exact, counters);
     }
     if guard == 0 || guard & GUARD_DECISION != 0 || !lists {
@@ -172,6 +178,11 @@ fn seek<S: Source>(
         guard &= !GUARD_RANGE;
     }
     guard
+}
+
+#[inline(always)]
+fn is_hot<S: Source>(source: S, length: usize, config: &Config) -> bool {
+    block::is_hot(&source.words(), S::FAMILY, length as u64, config)
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use secmesh_common::{
         Config,
         features::{ATTACKS, ATTACKS_ALL, FLOWS, SOURCE_LIMITS},
     },
-    counters::{Counter, Counters},
+    counters::{Counter, Counters, LATELY_LEASED},
     lease,
     packet::{Family, PROTO_TCP, PROTO_UDP, Packet, tcp_flags},
     sanity::{STRAYS, is_plain},
@@ -169,7 +169,7 @@ fn settle(packet: Packet, config: &Config, counters: &mut Counters, key: u64) ->
         let _within = over_stray_limit(slot, now, config);
     }
     lease::grant(slot, &packet, key);
-    counters.leased_lately = 1;
+    counters.lately = LATELY_LEASED;
     if config.features & FLOWS != 0 {
         return Some(ACCOUNTED);
     }

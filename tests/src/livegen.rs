@@ -299,12 +299,20 @@ impl Play {
         Ok(Self { ebpf, _next: array })
     }
 
+    /// The program.
+    ///
+    /// # Errors
+    /// If it is not loaded.
+    pub fn program(&mut self) -> Result<&mut Xdp> {
+        xdp(&mut self.ebpf, "play")
+    }
+
     /// Plays so many packets, from the beginning of the list or from where it stopped.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn run(&mut self, packets: u32) -> Result<()> {
-        xdp(&mut self.ebpf, "play")?.test_run(TestRunOptions {
+        self.program()?.test_run(TestRunOptions {
             data_in: Some(&[0; PLAYED]),
             repeat: packets,
             ..TestRunOptions::new()

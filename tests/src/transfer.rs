@@ -78,6 +78,7 @@ pub fn besides(ipv6: bool, tagged: bool) -> Vec<(&'static str, Vec<u8>)> {
     };
     let own: &[u8] = if ipv6 { &DESTINATION6 } else { &DESTINATION4 };
     let local: &[u8] = if ipv6 { &[0xff, 2] } else { &[127, 0] };
+    let here = tcp.get(source..source + own.len()).unwrap_or_default();
     let flags = |flags: u8| patched(tcp.clone(), l4 + 13, &[flags]);
     let mut all = vec![
         (
@@ -86,6 +87,7 @@ pub fn besides(ipv6: bool, tagged: bool) -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("from its own address", patched(udp.clone(), source, own)),
         ("from where nobody is", patched(tcp.clone(), source, local)),
+        ("to itself", patched(tcp.clone(), source + own.len(), here)),
         ("no flags", flags(0)),
         ("Xmas", flags(0x29)),
         ("reset", flags(0x04)),

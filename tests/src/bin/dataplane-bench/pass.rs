@@ -2,14 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use aya::programs::ProgramFd;
 use secmesh_tests::{
     frames::{
-        DESTINATION4, DESTINATION6, IPV4, IPV6, SOURCE4, SOURCE6, ethernet, ipv4_from, ipv6_from,
-        protocol, tcp_to, udp_to,
+        ARP, DESTINATION4, DESTINATION6, IPV4, IPV6, SOURCE4, SOURCE6, ethernet, ipv4_from,
+        ipv6_from, protocol, tcp_to, udp_to,
     },
     kernel::tool,
-    livegen::Bare,
+    livegen::{Bare, PLAYED, Play},
     wire::Wire,
 };
 use tokio::net::TcpSocket;
@@ -72,6 +73,38 @@ fn connections() -> Result<Vec<(TcpListener, TcpStream)>> {
     Ok(open)
 }
 
+/// What a packet takes that comes after one of no IP protocol, and so has no lease, less what a program that only passes
+/// takes: of each of our programs.
+fn first_of_tick(
+    effort: &Effort,
+    programs: &[ProgramFd; 2],
+    floor: &ProgramFd,
+    frame: &[u8],
+) -> Result<[f64; 2]> {
+    let other = ethernet(&[], ARP, &[0; 28]);
+    let mixed = [frame.to_vec(), other.clone()];
+    let (mut sides, mut players) = (Vec::new(), Vec::new());
+    for (program, frames) in [
+        (&programs[0], &mixed[..]),
+        (&programs[1], &mixed[..]),
+        (&programs[0], &mixed[1..]),
+        (&programs[1], &mixed[1..]),
+        (floor, &mixed[1..]),
+    ] {
+        let mut play = Play::load(program, frames)?;
+        sides.push(Side {
+            program: play.program()?.info()?.id(),
+            action: action(false),
+        });
+        players.push(play);
+    }
+    let sides: [Side; 5] = sides.try_into().ok().context("five")?;
+    let [off, on, other_off, other_on, playing] = testrun::measure(effort, &[0; PLAYED], sides)?;
+    // Of two packets one is the other; and each is put in its place.
+    let alone = |both: f64, other: f64| 2.0f64.mul_add(both, -other) - playing;
+    Ok([alone(off, other_off), alone(on, other_on)])
+}
+
 /// Measures.
 pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
     let lists = [false, true].map(|ipv6| Blocked::new(ipv6, effort.hosts, effort.prefixes));
@@ -83,9 +116,14 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
     ours::arm(&mut flows)?;
     // The segments that pass belong to connections: what belongs to none would be dropped as a flood.
     let _connections = connections()?;
+    let mut floor = Bare::passing()?;
+    let fds = [
+        plain.dataplane.program()?.fd()?.try_clone()?,
+        flows.dataplane.program()?.fd()?.try_clone()?,
+    ];
+    let floor_fd = floor.program()?.fd()?.try_clone()?;
     let plain = plain.dataplane.program()?.info()?.id();
     let flows = flows.dataplane.program()?.info()?.id();
-    let mut floor = Bare::passing()?;
     let floor = floor.program()?.info()?.id();
     let wire = Wire::new(0)?;
     let filter = XdpFilter::load(&wire, &drop::blocked(), "skb")?;
@@ -97,6 +135,7 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
                 program,
                 action: action(false),
             };
+            let alone = first_of_tick(effort, &fds, &floor_fd, &frame)?;
             let [plain, flows, theirs, least] = testrun::measure(
                 effort,
                 &frame,
@@ -112,6 +151,14 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
                         ours::ARMED
                     ));
                 rows.push(row);
+            }
+            for (state, own) in ["off", "on"].into_iter().zip(alone) {
+                let name = format!("{kind}, {family}, flow records {state}, first of its tick");
+                rows.push(
+                    Row::new(GROUP, name, own + least, "ns/packet")
+                        .beside("xdp-filter", theirs)
+                        .note("what a packet costs that has no lease"),
+                );
             }
         }
     }
