@@ -34,11 +34,11 @@ pub const STRAY: usize = 3;
 /// Limits in [`Config::leased`].
 pub const LIMITS: usize = 4;
 
-/// What a lease of tick number `ticks` is good for. Never 0, which is none: the kernel counts ticks from below 2³²
+/// What a lease of tick number `ticks` is good for, by [`Config::epoch`]. Never 0, which is none: the kernel counts ticks from below 2³²
 /// (`INITIAL_JIFFIES` in include/linux/jiffies.h).
 #[inline(always)]
-pub const fn key(ticks: u64, config: &Config) -> u64 {
-    config.epoch.wrapping_add(ticks)
+pub const fn key(ticks: u64, epoch: u64) -> u64 {
+    epoch.wrapping_add(ticks)
 }
 
 /// Writes into the slot that `packet`, which was routine, passed; `key` is from before anything was asked.
@@ -48,9 +48,9 @@ pub fn grant(slot: &mut SourceSlot, packet: &Packet, key: u64) {
         // While an attempt is open, an acknowledgement may complete it.
         PROTO_TCP if slot.count[RateClass::Syn as usize] == 0 => slot.lease_tcp = key,
         PROTO_UDP => {
-            slot.lease_udp = key;
             slot.lease_dst = native(&packet.dst);
             slot.lease_ports = (u32::from(packet.sport) << 16) | u32::from(packet.dport);
+            slot.lease_udp = key;
         }
         _ => {}
     }

@@ -72,7 +72,7 @@ impl Pair {
     /// Takes a packet both ways; whether it had a lease.
     fn take(&mut self, packet: &Packet, ticks: u64, config: &Config) -> bool {
         let now = ticks * TICK;
-        let key = key(ticks, config);
+        let key = key(ticks, config.epoch);
         let (slot, length) = (&mut self.leased, packet.wire_len);
         let before = *slot;
         let leased = is_plain(packet)

@@ -23,8 +23,11 @@ pub fn now_ns(config: &Config) -> u64 {
 /// What a lease of now is good for.
 #[inline(always)]
 pub fn lease_key(config: &Config) -> u64 {
+    // Read here and nowhere later: it says that what is written from now on is not known yet.
+    // SAFETY: a field of the configuration's entry, which is never freed while the program runs; aligned.
+    let epoch = unsafe { (&raw const config.epoch).read_volatile() };
     // SAFETY: as above.
-    lease::key(unsafe { bpf_jiffies64() }, config)
+    lease::key(unsafe { bpf_jiffies64() }, epoch)
 }
 
 /// Writes the count of timer ticks and `CLOCK_MONOTONIC`, read together, over the first sixteen bytes of

@@ -22,6 +22,7 @@ use crate::{
 
 /// EtherType, IP version and header length of an IPv4 frame without tags and options, in the word at byte 12.
 const PLAIN4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
+/// The bits that are compared with it.
 const MASK4: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
 /// What says in the second word of an IPv4 header that the packet is a fragment.
 const FRAGMENT: u32 = u32::from_ne_bytes([0x3f, 0xff, 0, 0]);
@@ -34,7 +35,7 @@ const ACKNOWLEDGES: u32 = u32::from_ne_bytes([0, 0, 0, tcp_flags::ACK]);
 /// [`crate::routine::PASSED`] or [`crate::routine::ACCOUNTED`] if the source has a lease with this `key` for packets
 /// like this one; else [`NO`], and nothing has changed.
 ///
-/// A function of its own to the verifier, as [`crate::routine::secmesh_routine`] is.
+/// No function of its own: a call costs a fifth of what is here.
 #[inline(always)]
 pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) -> u32 {
     let known = pass(ctx, config, counters, key).unwrap_or(NO);

@@ -30,9 +30,9 @@ pub struct Again {
 }
 
 impl FlowSlot {
-    /// Counts a packet as [`FlowSlot::count`] does, if the slot has its flow, and if that is open, out of its finely
-    /// measured beginning, and had a packet from the same side at this very time before, and none longer or none
-    /// shorter than this one only since then: `true`. Otherwise nothing changes.
+    /// Counts a packet as [`FlowSlot::count`] does, if that would change nothing but sums: the slot has its flow, which is
+    /// open and out of its finely measured beginning, its side sent at this very time before, and there were packets
+    /// no longer and packets no shorter. Otherwise `false`, and nothing changes.
     #[inline(always)]
     pub fn count_again(&mut self, packet: &Again) -> bool {
         let Some(way) = self.way_of(packet) else {
@@ -40,7 +40,7 @@ impl FlowSlot {
         };
         let age = self.units_since_first(packet.now_ns);
         let (length, payload) = (packet.wire_len, packet.payload);
-        // Nothing opens a connection of which only one side is seen, as it is where the answers go another way.
+        // Of a connection only one side may be seen, where the answers go another way: its segments do not open it.
         let one_sided = self.state == state::OPENING && self.ways[1].packets == 0;
         if self.state != state::OPEN && !one_sided {
             return false;
