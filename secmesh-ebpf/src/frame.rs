@@ -16,30 +16,38 @@ use secmesh_common::packet::{
 /// (`check_ptr_alignment` in kernel/bpf/verifier.c).
 #[inline(always)]
 pub fn load_word(at: usize) -> u32 {
+    load_word_at::<0, 0>(at)
+}
+
+/// The word at `from + A + B`: the instruction has room for the sum, so nobody needs to add.
+#[inline(always)]
+pub fn load_word_at<const A: usize, const B: usize>(from: usize) -> u32 {
     let word: u64;
     // SAFETY: callers have compared the address with the end of the packet; the instruction reads four
     // bytes there and does nothing else.
     unsafe {
         asm!(
-            "{word} = *(u32 *)({at} + 0)",
+            "{word} = *(u32 *)({from} + {at})",
             word = lateout(reg) word,
-            at = in(reg) at,
+            from = in(reg) from,
+            at = const A + B,
             options(readonly, nostack, preserves_flags)
         );
     }
     word as u32
 }
 
-/// The same with eight bytes.
+/// The same with eight bytes at `from + AT`.
 #[inline(always)]
-pub fn load_long(at: usize) -> u64 {
+pub fn load_long_at<const AT: usize>(from: usize) -> u64 {
     let long: u64;
-    // SAFETY: as of `load_word`, with eight bytes.
+    // SAFETY: as of `load_word_at`, with eight bytes.
     unsafe {
         asm!(
-            "{long} = *(u64 *)({at} + 0)",
+            "{long} = *(u64 *)({from} + {at})",
             long = lateout(reg) long,
-            at = in(reg) at,
+            from = in(reg) from,
+            at = const AT,
             options(readonly, nostack, preserves_flags)
         );
     }

@@ -14,7 +14,7 @@ use secmesh_common::{
 };
 
 use crate::{
-    frame::{load_long, load_word},
+    frame::{load_long_at, load_word_at},
     maps::{FLOW, HASH_SEED, SOURCES},
     quick::{ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN6},
     routine::{ACCOUNTED, NO, TCP, UDP, passed},
@@ -63,36 +63,36 @@ fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) ->
         family: Family::V4,
         flags: 0,
     };
-    let kind = load_word(start + 12);
+    let kind = load_word_at::<12, 0>(start);
     if kind & MASK4 == PLAIN4 {
-        let [total @ .., _, _] = load_word(start + 16).to_ne_bytes();
+        let [total @ .., _, _] = load_word_at::<16, 0>(start).to_ne_bytes();
         let last = ETHERNET + usize::from(u16::from_be_bytes(total));
-        let second = load_word(start + 20);
+        let second = load_word_at::<20, 0>(start);
         if second & FRAGMENT != 0 {
             return None;
         }
         let [.., proto] = second.to_ne_bytes();
         packet.proto = proto;
-        packet.src[0] = load_word(start + 26);
-        packet.dst[0] = load_word(start + 30);
+        packet.src[0] = load_word_at::<26, 0>(start);
+        packet.dst[0] = load_word_at::<30, 0>(start);
         return transport::<{ ETHERNET + HEADER4 }>(ctx, packet, last, config, counters, key);
     }
     if kind & PLAIN != PLAIN6 || start + ETHERNET + HEADER6 + UDP > end {
         return None;
     }
-    let [payload @ .., proto, _] = load_word(start + 18).to_ne_bytes();
+    let [payload @ .., proto, _] = load_word_at::<18, 0>(start).to_ne_bytes();
     let last = ETHERNET + HEADER6 + usize::from(u16::from_be_bytes(payload));
     packet.proto = proto;
     packet.family = Family::V6;
-    packet.src = load_words(start + 22);
-    packet.dst = load_words(start + 38);
+    packet.src = load_words::<22, 30>(start);
+    packet.dst = load_words::<38, 46>(start);
     transport::<{ ETHERNET + HEADER6 }>(ctx, packet, last, config, counters, key)
 }
 
 /// Four words from two loads.
 #[inline(always)]
-fn load_words(at: usize) -> Words {
-    let (low, high) = (load_long(at), load_long(at + 8));
+fn load_words<const LOW: usize, const HIGH: usize>(start: usize) -> Words {
+    let (low, high) = (load_long_at::<LOW>(start), load_long_at::<HIGH>(start));
     [
         low as u32,
         (low >> 32) as u32,
@@ -119,7 +119,7 @@ fn transport<const AT: usize>(
         if start + AT + TCP > end {
             return None;
         }
-        let word = load_word(start + AT + 10);
+        let word = load_word_at::<AT, 10>(start);
         let [_, _, offset, flags] = word.to_ne_bytes();
         let header = usize::from(offset >> 4) * 4;
         if word & SEGMENT_MASK != ACKNOWLEDGES
@@ -130,7 +130,7 @@ fn transport<const AT: usize>(
             return None;
         }
         packet.flags = flags;
-        packet.ports = u32::from_be(load_word(start + AT));
+        packet.ports = u32::from_be(load_word_at::<AT, 0>(start));
         packet.payload = (last - AT - header) as u32;
         let slot = slot_of(&packet)?;
         if !segment(slot, key, packet.wire_len, config) {
@@ -141,12 +141,12 @@ fn transport<const AT: usize>(
     if packet.proto != PROTO_UDP || AT + UDP > last {
         return None;
     }
-    let [length @ .., _, _] = load_word(start + AT + 4).to_ne_bytes();
+    let [length @ .., _, _] = load_word_at::<AT, 4>(start).to_ne_bytes();
     if usize::from(u16::from_be_bytes(length)) < UDP {
         return None;
     }
     packet.payload = (last - AT - UDP) as u32;
-    packet.ports = u32::from_be(load_word(start + AT));
+    packet.ports = u32::from_be(load_word_at::<AT, 0>(start));
     let slot = slot_of(&packet)?;
     let dst = native(&packet.dst);
     if !datagram(slot, key, dst, packet.ports, packet.wire_len, config) {

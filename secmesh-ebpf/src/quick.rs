@@ -19,7 +19,7 @@ use crate::{
     block,
     clock::now_ns,
     count::bump,
-    frame::load_word,
+    frame::{load_long_at, load_word_at},
     list::{Glance, Source, Source4, Source6, half_of, weight},
 };
 
@@ -55,40 +55,34 @@ pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> u64 {
         return UNSEEN;
     }
     let length = end - start;
-    let kind = load_word(start + 12);
+    let kind = load_word_at::<12, 0>(start);
     if kind & PLAIN == PLAIN4 {
         // Header length in words.
         let [_, _, head, _] = kind.to_ne_bytes();
         let header = usize::from(head & 0x0f) * 4;
-        let [total @ .., _, _] = load_word(start + 16).to_ne_bytes();
+        let [total @ .., _, _] = load_word_at::<16, 0>(start).to_ne_bytes();
         let total = usize::from(u16::from_be_bytes(total));
         if header < HEADER4 || total < header || ETHERNET + total > length {
             return UNSEEN;
         }
-        let word = load_word(start + 26);
+        let word = load_word_at::<26, 0>(start);
         return find(Source4 { word }, length, config, counters);
     }
     if kind & PLAIN == PLAIN6 {
         if start + ETHERNET + HEADER6 > end {
             return UNSEEN;
         }
-        let [payload @ .., _, _] = load_word(start + 18).to_ne_bytes();
+        let [payload @ .., _, _] = load_word_at::<18, 0>(start).to_ne_bytes();
         if ETHERNET + HEADER6 + usize::from(u16::from_be_bytes(payload)) > length {
             return UNSEEN;
         }
         let source = Source6 {
-            low: load_half(start + 22),
-            high: load_half(start + 30),
+            low: load_long_at::<22>(start),
+            high: load_long_at::<30>(start),
         };
         return find(source, length, config, counters);
     }
     UNSEEN
-}
-
-/// Half an IPv6 address, as `secmesh_common::list::native` makes it.
-#[inline(always)]
-fn load_half(at: usize) -> u64 {
-    u64::from(load_word(at)) | (u64::from(load_word(at + 4)) << 32)
 }
 
 #[inline(always)]

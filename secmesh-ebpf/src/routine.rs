@@ -22,7 +22,7 @@ use crate::{
     clock::now_ns,
     cookie,
     count::bump,
-    frame::load_word,
+    frame::{load_word, load_word_at},
     maps::{HASH_SEED, SOURCES},
     quick::{ETHERNET, HEADER4, HEADER6},
 };
@@ -67,19 +67,19 @@ fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) ->
     if start + ETHERNET + HEADER4 + UDP > end {
         return None;
     }
-    let first = load_word(start + ETHERNET).to_ne_bytes();
+    let first = load_word_at::<ETHERNET, 0>(start).to_ne_bytes();
     if first[0] == 0x45 {
         let [_, _, length @ ..] = first;
         let rest = u32::from(u16::from_be_bytes(length)).wrapping_sub(HEADER4 as u32);
-        let [_, _, fragment @ ..] = load_word(start + ETHERNET + 4).to_ne_bytes();
-        let [_, proto, ..] = load_word(start + ETHERNET + 8).to_ne_bytes();
+        let [_, _, fragment @ ..] = load_word_at::<ETHERNET, 4>(start).to_ne_bytes();
+        let [_, proto, ..] = load_word_at::<ETHERNET, 8>(start).to_ne_bytes();
         packet.fragment_field = u16::from_be_bytes(fragment);
         if packet.fragment_field & 0x3fff != 0 {
             return None;
         }
         packet.family = Family::V4;
-        packet.src[0] = load_word(start + ETHERNET + 12);
-        packet.dst[0] = load_word(start + ETHERNET + 16);
+        packet.src[0] = load_word_at::<ETHERNET, 12>(start);
+        packet.dst[0] = load_word_at::<ETHERNET, 16>(start);
         return transport::<{ ETHERNET + HEADER4 }>(
             ctx, packet, proto, rest, config, counters, key,
         );
@@ -87,7 +87,7 @@ fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) ->
     if start + ETHERNET + HEADER6 + UDP > end || first[0] >> 4 != 6 {
         return None;
     }
-    let [length @ .., proto, _] = load_word(start + ETHERNET + 4).to_ne_bytes();
+    let [length @ .., proto, _] = load_word_at::<ETHERNET, 4>(start).to_ne_bytes();
     // A length of zero is a jumbogram's, which is too short here.
     let rest = u32::from(u16::from_be_bytes(length));
     packet.family = Family::V6;
@@ -118,25 +118,25 @@ fn transport<const AT: usize>(
         if start + AT + TCP > end || rest < TCP as u32 {
             return None;
         }
-        let [_, _, offset, flags] = load_word(start + AT + 10).to_ne_bytes();
+        let [_, _, offset, flags] = load_word_at::<AT, 10>(start).to_ne_bytes();
         let offset = u32::from(offset >> 4) * 4;
         if offset < TCP as u32 || offset > rest || flags & !tcp_flags::PSH != tcp_flags::ACK {
             return None;
         }
         packet.proto = PROTO_TCP;
         packet.tcp_flags = flags;
-        packet.set_ports(load_word(start + AT));
+        packet.set_ports(load_word_at::<AT, 0>(start));
         return settle(packet, config, counters, key);
     }
     if proto != PROTO_UDP || start + AT + UDP > end || rest < UDP as u32 {
         return None;
     }
-    let [length @ .., _, _] = load_word(start + AT + 4).to_ne_bytes();
+    let [length @ .., _, _] = load_word_at::<AT, 4>(start).to_ne_bytes();
     if usize::from(u16::from_be_bytes(length)) < UDP {
         return None;
     }
     packet.proto = PROTO_UDP;
-    packet.set_ports(load_word(start + AT));
+    packet.set_ports(load_word_at::<AT, 0>(start));
     settle(packet, config, counters, key)
 }
 

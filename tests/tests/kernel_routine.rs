@@ -127,7 +127,7 @@ fn a_transfer_is_counted_as_on_the_long_way() -> Result<()> {
 fn a_limit_ends_it_where_it_ends_the_long_way() -> Result<()> {
     for ipv6 in [false, true] {
         for sent in [Sent::Tcp(0x10), Sent::Udp(443)] {
-            let mut kernel = kernel(100, 100)?;
+            let mut kernel = kernel(1, 100)?;
             let [short, long] = [false, true].map(|tagged| {
                 let frame = frame(ipv6, tagged, sent);
                 // Known, and after that within a tick.
