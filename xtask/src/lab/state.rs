@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{Signal, kill};
@@ -11,10 +12,15 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::net;
-use crate::setup::BPFFS;
+use crate::{clock, setup::BPFFS};
 
 /// Where running labs write down what they made.
 const REGISTRY: &str = "/run/secmesh-lab";
+
+/// How long a killed agent may take to end.
+const KILLED: Duration = Duration::from_secs(10);
+/// How often it is looked at meanwhile.
+const POLL: Duration = Duration::from_millis(10);
 
 /// A process, told apart from a later one with the same number by when it was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,8 +247,17 @@ impl LabState {
     /// What could not be removed; it goes on with the rest first.
     pub fn remove(&self, keep_files: bool) -> anyhow::Result<()> {
         let mut trouble: Vec<String> = Vec::new();
-        for agent in self.nodes.iter().filter_map(|node| node.agent) {
+        let nodes = self.nodes.iter().chain(&self.spare);
+        let agents: Vec<ProcessRef> = nodes.filter_map(|node| node.agent).collect();
+        for agent in &agents {
             agent.kill();
+        }
+        // One that is in the kernel meanwhile ends only once it comes back from there.
+        let ended = clock::wait_until(KILLED, POLL, || {
+            Ok((!agents.iter().any(|agent| agent.is_alive())).then_some(()))
+        });
+        if !matches!(ended, Ok(Some(()))) {
+            trouble.push("an agent that was killed still runs".to_owned());
         }
         for namespace in &self.namespaces {
             if let Err(error) = net::remove_namespace(namespace) {
