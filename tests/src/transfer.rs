@@ -99,7 +99,10 @@ pub fn besides(ipv6: bool, tagged: bool) -> Vec<(&'static str, Vec<u8>)> {
             patched(tcp.clone(), l4 + 12, &[0x40]),
         ),
         ("and one too long", patched(tcp.clone(), l4 + 12, &[0xf0])),
-        ("a datagram too short", patched(udp, l4 + 4, &[0, 7])),
+        (
+            "a datagram too short",
+            patched(udp.clone(), l4 + 4, &[0, 7]),
+        ),
         ("segments of no connection", tcp.clone()),
     ];
     if !ipv6 {
@@ -114,6 +117,10 @@ pub fn besides(ipv6: bool, tagged: bool) -> Vec<(&'static str, Vec<u8>)> {
         (
             "longer than its frame",
             patched(tcp.clone(), length_at, &[5]),
+        ),
+        (
+            "too short for a datagram",
+            patched(udp, length_at, &[0, if ipv6 { 7 } else { 27 }]),
         ),
         (
             "too short for its header",
