@@ -17,6 +17,7 @@ pub mod cookie;
 pub mod counters;
 pub mod event;
 pub mod flow;
+pub mod hot;
 pub mod lease;
 pub mod limit;
 pub mod list;

@@ -10,7 +10,8 @@ use secmesh_common::{
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, origin},
     config::Config,
     counters::{Counter, Counters},
-    list::{GUARD_ALL, GUARD_DECISION, HOT_FLUSH_NS, HotSource, hot_place},
+    hot::HotSource,
+    list::{GUARD_ALL, GUARD_DECISION},
     packet::{Family, Packet, Words},
     reason::Reason,
 };
@@ -18,8 +19,8 @@ use secmesh_common::{
 use crate::{
     clock::now_ns,
     count::bump,
-    list,
-    maps::{ALLOW4, ALLOW6, BLOCK4, BLOCK6, HOT, PREFIX4, PREFIX6},
+    hot, list,
+    maps::{ALLOW4, ALLOW6, BLOCK4, BLOCK6, PREFIX4, PREFIX6},
     quick,
 };
 
@@ -127,8 +128,9 @@ fn count_hit(
     true
 }
 
+/// Books packets that an entry had dropped.
 #[inline(always)]
-fn add_hits(entry: &mut BlockEntry, hits: u64, bytes: u64, now: u64) {
+pub fn add_hits(entry: &mut BlockEntry, hits: u64, bytes: u64, now: u64) {
     if entry.hits == 0 {
         entry.first_hit_ns = now;
     }
@@ -138,68 +140,16 @@ fn add_hits(entry: &mut BlockEntry, hits: u64, bytes: u64, now: u64) {
     atomic_add(&raw mut entry.bytes, bytes);
 }
 
-/// The slot of a source among the hot ones, whoever is in it.
-#[inline(always)]
-fn hot_slot(src: &Words, family: Family, config: &Config) -> Option<&'static mut HotSource> {
-    let hot = HOT.get_ptr_mut(hot_place(src, family, config.table_seed))?;
-    // SAFETY: array entries are never freed while the program runs. Other CPUs may write the slot; then its
-    // counts are lower bounds, and an address that is half one source's and half another's is no source's.
-    Some(unsafe { &mut *hot })
-}
-
-/// Whether a source is in its slot, blocked until later than `now`; then the packet is counted there.
-#[inline(always)]
-fn meets(
-    hot: &mut HotSource,
-    src: &Words,
-    family: Family,
-    bytes: u64,
-    now: u64,
-    config: &Config,
-) -> bool {
-    // Of IPv4 the other words are zero.
-    let same = match family {
-        Family::V4 => hot.addr[0] == src[0],
-        Family::V6 | Family::Other => hot.addr == *src,
-    };
-    let is_there = same
-        && hot.family == family as u32
-        && hot.generation == config.hot_generation
-        && hot.expires_ns > now;
-    if is_there {
-        hot.hits += 1;
-        hot.bytes += bytes;
-        hot.last_ns = now;
-    }
-    is_there
-}
-
-#[inline(always)]
-fn is_stale(hot: &HotSource, now: u64) -> bool {
-    now.wrapping_sub(hot.flushed_ns) >= HOT_FLUSH_NS
-}
-
-/// Whether a source is a hot one whose entry need not be asked now; counts the packet then. No other table says more of
-/// it: see [`exact`].
-#[inline(always)]
-pub fn is_hot(src: &Words, family: Family, bytes: u64, config: &Config) -> bool {
-    let Some(hot) = hot_slot(src, family, config) else {
-        return false;
-    };
-    let now = now_ns(config);
-    !is_stale(hot, now) && meets(hot, src, family, bytes, now, config)
-}
-
 /// The exact maps, with the hot sources before them: a source that is being dropped costs one load and no
 /// call, and its map entry gets its counts ten times a second.
 #[inline(always)]
 fn exact(packet: &Packet, config: &Config, counters: &mut Counters) -> Exact {
-    let Some(hot) = hot_slot(&packet.src, packet.family, config) else {
+    let Some(hot) = hot::slot(&packet.src, packet.family, config) else {
         return Exact::No;
     };
     let (bytes, now) = (u64::from(packet.wire_len), now_ns(config));
-    if meets(hot, &packet.src, packet.family, bytes, now, config) {
-        if !is_stale(hot, now) || flush(hot, now) {
+    if hot::meets(hot, &packet.src, packet.family, bytes, now, config) {
+        if !hot::is_stale(hot, now) || hot::flush(hot, now) {
             return Exact::Hot;
         }
         return Exact::No;
@@ -224,7 +174,7 @@ fn exact(packet: &Packet, config: &Config, counters: &mut Counters) -> Exact {
         return Exact::Yes;
     }
     if hot.hits > 0 {
-        flush(hot, now);
+        hot::flush(hot, now);
     }
     // SAFETY: as in `count_hit`.
     let expires_ns = unsafe { (*entry).expires_ns };
@@ -241,27 +191,9 @@ fn exact(packet: &Packet, config: &Config, counters: &mut Counters) -> Exact {
     Exact::Yes
 }
 
-/// Adds a hot source's counts to its entry and learns its end anew; `false`, and the slot is free, if there
-/// is no such entry any more.
+/// The entry of exactly this address, whoever it blocks and until when.
 #[inline(always)]
-fn flush(hot: &mut HotSource, now: u64) -> bool {
-    let (hits, bytes) = (hot.hits, hot.bytes);
-    hot.hits = 0;
-    hot.bytes = 0;
-    hot.flushed_ns = now;
-    let Some(entry) = entry_of(&hot.addr, hot.family) else {
-        hot.family = 0;
-        return false;
-    };
-    // SAFETY: as in `count_hit`.
-    let entry = unsafe { &mut *entry };
-    add_hits(entry, hits, bytes, hot.last_ns);
-    hot.expires_ns = entry.expires_ns;
-    entry.expires_ns > now
-}
-
-#[inline(always)]
-fn entry_of(addr: &Words, family: u32) -> Option<*mut BlockEntry> {
+pub fn entry_of(addr: &Words, family: u32) -> Option<*mut BlockEntry> {
     if family == Family::V4 as u32 {
         BLOCK4.get_ptr_mut(Addr4 {
             addr: addr[0].to_ne_bytes(),

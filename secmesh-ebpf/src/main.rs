@@ -35,6 +35,7 @@ mod cookie;
 mod count;
 mod flow;
 mod frame;
+mod hot;
 mod lease;
 mod list;
 mod maps;

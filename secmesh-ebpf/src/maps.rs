@@ -16,9 +16,9 @@ use secmesh_common::{
     counters::{Counters, EventBudget},
     event::Event,
     flow::{FlowExport, FlowSlot},
+    hot::{self, HotSource},
     list::{
-        GUARD_MAX_WORDS, HOT_SLOTS, HotSource, INDEX4, ListBucket4, ListBucket6, ListRange4,
-        ListRange6, Listed, Listed6,
+        GUARD_MAX_WORDS, INDEX4, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed, Listed6,
     },
     nets::{ListNets4, ListNets6},
     port::{PORT_LIMITS, PORTS, PortPolicy, SharedLimit},
@@ -72,7 +72,7 @@ pub static GUARD6: Array<u64, { GUARD_MAX_WORDS as usize }> = Array::new();
 
 /// Sources that a decision blocks and that are sending now.
 #[btf_map]
-pub static HOT: Array<HotSource, HOT_SLOTS> = Array::new();
+pub static HOT: Array<HotSource, { hot::SLOTS }> = Array::new();
 
 /// Addresses of imported lists, IPv4.
 #[btf_map]

@@ -16,10 +16,10 @@ use secmesh_common::{
 };
 
 use crate::{
-    block,
     clock::now_ns,
     count::bump,
     frame::{load_long_at, load_word_at},
+    hot,
     list::{Glance, Source, Source4, Source6, half_of, weight},
 };
 
@@ -176,7 +176,7 @@ fn seek<S: Source>(
 
 #[inline(always)]
 fn is_hot<S: Source>(source: S, length: usize, config: &Config) -> bool {
-    block::is_hot(&source.words(), S::FAMILY, length as u64, config)
+    hot::is_hot(&source.words(), S::FAMILY, length as u64, config)
 }
 
 #[inline(always)]

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use secmesh::addr::Prefix;
 use secmesh_common::{
     block::origin,
-    list::{HOT_FLUSH_NS, HotSource, hot_place},
+    hot::{FLUSH_NS, HotSource, place},
     packet::Family,
 };
 use secmesh_tests::{
@@ -32,12 +32,12 @@ fn slot(kernel: &Kernel, source: IpAddr) -> u32 {
     let seed = kernel.dataplane.kernel_config().table_seed;
     let word = |b: [u8; 4]| u32::from_ne_bytes(b);
     match source {
-        IpAddr::V4(a) => hot_place(&[word(a.octets()), 0, 0, 0], Family::V4, seed),
+        IpAddr::V4(a) => place(&[word(a.octets()), 0, 0, 0], Family::V4, seed),
         IpAddr::V6(a) => {
             let bits = u128::from(a);
             let words = [96, 64, 32, 0]
                 .map(|shift| u32::try_from((bits >> shift) & 0xffff_ffff).unwrap_or(0));
-            hot_place(&words.map(u32::to_be), Family::V6, seed)
+            place(&words.map(u32::to_be), Family::V6, seed)
         }
     }
 }
@@ -160,7 +160,7 @@ fn a_shortened_block_ends_with_the_next_packet_and_a_prolonged_one_goes_on() -> 
 fn a_hot_source_is_free_when_its_block_ends_and_not_early() -> Result<()> {
     for source in sources() {
         let mut kernel = Kernel::load(&options())?;
-        let end_ns = mono_ns()? + HOT_FLUSH_NS * 3;
+        let end_ns = mono_ns()? + FLUSH_NS * 3;
         block(&mut kernel, source, end_ns)?;
         let frame = frame(source);
         let mut dropped = 0;
@@ -232,7 +232,7 @@ fn sources_that_share_a_slot_are_all_counted_to_the_packet() -> Result<()> {
         sum.1 += u64::from(times) * length;
         match random.below(40) {
             // Longer than counts may wait, so that the entry gets them by a flush, too.
-            0 => thread::sleep(Duration::from_nanos(HOT_FLUSH_NS * 3 / 2)),
+            0 => thread::sleep(Duration::from_nanos(FLUSH_NS * 3 / 2)),
             // The same block once more keeps its counts.
             1 => block(&mut kernel, source, mono_ns()? + LONG_NS)?,
             // Allowed for a moment: its packets are counted, not dropped, and nobody else's are.

@@ -17,8 +17,8 @@ use secmesh::{
 };
 use secmesh_common::{
     block::{Addr4, Addr6, origin},
+    hot::{self, HotSource},
     limit::Limit,
-    list::{HOT_FLUSH_NS, HOT_SLOTS, HotSource, hot_place},
     packet::Family,
     port::{COOKIE_ALWAYS, LIMIT_UDP, PORTS, PortPolicy, SharedLimit, TRIPWIRE_TCP},
 };
@@ -279,7 +279,7 @@ fn forged(kernel: &mut Kernel, source: [u8; 4]) -> Result<(u32, HotSource)> {
         family: Family::V4 as u32,
         ..HotSource::default()
     };
-    Ok((hot_place(&addr, Family::V4, config.table_seed), slot))
+    Ok((hot::place(&addr, Family::V4, config.table_seed), slot))
 }
 
 #[test]
@@ -301,11 +301,11 @@ fn a_hot_slot_of_an_allowed_source_is_emptied_and_one_of_a_stranger_heals_by_its
         let mut hot: Array<MapData, HotSource> = kernel.map("HOT")?;
         hot.set(place, slot, 0)?;
         // The program takes its own memory's word, as long as the source sends.
-        thread::sleep(Duration::from_nanos(2 * HOT_FLUSH_NS));
+        thread::sleep(Duration::from_nanos(2 * hot::FLUSH_NS));
         let moved = kernel.run_many(&packet, 3)?;
         ensure!(moved.drop_exact == 3, "{}", shown(&moved));
         let slots = kernel.blocks.hot_slots();
-        ensure!(slots as usize == HOT_SLOTS, "{slots}");
+        ensure!(slots as usize == hot::SLOTS, "{slots}");
         let found = kernel.blocks.audit_hot(0, slots, |p| *p == prefix)?;
         ensure!(found == differences(0, 1), "{found:?}");
         let moved = kernel.run_many(&packet, 1)?;

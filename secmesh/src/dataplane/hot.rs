@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use secmesh_common::{
     block::origin,
-    list::{HOT_SLOTS, HotSource},
+    hot::{self, HotSource},
     packet::Family,
 };
 
@@ -18,7 +18,7 @@ use crate::addr::Prefix;
 impl BlockTable {
     /// Slots of hot sources.
     pub fn hot_slots(&self) -> u32 {
-        u32::try_from(HOT_SLOTS).unwrap_or(u32::MAX)
+        u32::try_from(hot::SLOTS).unwrap_or(u32::MAX)
     }
 
     /// Looks at the next `count` slots from `first` on, and empties those that the program would not have filled:

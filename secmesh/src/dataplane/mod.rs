@@ -55,10 +55,9 @@ use secmesh_common::{
     },
     cookie::{Listener, Verified},
     counters::Counters,
+    hot::HotSource,
     limit::{Limit, SourceLimit},
-    list::{
-        HotSource, ListBucket4, ListBucket6, ListRange4, ListRange6, Listed, Listed6, print_keys,
-    },
+    list::{ListBucket4, ListBucket6, ListRange4, ListRange6, Listed, Listed6, print_keys},
     nets::{ListNets4, ListNets6},
     port::{PortPolicy, SharedLimit},
 };

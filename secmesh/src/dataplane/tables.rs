@@ -6,7 +6,7 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key};
 use nix::errno::Errno;
 use secmesh_common::{
     block::{Addr4, Addr6, AllowEntry, BlockEntry, Net4, Net6},
-    list::{HotSource, hot_place},
+    hot::{self, HotSource},
     packet::{Family, Words},
 };
 use tracing::warn;
@@ -285,7 +285,7 @@ impl BlockTable {
             IpAddr::V4(a) => ([u32::from_ne_bytes(a.octets()), 0, 0, 0], Family::V4),
             IpAddr::V6(a) => (words(a.octets()), Family::V6),
         };
-        let place = hot_place(&addr, family, self.config.get().table_seed);
+        let place = hot::place(&addr, family, self.config.get().table_seed);
         let hot = self.hot.get(&place, 0).ok()?;
         (hot.addr == addr && hot.family == family as u32).then_some((place, hot))
     }

@@ -47,7 +47,7 @@ pub struct BlockMap {
 }
 
 /// Slots of the map of hot sources, their size, and where in them the address, its family and the packets
-/// are (`HotSource` in secmesh-common/src/list.rs).
+/// are (`HotSource` in secmesh-common/src/hot.rs).
 const HOT_SLOTS: u32 = 1 << 12;
 const HOT_SIZE: usize = 64;
 const HOT_HITS_AT: usize = 24;
