@@ -140,15 +140,17 @@ pub fn run(selection: Selection) -> anyhow::Result<()> {
         totals.take(step, &logs)?;
     }
     totals.take(user_tests(), &logs)?;
-    totals.take(simulation(selection)?, &logs)?;
+    let mut busy = vec![simulation(selection)?];
     if !selection.quick {
-        totals.take(fuzzers()?, &logs)?;
+        busy.push(fuzzers()?);
         totals.take_root_tests("packets through the kernel", "kernel", Needs::Kernel, &logs)?;
-        if !selection.no_lab {
-            totals.take_root_tests("end to end, in the lab", "lab", Needs::Lab, &logs)?;
-            let nats = "end to end, the mesh over NATS";
-            totals.take_root_tests(nats, "lab-nats", Needs::LabOverNats, &logs)?;
+    }
+    if selection.quick || selection.no_lab {
+        for step in busy {
+            totals.take(step, &logs)?;
         }
+    } else {
+        totals.take_lab(busy, &logs)?;
     }
     if selection.full {
         totals.take(kernels()?, &logs)?;
@@ -400,15 +402,30 @@ fn root_tests(needs: Needs) -> anyhow::Result<Vec<Command>> {
         .collect()
 }
 
-impl Totals {
-    fn take(&mut self, step: Step, logs: &std::path::Path) -> anyhow::Result<()> {
-        announce(step.name)?;
+/// What became of a step.
+struct Outcome {
+    name: &'static str,
+    passed: bool,
+    /// Of tests, if it runs some.
+    counts: Option<Counts>,
+    took: Duration,
+    output: String,
+}
+
+impl Step {
+    /// The same, with what the others leave of the processors.
+    fn when_idle(mut self) -> Self {
+        self.commands = self.commands.iter().map(sh::when_idle).collect();
+        self
+    }
+
+    fn perform(self, logs: &std::path::Path) -> anyhow::Result<Outcome> {
         let started = Instant::now();
-        let file = logs.join(format!("{}.log", step.file));
+        let file = logs.join(format!("{}.log", self.file));
         let mut passed = true;
         let log =
             File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
-        for mut command in step.commands {
+        for mut command in self.commands {
             let status = command
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
@@ -418,23 +435,47 @@ impl Totals {
             passed &= status.success();
         }
         // A test may print bytes that are no UTF-8.
-        let text = String::from_utf8_lossy(
+        let output = String::from_utf8_lossy(
             &std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?,
         )
         .into_owned();
-        let counts = if step.tests {
-            count_tests(&text)
-        } else {
-            Counts::default()
-        };
-        self.settle(
-            step.name,
+        Ok(Outcome {
+            name: self.name,
             passed,
-            step.tests.then_some(counts),
-            started.elapsed(),
-            &text,
-        );
+            counts: self.tests.then(|| count_tests(&output)),
+            took: started.elapsed(),
+            output,
+        })
+    }
+}
+
+impl Totals {
+    fn take(&mut self, step: Step, logs: &std::path::Path) -> anyhow::Result<()> {
+        announce(step.name)?;
+        self.settle(step.perform(logs)?);
         Ok(())
+    }
+
+    /// The scenarios in the lab, which mostly wait, and beside them steps that do nothing but compute.
+    fn take_lab(&mut self, busy: Vec<Step>, logs: &std::path::Path) -> anyhow::Result<()> {
+        std::thread::scope(|scope| {
+            let beside = scope.spawn(|| -> anyhow::Result<Vec<Outcome>> {
+                busy.into_iter()
+                    .map(|step| step.when_idle().perform(logs))
+                    .collect()
+            });
+            self.take_root_tests("end to end, in the lab", "lab", Needs::Lab, logs)?;
+            let nats = "end to end, the mesh over NATS";
+            self.take_root_tests(nats, "lab-nats", Needs::LabOverNats, logs)?;
+            let outcomes = beside
+                .join()
+                .map_err(|_| anyhow::anyhow!("a step beside the lab panicked"))??;
+            for outcome in outcomes {
+                announce(outcome.name)?;
+                self.settle(outcome);
+            }
+            Ok(())
+        })
     }
 
     fn take_root_tests(
@@ -456,26 +497,26 @@ impl Totals {
             ),
             Err(error) => {
                 announce(name)?;
-                self.settle(
+                self.settle(Outcome {
                     name,
-                    false,
-                    Some(Counts::default()),
-                    Duration::ZERO,
-                    &format!("{error:#}"),
-                );
+                    passed: false,
+                    counts: Some(Counts::default()),
+                    took: Duration::ZERO,
+                    output: format!("{error:#}"),
+                });
                 Ok(())
             }
         }
     }
 
-    fn settle(
-        &mut self,
-        name: &'static str,
-        passed: bool,
-        counts: Option<Counts>,
-        took: Duration,
-        output: &str,
-    ) {
+    fn settle(&mut self, outcome: Outcome) {
+        let Outcome {
+            name,
+            passed,
+            counts,
+            took,
+            output,
+        } = outcome;
         let what = match counts {
             Some(counts) => format!("{} passed, {} failed, ", counts.passed, counts.failed),
             None => String::new(),
@@ -496,8 +537,8 @@ impl Totals {
             if counts.is_none_or(|counts| counts.failed == 0) {
                 self.counts.failed += 1;
             }
-            self.failed_tests.extend(failed_tests(output));
-            println!("{}", sh::tail(output, 200));
+            self.failed_tests.extend(failed_tests(&output));
+            println!("{}", sh::tail(&output, 200));
         }
     }
 
@@ -577,19 +618,21 @@ mod tests {
     fn a_run_with_a_failed_step_fails() {
         let mut totals = Totals::default();
         let logs = std::env::temp_dir();
-        totals.settle(
-            "tests",
-            true,
-            Some(Counts {
-                passed: 2,
-                failed: 0,
-                ignored: 0,
-            }),
-            Duration::ZERO,
-            "",
-        );
+        let outcome = |name, passed, counts| Outcome {
+            name,
+            passed,
+            counts,
+            took: Duration::ZERO,
+            output: String::new(),
+        };
+        let counts = Counts {
+            passed: 2,
+            failed: 0,
+            ignored: 0,
+        };
+        totals.settle(outcome("tests", true, Some(counts)));
         assert!(totals.report(Duration::ZERO, &logs).is_ok());
-        totals.settle("formatting", false, None, Duration::ZERO, "");
+        totals.settle(outcome("formatting", false, None));
         assert_eq!(totals.counts.failed, 1);
         assert!(totals.report(Duration::ZERO, &logs).is_err());
     }

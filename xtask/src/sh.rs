@@ -86,6 +86,24 @@ pub fn as_root(program: impl AsRef<OsStr>) -> anyhow::Result<Command> {
     Ok(sudo)
 }
 
+/// The same command, run only while nobody else wants a processor (`SCHED_IDLE`, sched(7)).
+pub fn when_idle(of: &Command) -> Command {
+    let mut idle = Command::new("chrt");
+    idle.args(["--idle", "0"])
+        .arg(of.get_program())
+        .args(of.get_args());
+    for (name, value) in of.get_envs() {
+        match value {
+            Some(value) => idle.env(name, value),
+            None => idle.env_remove(name),
+        };
+    }
+    if let Some(folder) = of.get_current_dir() {
+        idle.current_dir(folder);
+    }
+    idle
+}
+
 /// How a command reads in a message.
 pub fn shown(command: &Command) -> String {
     std::iter::once(command.get_program())
@@ -163,6 +181,19 @@ mod tests {
                 .to_string()
                 .contains("cannot start")
         );
+    }
+
+    #[test]
+    fn an_idle_command_is_the_same_one_and_waits_for_the_others() {
+        let mut command = command("sh");
+        command
+            .args(["-c", "chrt --pid $$; echo $SECMESH_IDLE; pwd"])
+            .env("SECMESH_IDLE", "it goes along")
+            .current_dir("/");
+        let output = output(&mut when_idle(&command)).unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("SCHED_IDLE"), "{said}");
+        assert!(said.ends_with("it goes along\n/\n"), "{said}");
     }
 
     #[test]
