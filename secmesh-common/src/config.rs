@@ -211,12 +211,12 @@ impl Config {
                 self.features |= features::QUICK_LISTS;
             }
         }
-        self.leased = self.asked();
+        self.leased = self.limits_of_leases();
         self
     }
 
     /// [`Config::leased`] as the limits and checks want it.
-    fn asked(&self) -> [Limit; lease::LIMITS] {
+    fn limits_of_leases(&self) -> [Limit; lease::LIMITS] {
         const ALWAYS: Limit = Limit {
             cost_ns: 0,
             burst_ns: u64::MAX,

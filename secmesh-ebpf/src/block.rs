@@ -148,8 +148,10 @@ fn exact(packet: &Packet, config: &Config, counters: &mut Counters) -> Exact {
         return Exact::No;
     };
     let (bytes, now) = (u64::from(packet.wire_len), now_ns(config));
-    if hot::meets(hot, &packet.src, packet.family, bytes, now, config) {
-        if !hot::is_stale(hot, now) || hot::flush(hot, now) {
+    if hot::meets(hot, &packet.src, packet.family, now, config) {
+        hot::count(hot, bytes);
+        hot.last_ns = now;
+        if !hot.is_stale(now) || hot::flush(hot, now) {
             return Exact::Hot;
         }
         return Exact::No;
@@ -180,11 +182,12 @@ fn exact(packet: &Packet, config: &Config, counters: &mut Counters) -> Exact {
     let expires_ns = unsafe { (*entry).expires_ns };
     *hot = HotSource {
         addr: packet.src,
+        lease: 0,
         expires_ns,
-        hits: 0,
-        bytes: 0,
-        flushed_ns: now,
         last_ns: now,
+        bytes: 0,
+        hits: 0,
+        flushed: HotSource::flush_time(now),
         generation,
         family: packet.family as u32,
     };

@@ -1,6 +1,9 @@
 //! Per-CPU counters.
 
-use secmesh_common::counters::{Counter, Counters};
+use secmesh_common::{
+    counters::{Counter, Counters},
+    reason::Reason,
+};
 
 use crate::maps::COUNTERS;
 
@@ -19,4 +22,12 @@ pub fn counters() -> Option<&'static mut Counters> {
 #[inline(always)]
 pub fn bump(counters: &mut Counters, counter: Counter) {
     *counters.get_mut(counter) += 1;
+}
+
+/// Counts a packet of `length` bytes, of which nothing was counted yet, as dropped.
+#[inline(always)]
+pub fn dropped(length: usize, reason: Reason, counters: &mut Counters) {
+    bump(counters, Counter::RxPackets);
+    counters.rx_bytes += length as u64;
+    bump(counters, reason.dropped());
 }

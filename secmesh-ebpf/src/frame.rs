@@ -1,6 +1,6 @@
 //! The frame in front of us, as the shared parser wants it.
 
-use core::arch::asm;
+use core::{arch::asm, hint::assert_unchecked};
 
 use aya_ebpf::{
     EbpfContext as _, bindings::xdp_md, helpers::bpf_xdp_get_buff_len, programs::XdpContext,
@@ -33,6 +33,9 @@ pub fn load_word_at<const A: usize, const B: usize>(from: usize) -> u32 {
             at = const A + B,
             options(readonly, nostack, preserves_flags)
         );
+        // A load of four bytes clears the others (RFC 9669, section 5.1): without this, whoever wants the word in 64 bits
+        // shifts it there and back.
+        assert_unchecked(word <= 0xffff_ffff);
     }
     word as u32
 }
@@ -152,4 +155,17 @@ pub fn payload(ctx: &XdpContext, packet: &mut Packet) -> Result<(), Malformed> {
         return Malformed::from_u8(secmesh_extended(ctx.ctx, packet)).map_or(Ok(()), Err);
     }
     parse_plain_payload(&Frame::new(ctx), packet)
+}
+
+/// Writes below all that the compiler keeps on the stack, first of all.
+///
+/// Since Linux 6.18 the verifier says "verifier bug" and refuses the program where it finds two states alike of which one
+/// has not yet used as much of the stack as the other, and wants to mark a slot there that this one has not got
+/// (`__mark_chain_precision` in kernel/bpf/verifier.c). Whether that happens hangs on where the compiler spills. Once the
+/// deepest slot was written, all states have all slots.
+#[inline(always)]
+pub fn reserve_stack() {
+    // SAFETY: within the 512 bytes that a program has. Should the compiler come to use this slot, then what it wrote
+    // there before this first instruction of the program is the pointer to the packet, and the verifier misses that.
+    unsafe { asm!("*(u64 *)(r10 - 256) = 0", options(nostack, preserves_flags)) };
 }

@@ -1,18 +1,83 @@
 //! Is the source a hot one: blocked by a decision, and dropped a moment ago?
 
+use aya_ebpf::programs::XdpContext;
 use secmesh_common::{
-    config::Config,
-    hot::{FLUSH_NS, HotSource, place},
+    config::{Config, features::QUICK_DROPS},
+    counters::Counters,
+    hot::{HotSource, lease, place},
+    list::native,
     packet::{Family, Words},
+    reason::Reason,
 };
 
 use crate::{
     block::{add_hits, entry_of},
-    clock::now_ns,
+    clock::{lease_key, now_ns},
+    count::dropped,
+    frame::{load_long_at, load_word_at},
+    list::{Source, Source4, Source6},
     maps::HOT,
+    quick::{BARE, BARE4, ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN6},
 };
 
-/// The slot of a source among the hot ones, whoever is in it.
+/// Drops the packet of a plain frame if its source is a hot one. Asked before all else while the packet before was one's:
+/// who floods does so with many packets, and the guard need not be asked about each.
+///
+/// An IPv4 header with options goes the next longer way.
+#[inline(always)]
+pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> bool {
+    let is_dropped = find(ctx, config, counters).is_some();
+    if !is_dropped {
+        counters.lately = 0;
+    }
+    is_dropped
+}
+
+#[inline(always)]
+fn find(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> Option<()> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + ETHERNET + HEADER4 > end {
+        return None;
+    }
+    let length = end - start;
+    let kind = load_word_at::<12, 0>(start);
+    if kind & BARE == BARE4 {
+        let [total @ .., _, _] = load_word_at::<16, 0>(start).to_ne_bytes();
+        // Shorter than its header is longer than any frame.
+        let rest = usize::from(u16::from_be_bytes(total)).wrapping_sub(HEADER4);
+        if rest > length - (ETHERNET + HEADER4) {
+            return None;
+        }
+        let word = load_word_at::<26, 0>(start);
+        return again(Source4 { word }, length, config, counters);
+    }
+    if kind & PLAIN != PLAIN6 || start + ETHERNET + HEADER6 > end {
+        return None;
+    }
+    let [payload @ .., _, _] = load_word_at::<18, 0>(start).to_ne_bytes();
+    if ETHERNET + HEADER6 + usize::from(u16::from_be_bytes(payload)) > length {
+        return None;
+    }
+    let (low, high) = (load_long_at::<22>(start), load_long_at::<30>(start));
+    again(Source6 { low, high }, length, config, counters)
+}
+
+#[inline(always)]
+fn again<S: Source>(
+    source: S,
+    length: usize,
+    config: &Config,
+    counters: &mut Counters,
+) -> Option<()> {
+    let key = lease_key(config);
+    if !is_hot(source, length, config, key) {
+        return None;
+    }
+    dropped(length, Reason::Exact, counters);
+    Some(())
+}
+
+/// The slot of a source, whoever is in it.
 #[inline(always)]
 pub fn slot(src: &Words, family: Family, config: &Config) -> Option<&'static mut HotSource> {
     let hot = HOT.get_ptr_mut(place(src, family, config.table_seed))?;
@@ -21,60 +86,71 @@ pub fn slot(src: &Words, family: Family, config: &Config) -> Option<&'static mut
     Some(unsafe { &mut *hot })
 }
 
-/// Whether a source is in its slot, blocked until later than `now`; then the packet is counted there.
 #[inline(always)]
-pub fn meets(
-    hot: &mut HotSource,
-    src: &Words,
-    family: Family,
-    bytes: u64,
-    now: u64,
-    config: &Config,
-) -> bool {
-    // Of IPv4 the other words are zero.
-    let same = match family {
+fn is_of(hot: &HotSource, src: &Words, family: Family) -> bool {
+    match family {
+        // The other words are zero.
         Family::V4 => hot.addr[0] == src[0],
-        Family::V6 | Family::Other => hot.addr == *src,
-    };
-    let is_there = same
+        Family::V6 | Family::Other => native(&hot.addr) == native(src),
+    }
+}
+
+/// Whether a source is in its slot, blocked until later than `now`.
+#[inline(always)]
+pub fn meets(hot: &HotSource, src: &Words, family: Family, now: u64, config: &Config) -> bool {
+    is_of(hot, src, family)
         && hot.family == family as u32
         && hot.generation == config.hot_generation
-        && hot.expires_ns > now;
-    if is_there {
-        hot.hits += 1;
-        hot.bytes += bytes;
-        hot.last_ns = now;
-    }
-    is_there
+        && hot.expires_ns > now
 }
 
-/// Whether its counts have to go into the entry.
+/// Books a packet.
 #[inline(always)]
-pub fn is_stale(hot: &HotSource, now: u64) -> bool {
-    now.wrapping_sub(hot.flushed_ns) >= FLUSH_NS
+pub fn count(hot: &mut HotSource, bytes: u64) {
+    hot.hits += 1;
+    hot.bytes += bytes;
 }
 
-/// Whether a source is a hot one whose entry need not be asked now; counts the packet then. No other table says more of
-/// it: see `exact` in `block.rs`.
+/// Whether a source is a hot one whose entry need not be asked now, and what it sends may be dropped unasked; counts the
+/// packet then. No other table says more of it: see `exact` in `block.rs`. `key` is from before this is asked.
+///
+/// Another CPU may put another source into the slot between the comparison and the lease. Should that one not be blocked
+/// any more (its block ended while that CPU was looking it up), it is dropped until the tick ends.
 #[inline(always)]
-pub fn is_hot(src: &Words, family: Family, bytes: u64, config: &Config) -> bool {
-    let Some(hot) = slot(src, family, config) else {
+pub fn is_hot<S: Source>(source: S, length: usize, config: &Config, key: u64) -> bool {
+    let src = source.words();
+    let Some(hot) = slot(&src, S::FAMILY, config) else {
         return false;
     };
-    let now = now_ns(config);
-    !is_stale(hot, now) && meets(hot, src, family, bytes, now, config)
+    let lease = lease(key, S::FAMILY);
+    if hot.lease != lease {
+        let now = now_ns(config);
+        if config.features & QUICK_DROPS == 0
+            || hot.is_stale(now)
+            || !meets(hot, &src, S::FAMILY, now, config)
+        {
+            return false;
+        }
+        hot.last_ns = now;
+        hot.lease = lease;
+    } else if !is_of(hot, &src, S::FAMILY) {
+        return false;
+    }
+    count(hot, length as u64);
+    true
 }
 
 /// Adds a hot source's counts to its entry and learns its end anew; `false`, and the slot is free, if there
 /// is no such entry any more.
 #[inline(always)]
 pub fn flush(hot: &mut HotSource, now: u64) -> bool {
-    let (hits, bytes) = (hot.hits, hot.bytes);
+    let (hits, bytes) = (u64::from(hot.hits), hot.bytes);
     hot.hits = 0;
     hot.bytes = 0;
-    hot.flushed_ns = now;
+    hot.flushed = HotSource::flush_time(now);
     let Some(entry) = entry_of(&hot.addr, hot.family) else {
         hot.family = 0;
+        hot.lease = 0;
         return false;
     };
     // SAFETY: as in `crate::block::count_hit`.

@@ -16,14 +16,10 @@ use secmesh_common::{
 use crate::{
     frame::{load_long_at, load_word_at},
     maps::{FLOW, HASH_SEED, SOURCES},
-    quick::{ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN6},
+    quick::{BARE, BARE4, ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN6},
     routine::{ACCOUNTED, NO, TCP, UDP, passed},
 };
 
-/// EtherType, IP version and header length of an IPv4 frame without tags and options, in the word at byte 12.
-const PLAIN4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
-/// The bits that are compared with it.
-const MASK4: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
 /// What says in the second word of an IPv4 header that the packet is a fragment.
 const FRAGMENT: u32 = u32::from_ne_bytes([0x3f, 0xff, 0, 0]);
 
@@ -64,7 +60,7 @@ fn pass(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) ->
         flags: 0,
     };
     let kind = load_word_at::<12, 0>(start);
-    if kind & MASK4 == PLAIN4 {
+    if kind & BARE == BARE4 {
         let [total @ .., _, _] = load_word_at::<16, 0>(start).to_ne_bytes();
         let last = ETHERNET + usize::from(u16::from_be_bytes(total));
         let second = load_word_at::<20, 0>(start);

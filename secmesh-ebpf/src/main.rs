@@ -53,7 +53,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use secmesh_common::{
     config::Config,
-    counters::{Counter, Counters, LATELY_LEASED},
+    counters::{Counter, Counters, LATELY_HOT, LATELY_LEASED},
     packet::{Bytes as _, Family, Malformed, Packet, parse_addresses},
     reason::Reason,
 };
@@ -68,12 +68,16 @@ use crate::{block::Verdict, count::bump, frame::Frame};
     reason = "the xdp attribute's wrapper hands the context over"
 )]
 pub fn secmesh(ctx: XdpContext) -> u32 {
+    frame::reserve_stack();
     let Some(counters) = count::counters() else {
         return XDP_PASS;
     };
     let Some(config) = maps::CONFIG.get(0) else {
         return XDP_PASS;
     };
+    if counters.lately == LATELY_HOT && hot::look(&ctx, config, counters) {
+        return XDP_DROP;
+    }
     // From before the tables are asked: what is written meanwhile ends the lease that this packet may bring.
     let key = clock::lease_key(config);
     let mut seen = 0;
@@ -82,7 +86,7 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
         known = lease::look(&ctx, config, counters, key);
     }
     if known == routine::NO {
-        seen = quick::look(&ctx, config, counters);
+        seen = quick::look(&ctx, config, counters, key);
         if seen == quick::DROPPED {
             return XDP_DROP;
         }

@@ -6,18 +6,15 @@
 
 use aya_ebpf::programs::XdpContext;
 use secmesh_common::{
-    config::{
-        Config,
-        features::{QUICK_DROPS, QUICK_LISTS},
-    },
-    counters::{Counter, Counters, LATELY_HOT, LISTED_FLOOD, LISTED_LESS, LISTED_MOST},
+    config::{Config, features::QUICK_LISTS},
+    counters::{Counters, LATELY_HOT, LISTED_FLOOD, LISTED_LESS, LISTED_MOST},
     list::{EXPIRY_SHIFT, GUARD_DECISION, GUARD_HOST, GUARD_RANGE},
     reason::Reason,
 };
 
 use crate::{
     clock::now_ns,
-    count::bump,
+    count::dropped,
     frame::{load_long_at, load_word_at},
     hot,
     list::{Glance, Source, Source4, Source6, half_of, weight},
@@ -42,6 +39,10 @@ pub const HEADER6: usize = 40;
 /// EtherType and IP version of a frame without tags, in the word at byte 12.
 pub const PLAIN: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
 const PLAIN4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x40, 0]);
+/// The same and the length of an IPv4 header.
+pub const BARE: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+/// What that is of IPv4 without options.
+pub const BARE4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
 /// What that is of IPv6.
 pub const PLAIN6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
 
@@ -49,7 +50,7 @@ pub const PLAIN6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
 /// [`DROPPED`].
 /// Else what is known of the source's neighbourhood without those tables that do not name it, or [`UNSEEN`].
 #[inline(always)]
-pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> u64 {
+pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters, key: u64) -> u64 {
     let (start, end) = (ctx.data(), ctx.data_end());
     if start + ETHERNET + HEADER4 > end {
         return UNSEEN;
@@ -66,7 +67,7 @@ pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> u64 {
             return UNSEEN;
         }
         let word = load_word_at::<26, 0>(start);
-        return find(Source4 { word }, length, config, counters);
+        return find(Source4 { word }, length, config, counters, key);
     }
     if kind & PLAIN == PLAIN6 {
         if start + ETHERNET + HEADER6 > end {
@@ -80,28 +81,28 @@ pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> u64 {
             low: load_long_at::<22>(start),
             high: load_long_at::<30>(start),
         };
-        return find(source, length, config, counters);
+        return find(source, length, config, counters, key);
     }
     UNSEEN
 }
 
 #[inline(always)]
-fn find<S: Source>(source: S, length: usize, config: &Config, counters: &mut Counters) -> u64 {
-    // Who floods does so with many packets: the guard need not be asked about each.
-    if counters.lately == LATELY_HOT {
-        if config.features & QUICK_DROPS != 0 && is_hot(source, length, config) {
-            return dropped(length, Reason::Exact, counters);
-        }
-        counters.lately = 0;
-    }
+fn find<S: Source>(
+    source: S,
+    length: usize,
+    config: &Config,
+    counters: &mut Counters,
+    key: u64,
+) -> u64 {
     let lately = counters.listed_lately;
     let flood = lately >= LISTED_FLOOD;
-    let found = seek(source, length, flood, config, counters);
+    let found = seek(source, length, flood, config, counters, key);
     if found == LISTED {
         if lately < LISTED_MOST {
             counters.listed_lately = lately + 1;
         }
-        return dropped(length, Reason::List, counters);
+        dropped(length, Reason::List, counters);
+        return DROPPED;
     }
     if lately != 0 {
         counters.listed_lately = lately.saturating_sub(LISTED_LESS);
@@ -124,8 +125,8 @@ fn seek<S: Source>(
     flood: bool,
     config: &Config,
     counters: &mut Counters,
+    key: u64,
 ) -> u64 {
-    let drops = config.features & QUICK_DROPS != 0;
     // The controller takes allowed addresses out of lists before it writes them.
     let lists = config.features & QUICK_LISTS != 0 && weight(flood, counters) == 0;
     let ahead = lists && flood;
@@ -134,9 +135,10 @@ fn seek<S: Source>(
     } else {
         source.guard(config)
     };
-    if guard & GUARD_DECISION != 0 && drops && is_hot(source, length, config) {
+    if guard & GUARD_DECISION != 0 && hot::is_hot(source, length, config, key) {
         counters.lately = LATELY_HOT;
-        return dropped(length, Reason::Exact, counters);
+        dropped(length, Reason::Exact, counters);
+        return DROPPED;
     }
     if guard == 0 || guard & GUARD_DECISION != 0 || !lists {
         return guard;
@@ -172,17 +174,4 @@ fn seek<S: Source>(
         guard &= !GUARD_RANGE;
     }
     guard
-}
-
-#[inline(always)]
-fn is_hot<S: Source>(source: S, length: usize, config: &Config) -> bool {
-    hot::is_hot(&source.words(), S::FAMILY, length as u64, config)
-}
-
-#[inline(always)]
-fn dropped(length: usize, reason: Reason, counters: &mut Counters) -> u64 {
-    bump(counters, Counter::RxPackets);
-    counters.rx_bytes += length as u64;
-    bump(counters, reason.dropped());
-    DROPPED
 }

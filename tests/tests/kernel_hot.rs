@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::unistd::Pid;
 use secmesh::addr::Prefix;
 use secmesh_common::{
     block::origin,
@@ -19,13 +20,19 @@ use secmesh_common::{
 };
 use secmesh_tests::{
     chaos::mono_ns,
-    kernel::{Kernel, LONG_NS, options, shown},
+    frames::patched,
+    kernel::{Kernel, LONG_NS, difference, options, shown},
     lists::frame,
+    livegen::{PLAYED, Play},
+    netns::pin,
     random::{Random, seed},
 };
 
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The longest timer tick of a kernel, ns.
+const TICK_NS: u64 = 10_000_000;
 
 /// Where a source's hot slot is.
 fn slot(kernel: &Kernel, source: IpAddr) -> u32 {
@@ -166,6 +173,7 @@ fn a_hot_source_is_free_when_its_block_ends_and_not_early() -> Result<()> {
         let mut dropped = 0;
         let started = Instant::now();
         loop {
+            let before_ns = mono_ns()?;
             let moved = kernel.run_many(&frame, 1)?;
             let after_ns = mono_ns()?;
             if moved.pass == 1 {
@@ -173,6 +181,13 @@ fn a_hot_source_is_free_when_its_block_ends_and_not_early() -> Result<()> {
                 break;
             }
             dropped += moved.drop_exact;
+            let entry = kernel.blocks.get(&Prefix::host(source));
+            let last_ns = entry.context("blocked")?.last_hit_ns;
+            // Their clock is one of timer ticks.
+            ensure!(
+                last_ns + 2 * TICK_NS > before_ns && last_ns < after_ns + 2 * TICK_NS,
+                "last hit at {last_ns}, sent at {before_ns}"
+            );
             ensure!(started.elapsed() < PATIENCE, "still dropped");
         }
         let hits = counted(&kernel, source)?.0;
@@ -255,5 +270,108 @@ fn sources_that_share_a_slot_are_all_counted_to_the_packet() -> Result<()> {
         "{} sources in one slot, seed {seed}: {wanted:?}",
         sources.len()
     );
+    Ok(())
+}
+
+/// An IPv6 address and the IPv4 one that begins like it and has the same slot.
+fn alike(kernel: &Kernel, random: &mut Random) -> Result<[IpAddr; 2]> {
+    let short: IpAddr = Ipv4Addr::new(0xfd, 1, 2, 3).into();
+    let place = slot(kernel, short);
+    for _ in 0..1_000_000 {
+        let long: IpAddr = Ipv6Addr::from((0xfd01_0203 << 96) | u128::from(random.bits())).into();
+        if slot(kernel, long) == place {
+            return Ok([long, short]);
+        }
+    }
+    anyhow::bail!("no address that begins with {short} has its slot")
+}
+
+/// What comes in one timer tick: a test run takes far less than one, and two never meet in one.
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn the_lease_of_a_slot_is_nobody_elses() -> Result<()> {
+    let seed = seed()?;
+    let mut random = Random(seed);
+    // What is known of the latest packets is one processor's.
+    pin(Pid::from_raw(0), 0)?;
+    let mut kernel = Kernel::load(&options())?;
+    let program = kernel.dataplane.program()?.fd()?.try_clone()?;
+    let sharing = colliding(&kernel, &mut random)?;
+    let of = |ipv4: bool, nth: usize| {
+        let mut all = sharing.iter().filter(|a| a.is_ipv4() == ipv4);
+        all.nth(nth).copied().context("two of each family")
+    };
+    let [long, short] = alike(&kernel, &mut random)?;
+    let pairs = [
+        [of(true, 0)?, of(true, 1)?],
+        [of(false, 0)?, of(false, 1)?],
+        [of(true, 0)?, of(false, 1)?],
+        [of(false, 0)?, of(true, 1)?],
+        [long, short],
+    ];
+    for [blocked, other] in pairs {
+        block(&mut kernel, blocked, mono_ns()? + LONG_NS)?;
+        kernel.run_many(&frame(blocked), 5)?;
+        let mut frames = vec![frame(blocked); 9];
+        frames.push(frame(other));
+        let before = (kernel.counters()?, counted(&kernel, blocked)?);
+        Play::load(&program, &frames)?.run(1000)?;
+        let moved = difference(&kernel.counters()?, &before.0);
+        let hits = counted(&kernel, blocked)?;
+        let wanted = (before.1.0 + 900, before.1.1 + 900 * PLAYED as u64);
+        ensure!(
+            (moved.drop_exact, moved.pass) == (900, 100) && hits == wanted,
+            "SECMESH_SEED={seed}: {blocked} blocked, {other} not: {}, {hits:?} not {wanted:?}",
+            shown(&moved)
+        );
+        kernel.blocks.remove(&Prefix::host(blocked))?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn what_cannot_be_parsed_is_malformed_also_between_packets_that_are_dropped_unasked() -> Result<()>
+{
+    pin(Pid::from_raw(0), 0)?;
+    for source in sources() {
+        let mut kernel = hot(source)?;
+        let program = kernel.dataplane.program()?.fd()?.try_clone()?;
+        let good = frame(source);
+        let length = |value: u16| {
+            let at = if source.is_ipv4() { 14 + 2 } else { 14 + 4 };
+            patched(good.clone(), at, &value.to_be_bytes())
+        };
+        let longest = u16::try_from(PLAYED - if source.is_ipv4() { 14 } else { 54 })?;
+        let mut others = vec![
+            ("as long as it can be", length(longest), true),
+            ("longer than its frame", length(longest + 1), false),
+            ("far longer", length(u16::MAX), false),
+        ];
+        if source.is_ipv4() {
+            let bare = |at, byte| patched(good.clone(), at, &[byte]);
+            others.extend([
+                ("no longer than its header", length(20), true),
+                ("shorter than its header", length(19), false),
+                ("of no length", length(0), false),
+                ("with options", bare(14, 0x46), true),
+                ("with a header too short", bare(14, 0x44), false),
+                ("of another version", bare(14, 0x55), false),
+            ]);
+        }
+        for (name, other, blocked) in others {
+            let mut frames = vec![good.clone(); 9];
+            frames.push(other);
+            let before = kernel.counters()?;
+            Play::load(&program, &frames)?.run(1000)?;
+            let moved = difference(&kernel.counters()?, &before);
+            let wanted = if blocked { (1000, 0) } else { (900, 100) };
+            ensure!(
+                (moved.drop_exact, moved.drop_malformed) == wanted,
+                "{source}, {name}: {}",
+                shown(&moved)
+            );
+        }
+    }
     Ok(())
 }

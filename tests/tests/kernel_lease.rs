@@ -2,6 +2,7 @@
 //! same is recorded as on the long way.
 
 use std::{
+    net::Ipv4Addr,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -15,12 +16,13 @@ use secmesh::{
     dataplane::{Compiled, FlowOptions, LoadOptions, Protection},
 };
 use secmesh_common::{
+    account::place_of,
     block::origin,
     config::features,
     counters::Counters,
     flow::{FINE_GAPS, FlowSlot, Way},
     limit::{Limit, SourceLimit},
-    packet::{PROTO_TCP, PROTO_UDP},
+    packet::{Family, PROTO_TCP, PROTO_UDP},
     reason::Reason,
 };
 use secmesh_tests::{
@@ -74,25 +76,48 @@ fn block(kernel: &mut Kernel, ipv6: bool, said: Said) -> Result<()> {
     Ok(())
 }
 
-fn unblock(kernel: &mut Kernel, ipv6: bool) -> Result<()> {
-    let source = if ipv6 {
+/// What ends a block.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    /// Whatever says that the source is blocked does so no more.
+    Removed,
+    /// The allowlist names it.
+    Allowed,
+}
+
+fn unblock(kernel: &mut Kernel, ipv6: bool, ended: Ended) -> Result<()> {
+    let source: Prefix = if ipv6 {
         "2001:db8:1::1"
     } else {
         "198.51.100.1"
-    };
-    kernel.blocks.remove(&source.parse()?)?;
-    replace(&mut kernel.lists, &Compiled::default())?;
+    }
+    .parse()?;
+    match ended {
+        Ended::Removed => {
+            kernel.blocks.remove(&source)?;
+            replace(&mut kernel.lists, &Compiled::default())?;
+        }
+        Ended::Allowed => kernel.allows.replace(&[source])?,
+    }
     Ok(())
 }
 
-/// Blocks the source of `frame` while that is played on another processor, again and again; what still passed once it was
-/// blocked.
+/// What a change came too late for: packets that passed though their source was blocked already, and packets that were
+/// dropped though it was free.
+#[derive(Debug, Default)]
+struct Late {
+    passed: Vec<u64>,
+    dropped: Vec<u64>,
+}
+
+/// Blocks the source of `frame` while that is played on another processor and ends the block, again and again.
 fn block_while_it_sends(
     kernel: &mut Kernel,
     ipv6: bool,
     frame: &[u8],
     said: Said,
-) -> Result<Vec<u64>> {
+    ended: Ended,
+) -> Result<Late> {
     let program = kernel.dataplane.program()?.fd()?.try_clone()?;
     let sending = AtomicBool::new(true);
     std::thread::scope(|scope| {
@@ -104,18 +129,24 @@ fn block_while_it_sends(
             }
             Ok(())
         });
-        let mut blocked = || -> Result<Vec<u64>> {
+        let mut blocked = || -> Result<Late> {
             pin(Pid::from_raw(0), 1)?;
-            let mut late = Vec::new();
+            let mut late = Late::default();
             for _ in 0..5 {
-                let passed = |kernel: &Kernel| anyhow::Ok(kernel.counters()?.pass);
-                let before = passed(kernel)?;
-                wait(|| Ok(passed(kernel)? > before + 10_000))?;
+                let before = passed(&kernel.counters()?);
+                wait(|| Ok(passed(&kernel.counters()?) > before + 10_000))?;
                 block(kernel, ipv6, said)?;
                 let then = kernel.counters()?;
                 wait(|| Ok(dropped(&kernel.counters()?) > dropped(&then) + 10_000))?;
-                late.push(passed(kernel)? - then.pass);
-                unblock(kernel, ipv6)?;
+                late.passed
+                    .push(passed(&kernel.counters()?) - passed(&then));
+                unblock(kernel, ipv6, ended)?;
+                let then = kernel.counters()?;
+                wait(|| Ok(passed(&kernel.counters()?) > passed(&then) + 10_000))?;
+                late.dropped
+                    .push(dropped(&kernel.counters()?) - dropped(&then));
+                unblock(kernel, ipv6, Ended::Removed)?;
+                kernel.allows.replace(&[])?;
             }
             Ok(late)
         };
@@ -132,6 +163,10 @@ fn dropped(counters: &Counters) -> u64 {
     counters.drop_exact + counters.drop_list
 }
 
+fn passed(counters: &Counters) -> u64 {
+    counters.pass + counters.pass_allowlist
+}
+
 fn wait(mut until: impl FnMut() -> Result<bool>) -> Result<()> {
     let begun = Instant::now();
     while !until()? {
@@ -142,7 +177,8 @@ fn wait(mut until: impl FnMut() -> Result<bool>) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: cargo xtask test runs it"]
-fn who_is_blocked_in_the_middle_of_a_transfer_is_out_with_the_next_packet() -> Result<()> {
+fn who_is_blocked_in_the_middle_of_a_transfer_is_out_with_the_next_packet_and_in_again_so()
+-> Result<()> {
     let mut kernel = kernel(&options())?;
     for ipv6 in [false, true] {
         for sent in [ACK, Sent::Udp(443)] {
@@ -150,12 +186,20 @@ fn who_is_blocked_in_the_middle_of_a_transfer_is_out_with_the_next_packet() -> R
             kernel.run_many(&frame, MANY)?;
             let known = slot(&mut kernel, &frame)?;
             ensure!(known.lease_tcp | known.lease_udp != 0, "{known:?}");
-            for said in [Said::Decision, Said::Host, Said::Range] {
-                let late = block_while_it_sends(&mut kernel, ipv6, &frame, said)?;
+            for (said, ended) in [
+                (Said::Decision, Ended::Removed),
+                (Said::Decision, Ended::Allowed),
+                (Said::Host, Ended::Removed),
+                (Said::Range, Ended::Removed),
+            ] {
+                let late = block_while_it_sends(&mut kernel, ipv6, &frame, said, ended)?;
                 // The one that was asked about when it was written.
                 ensure!(
-                    late.iter().all(|packets| *packets <= 2),
-                    "{ipv6}, {sent:?}, {said:?}: {late:?} packets passed"
+                    late.passed
+                        .iter()
+                        .chain(&late.dropped)
+                        .all(|packets| *packets <= 2),
+                    "{ipv6}, {sent:?}, {said:?}, {ended:?}: {late:?}"
                 );
             }
         }
@@ -358,6 +402,49 @@ fn what_else_comes_between_packets_with_leases_is_judged_as_on_the_long_way() ->
                 shown(long)
             );
         }
+    }
+    Ok(())
+}
+
+/// Two sources that are accounted in the same slot first: a free address, and one that is to be blocked.
+fn sharing() -> Result<[Ipv4Addr; 2]> {
+    let seed = options().seed;
+    let first = |addr: Ipv4Addr| {
+        let words = [u32::from_ne_bytes(addr.octets()), 0, 0, 0];
+        place_of(&words, Family::V4, seed).first
+    };
+    let free = Ipv4Addr::new(198, 51, 100, 1);
+    let place = first(free);
+    (0x0a00_0001..0x0b00_0000)
+        .map(Ipv4Addr::from_bits)
+        .find(|addr| first(*addr) == place)
+        .map(|blocked| [free, blocked])
+        .context("none of sixteen million addresses shares its slot")
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn the_lease_of_a_source_is_not_that_of_another_with_the_same_slot() -> Result<()> {
+    let [free, blocked] = sharing()?;
+    let mut kernel = kernel(&options())?;
+    let end_ns = mono_ns()? + LONG_NS;
+    kernel
+        .blocks
+        .put(&Prefix::host(blocked.into()), end_ns, 1, origin::OPERATOR)?;
+    let program = kernel.dataplane.program()?.fd()?.try_clone()?;
+    for sent in [ACK, Sent::Udp(443)] {
+        let from = |source: Ipv4Addr| patched(frame(false, false, sent), 14 + 12, &source.octets());
+        kernel.run_many(&from(free), MANY)?;
+        let mut frames = vec![from(free); 9];
+        frames.push(from(blocked));
+        let before = kernel.counters()?;
+        Play::load(&program, &frames)?.run(1000)?;
+        let moved = difference(&kernel.counters()?, &before);
+        ensure!(
+            (moved.pass, moved.drop_exact) == (900, 100),
+            "{sent:?}: {free} free, {blocked} blocked: {}",
+            shown(&moved)
+        );
     }
     Ok(())
 }

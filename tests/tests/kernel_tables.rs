@@ -273,7 +273,7 @@ fn forged(kernel: &mut Kernel, source: [u8; 4]) -> Result<(u32, HotSource)> {
     let slot = HotSource {
         addr,
         expires_ns: now_ns + LONG_NS,
-        flushed_ns: now_ns,
+        flushed: HotSource::flush_time(now_ns),
         last_ns: now_ns,
         generation: config.hot_generation,
         family: Family::V4 as u32,

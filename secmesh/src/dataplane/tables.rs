@@ -297,7 +297,7 @@ impl BlockTable {
         let hot = self.hot_source(prefix);
         let mut entry = self.entry(prefix)?;
         if let Some((_, hot)) = hot {
-            entry.hits = entry.hits.saturating_add(hot.hits);
+            entry.hits = entry.hits.saturating_add(hot.hits.into());
             entry.bytes = entry.bytes.saturating_add(hot.bytes);
             entry.last_hit_ns = entry.last_hit_ns.max(hot.last_ns);
         }
