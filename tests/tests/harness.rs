@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use xtask::lab::generators::{Attack, Generators, Kind, Target};
 use xtask::lab::net::{self, ATTACKER_PORT, Family, INTERFACE, Network};
-use xtask::lab::pinned::{Block, BlockMap};
+use xtask::lab::pinned::{Block, BlockMap, Field};
 use xtask::lab::state::{self, LabState, ProcessRef};
 use xtask::lab::tap::Tap;
 use xtask::lab::{Lab, Options, echo, ns};
@@ -220,7 +220,8 @@ fn a_pinned_map_is_read_as_bpftool_wrote_it() -> Result<()> {
             .chain(update.split(' '))
             .collect();
         bpftool(&words)?;
-        let map = BlockMap::with_layout(&pin, 16, 0, 8)?;
+        let at = |at| Field { at, size: 8 };
+        let map = BlockMap::with_layout(&pin, 16, at(0), at(8))?;
         let no_names = BlockMap::open(&pin).err().map(|error| format!("{error:#}"));
         Ok::<_, anyhow::Error>((
             map.get("10.77.0.200".parse()?)?,

@@ -40,24 +40,38 @@ pub struct Block {
 pub struct BlockMap {
     map: OwnedFd,
     value_size: usize,
-    hits_at: usize,
-    first_hit_at: usize,
-    /// The map of sources that are being dropped now, with counts that the block map has not got yet.
-    hot: Option<OwnedFd>,
+    hits: Field,
+    first_hit_ns: Field,
+    /// Sources that are being dropped now, with counts that the block map has not got yet.
+    hot: Option<HotMap>,
 }
 
-/// Slots of the map of hot sources, their size, and where in them the address, its family and the packets
-/// are (`HotSource` in secmesh-common/src/hot.rs).
-const HOT_SLOTS: u32 = 1 << 12;
-const HOT_SIZE: usize = 64;
-const HOT_HITS_AT: usize = 24;
-const HOT_FAMILY_AT: usize = 60;
+/// The pinned map of hot sources, an array of slots.
+#[derive(Debug)]
+struct HotMap {
+    map: OwnedFd,
+    slots: u32,
+    slot_size: usize,
+    addr: Field,
+    family: Field,
+    hits: Field,
+}
+
+/// Where an integer is in a map's value, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    /// From the value's beginning.
+    pub at: usize,
+    /// How many bytes it has.
+    pub size: usize,
+}
 
 #[derive(Debug, Deserialize)]
 struct MapInfo {
     #[serde(rename = "type")]
     kind: String,
     bytes_value: usize,
+    max_entries: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -68,6 +82,9 @@ struct Btf {
 #[derive(Debug, Deserialize)]
 struct BtfType {
     kind: String,
+    /// Bytes.
+    #[serde(default)]
+    size: usize,
     #[serde(default)]
     members: Vec<BtfMember>,
 }
@@ -77,6 +94,84 @@ struct BtfMember {
     name: String,
     #[serde(default)]
     bits_offset: usize,
+}
+
+impl Btf {
+    /// The field of this name in the structure that is the value of the map at `path`.
+    ///
+    /// Nothing is said of the types of fields; but values are shared without padding, so each field ends where the next
+    /// one begins.
+    fn field(&self, name: &str, path: &Path) -> anyhow::Result<Field> {
+        self.types
+            .iter()
+            .filter(|of| of.kind == "STRUCT")
+            .find_map(|of| {
+                let begins = |member: &BtfMember| member.bits_offset / 8;
+                let mut members = of.members.iter();
+                let at = begins(members.find(|member| member.name == name)?);
+                let end = members.next().map_or(of.size, begins);
+                Some(Field {
+                    at,
+                    size: end.saturating_sub(at),
+                })
+            })
+            .with_context(|| format!("the values of {} have no field `{name}`", path.display()))
+    }
+}
+
+/// What the kernel knows of a map, which has to be of this type.
+fn info(path: &Path, kind: &str) -> anyhow::Result<MapInfo> {
+    let info: MapInfo = bpftool_json(&["map", "show", "pinned"], path, &[])?;
+    if info.kind != kind {
+        bail!(
+            "{} is a map of type {}, not a {kind}",
+            path.display(),
+            info.kind
+        );
+    }
+    Ok(info)
+}
+
+fn type_information(path: &Path) -> anyhow::Result<Btf> {
+    bpftool_json(&["btf", "dump", "map", "pinned"], path, &["value"])
+}
+
+impl HotMap {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let MapInfo {
+            bytes_value,
+            max_entries,
+            ..
+        } = info(path, "array")?;
+        let btf = type_information(path)?;
+        Ok(Self {
+            map: open_pinned(path)?,
+            slots: max_entries,
+            slot_size: bytes_value,
+            addr: btf.field("addr", path)?,
+            family: btf.field("family", path)?,
+            hits: btf.field("hits", path)?,
+        })
+    }
+
+    /// Packets of `address` that its block does not know of yet.
+    fn pending(&self, address: IpAddr) -> anyhow::Result<u64> {
+        let (mut wanted, family) = match address {
+            IpAddr::V4(address) => (address.octets().to_vec(), 4),
+            IpAddr::V6(address) => (address.octets().to_vec(), 6),
+        };
+        wanted.resize(self.addr.size, 0);
+        for slot in 0..self.slots {
+            let Some(value) = look_up(&self.map, &slot.to_ne_bytes(), self.slot_size)? else {
+                continue;
+            };
+            if bytes_at(&value, self.addr)? == wanted && integer_at(&value, self.family)? == family
+            {
+                return integer_at(&value, self.hits);
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// The layout of `BPF_OBJ_GET`'s argument.
@@ -103,79 +198,34 @@ impl BlockMap {
     /// # Errors
     /// When there is no such map, it is no hash, or it carries no BTF with the fields of a block.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let info: MapInfo = bpftool_json(&["map", "show", "pinned"], path, &[])?;
-        if info.kind != "hash" {
-            bail!(
-                "{} is a map of type {}, not a hash",
-                path.display(),
-                info.kind
-            );
-        }
-        let btf: Btf = bpftool_json(&["btf", "dump", "map", "pinned"], path, &["value"])?;
-        let offset = |field: &str| -> Option<usize> {
-            let holder = btf
-                .types
-                .iter()
-                .find(|t| t.kind == "STRUCT" && t.members.iter().any(|m| m.name == field))?;
-            holder
-                .members
-                .iter()
-                .find(|m| m.name == field)
-                .map(|m| m.bits_offset / 8)
-        };
-        let hits_at = offset("hits")
-            .with_context(|| format!("the values of {} have no field `hits`", path.display()))?;
-        let first_hit_at = offset("first_hit_ns").with_context(|| {
-            format!(
-                "the values of {} have no field `first_hit_ns`",
-                path.display()
-            )
-        })?;
-
-        Self::with_layout(path, info.bytes_value, hits_at, first_hit_at)
+        let value_size = info(path, "hash")?.bytes_value;
+        let btf = type_information(path)?;
+        Self::with_layout(
+            path,
+            value_size,
+            btf.field("hits", path)?,
+            btf.field("first_hit_ns", path)?,
+        )
     }
 
-    /// Opens a pinned map of which the layout is known: the value's size and the offsets of `hits` and
-    /// `first_hit_ns` in it, in bytes.
+    /// Opens a pinned map of which the layout is known: the value's size, bytes, and where the fields are in it.
     ///
     /// # Errors
     /// When there is no such map, or we are not root.
     pub fn with_layout(
         path: &Path,
         value_size: usize,
-        hits_at: usize,
-        first_hit_at: usize,
+        hits: Field,
+        first_hit_ns: Field,
     ) -> anyhow::Result<Self> {
         let hot = path.with_file_name("HOT");
         Ok(Self {
             map: open_pinned(path)?,
             value_size,
-            hits_at,
-            first_hit_at,
-            hot: hot.exists().then(|| open_pinned(&hot)).transpose()?,
+            hits,
+            first_hit_ns,
+            hot: hot.exists().then(|| HotMap::open(&hot)).transpose()?,
         })
-    }
-
-    /// Packets of `address` that were dropped and are not in its block yet: up to the last tenth of a second
-    /// of a flood.
-    fn pending(&self, address: IpAddr) -> anyhow::Result<u64> {
-        let Some(hot) = &self.hot else {
-            return Ok(0);
-        };
-        let (mut wanted, family) = match address {
-            IpAddr::V4(address) => (address.octets().to_vec(), 4),
-            IpAddr::V6(address) => (address.octets().to_vec(), 6),
-        };
-        wanted.resize(16, 0);
-        for slot in 0..HOT_SLOTS {
-            let Some(value) = look_up(hot, &slot.to_ne_bytes(), HOT_SIZE)? else {
-                continue;
-            };
-            if value.starts_with(&wanted) && value.get(HOT_FAMILY_AT) == Some(&family) {
-                return u64_at(&value, HOT_HITS_AT);
-            }
-        }
-        Ok(0)
     }
 
     /// The block of `address`, if there is one.
@@ -190,11 +240,15 @@ impl BlockMap {
         let Some(value) = look_up(&self.map, &key, self.value_size)? else {
             return Ok(None);
         };
-        let hits = u64_at(&value, self.hits_at)?;
-        let pending = if hits > 0 { self.pending(address)? } else { 0 };
+        let hits = integer_at(&value, self.hits)?;
+        // A source becomes a hot one with the first packet that its block counts.
+        let pending = match &self.hot {
+            Some(hot) if hits > 0 => hot.pending(address)?,
+            _ => 0,
+        };
         Ok(Some(Block {
             hits: hits + pending,
-            first_hit_ns: u64_at(&value, self.first_hit_at)?,
+            first_hit_ns: integer_at(&value, self.first_hit_ns)?,
         }))
     }
 }
@@ -249,13 +303,22 @@ fn look_up(map: &OwnedFd, key: &[u8], value_size: usize) -> anyhow::Result<Optio
     }
 }
 
-fn u64_at(bytes: &[u8], offset: usize) -> anyhow::Result<u64> {
-    let field = bytes
-        .get(offset..offset + 8)
-        .context("a field lies outside the value")?;
-    Ok(u64::from_ne_bytes(
-        field.try_into().context("a field of eight bytes")?,
-    ))
+fn bytes_at(value: &[u8], field: Field) -> anyhow::Result<&[u8]> {
+    value
+        .get(field.at..field.at + field.size)
+        .context("a field lies outside the value")
+}
+
+/// An unsigned integer of four or eight bytes.
+fn integer_at(value: &[u8], field: Field) -> anyhow::Result<u64> {
+    let bytes = bytes_at(value, field)?;
+    if let Ok(bytes) = bytes.try_into() {
+        return Ok(u64::from_ne_bytes(bytes));
+    }
+    let bytes = bytes
+        .try_into()
+        .with_context(|| format!("an integer of {} bytes", field.size))?;
+    Ok(u32::from_ne_bytes(bytes).into())
 }
 
 /// An entry as `bpftool -j map dump` prints it.
@@ -322,8 +385,26 @@ mod tests {
     }
 
     #[test]
-    fn a_field_outside_the_value_is_an_error() {
-        assert_eq!(u64_at(&[1, 0, 0, 0, 0, 0, 0, 0, 9], 0).unwrap(), 1);
-        assert!(u64_at(&[0; 8], 1).is_err());
+    fn integers_are_read_as_wide_as_they_are_and_nothing_outside_the_value() {
+        let value = [1, 0, 0, 0, 2, 0, 0, 0, 9];
+        let read = |at, size| integer_at(&value, Field { at, size });
+        assert_eq!(read(0, 8).unwrap(), 1 | 2 << 32);
+        assert_eq!(read(4, 4).unwrap(), 2);
+        assert!(read(0, 2).is_err());
+        assert!(read(6, 4).is_err());
+    }
+
+    #[test]
+    fn fields_are_where_the_type_information_says() {
+        let text = r#"{"types":[{"id":124,"kind":"STRUCT","name":"Hot","size":24,"members":[
+            {"name":"addr","type_id":105,"bits_offset":0},
+            {"name":"hits","type_id":7,"bits_offset":128},
+            {"name":"family","type_id":7,"bits_offset":160}]}]}"#;
+        let btf: Btf = serde_json::from_str(text).unwrap();
+        let field = |name| btf.field(name, Path::new("HOT"));
+        assert_eq!(field("addr").unwrap(), Field { at: 0, size: 16 });
+        assert_eq!(field("hits").unwrap(), Field { at: 16, size: 4 });
+        assert_eq!(field("family").unwrap(), Field { at: 20, size: 4 });
+        assert!(field("bytes").is_err());
     }
 }
