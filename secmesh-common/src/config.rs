@@ -88,8 +88,7 @@ pub struct Config {
     pub capture: u64,
     /// Bits of [`features`].
     pub features: u32,
-    /// Another value empties every [`crate::list::HotSource`]. Changes when an entry is taken out of a block
-    /// map and when the allowlist changes.
+    /// Another value empties every [`crate::hot::HotSource`]. Changes when the allowlist does.
     pub hot_generation: u32,
     /// Changes when the allowlist does.
     pub allow_generation: u32,

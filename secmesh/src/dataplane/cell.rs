@@ -13,9 +13,18 @@ struct Inner {
 }
 
 impl Inner {
-    /// Writes the entry, with another epoch.
+    /// Writes the entry, and another epoch once all else is there: an entry is copied in no particular order, and who saw
+    /// the new epoch beside an old field would judge by that for a whole tick.
     fn put(&mut self, mut wanted: KernelConfig) -> Result<(), DataplaneError> {
+        wanted.epoch = self.current.epoch;
+        if wanted != self.current {
+            self.write(wanted)?;
+        }
         wanted.epoch = wanted.epoch.wrapping_add(EPOCH);
+        self.write(wanted)
+    }
+
+    fn write(&mut self, wanted: KernelConfig) -> Result<(), DataplaneError> {
         self.map.set(0, wanted, 0).map_err(DataplaneError::Map)?;
         self.current = wanted;
         Ok(())
