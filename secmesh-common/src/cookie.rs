@@ -124,13 +124,27 @@ impl Listener {
     }
 }
 
-/// Tag of a destination: never 0. Its entry is at the tag's low bits or beside.
+/// Tag of a destination: never 0. Its entry is at the tag's low bits or beside. `link` is the interface's index, and
+/// whether the frame had VLAN tags: what is answered in the one need not be answered in the other.
 #[inline(always)]
-pub fn listener_tag(dst: &Words, family: Family, port: u16, ifindex: u32, seed: u64) -> u64 {
+pub fn listener_tag(
+    dst: &Words,
+    family: Family,
+    port: u16,
+    (ifindex, tagged): (u32, bool),
+    seed: u64,
+) -> u64 {
+    let port = u32::from(port) | u32::from(tagged) << 16;
     // Hashed in turn and not only added, so that no address makes up for a port.
-    let place = hash_address(&[u32::from(port), ifindex, 0, 0], Family::V4, seed);
+    let place = hash_address(&[port, ifindex, 0, 0], Family::V4, seed);
     hash_address(dst, family, place) | (1 << 63)
 }
+
+/// What the address map says of an address of this host.
+pub const OWN: u32 = 1;
+/// The same, of an address that only VLANs have. What comes to it without a tag had one that the network card took out,
+/// and an answer would go out without it.
+pub const OWN_OF_VLAN: u32 = 2;
 
 /// The address map's key for an address of a packet.
 #[inline(always)]

@@ -184,12 +184,13 @@ fn link_addresses_change_over() {
 fn destinations_differ_by_address_port_family_and_interface() {
     let a = [1, 0, 0, 0];
     let tags = [
-        listener_tag(&a, Family::V4, 80, 2, 9),
-        listener_tag(&[2, 0, 0, 0], Family::V4, 80, 2, 9),
-        listener_tag(&a, Family::V4, 81, 2, 9),
-        listener_tag(&a, Family::V6, 80, 2, 9),
-        listener_tag(&a, Family::V4, 80, 3, 9),
-        listener_tag(&a, Family::V4, 80, 2, 10),
+        listener_tag(&a, Family::V4, 80, (2, false), 9),
+        listener_tag(&[2, 0, 0, 0], Family::V4, 80, (2, false), 9),
+        listener_tag(&a, Family::V4, 81, (2, false), 9),
+        listener_tag(&a, Family::V6, 80, (2, false), 9),
+        listener_tag(&a, Family::V4, 80, (3, false), 9),
+        listener_tag(&a, Family::V4, 80, (2, true), 9),
+        listener_tag(&a, Family::V4, 80, (2, false), 10),
     ];
     for (n, tag) in tags.iter().enumerate() {
         assert!(*tag != 0 && !tags[..n].contains(tag));

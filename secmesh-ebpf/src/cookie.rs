@@ -25,7 +25,7 @@ use secmesh_common::{
     block::Addr6,
     config::{Config, features},
     cookie::{
-        LISTENERS, Listener, Scratch, SynAck, VERIFIED, Verified, WORDS4, address_key,
+        LISTENERS, Listener, OWN_OF_VLAN, Scratch, SynAck, VERIFIED, Verified, WORDS4, address_key,
         announced_mss, announced_window, is_attempt, is_return, listener_tag, turned_link,
         verified_tag,
     },
@@ -128,7 +128,7 @@ pub extern "C" fn secmesh_cookie(ctx: *mut xdp_md, packet: *const Packet) -> u8 
         &packet.dst,
         packet.family,
         packet.dport,
-        ctx.ingress_ifindex() as u32,
+        (ctx.ingress_ifindex() as u32, packet.vlan_tags != 0),
         config.table_seed,
     );
     if is_attempt(packet.tcp_flags) {
@@ -294,7 +294,11 @@ fn ask(ctx: &XdpContext, packet: &Packet, scratch: &mut Scratch) -> Answer {
     let addr = Addr6 {
         addr: block::bytes16(&address_key(&packet.dst, packet.family)),
     };
-    if COOKIE_ADDRESS.get_ptr(addr).is_none() {
+    let Some(own) = COOKIE_ADDRESS.get_ptr(addr) else {
+        return Answer::Nobody;
+    };
+    // SAFETY: an entry of a hash map, read once; should it be another one's by now, that is another address of this host's.
+    if unsafe { own.read() } == OWN_OF_VLAN && packet.vlan_tags == 0 {
         return Answer::Nobody;
     }
     let found = socket(ctx, packet);

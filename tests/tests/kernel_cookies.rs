@@ -60,7 +60,7 @@ fn kernel(mode: Mode, cookies: CookieMode) -> Result<Kernel> {
         .set_cookie_ports(&[(DESTINATION_PORT, cookies)])?;
     kernel
         .dataplane
-        .set_cookie_addresses(&[DESTINATION4.into(), DESTINATION6.into()])?;
+        .set_cookie_addresses(&[DESTINATION4.into(), DESTINATION6.into()], &[])?;
     Ok(kernel)
 }
 
@@ -315,6 +315,39 @@ fn what_is_not_for_a_listener_of_this_host_passes() -> Result<()> {
         drop(listener);
         std::thread::sleep(Duration::from_millis(1100));
         passes(&mut kernel, "the listener went away", &plain)?;
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn addresses_of_vlans_are_answered_only_in_frames_with_a_tag() -> Result<()> {
+    isolated(|| {
+        let _listener = listen()?;
+        syncookies(2)?;
+        let own = [DESTINATION4.into(), DESTINATION6.into()];
+        let mut kernel = kernel(Mode::Enforce, CookieMode::Always)?;
+        kernel.dataplane.set_cookie_addresses(&[], &own)?;
+        let of_shape = |tagged| {
+            shapes()
+                .into_iter()
+                .filter(move |shape| shape.2.is_empty() != tagged)
+        };
+        // Also once the listener is known to be flooded, which what has tags says of it.
+        for when in ["before", "after"] {
+            for (name, frame, ..) in of_shape(false) {
+                passes(&mut kernel, &format!("{name}, {when}"), &frame)?;
+            }
+            for (name, frame, tags, six) in of_shape(true) {
+                challenged(&mut kernel, name, &frame, &tags, six)?;
+            }
+        }
+        kernel.dataplane.set_cookie_addresses(&own, &own)?;
+        // The next attempt after a while asks again.
+        std::thread::sleep(Duration::from_millis(1100));
+        for (name, frame, tags, six) in shapes() {
+            challenged(&mut kernel, name, &frame, &tags, six)?;
+        }
         Ok(())
     })
 }

@@ -252,7 +252,7 @@ fn a_known_source_needs_a_good_cookie_like_everybody_while_a_listener_is_flooded
             let mut kernel = kernel(1_000_000_000, 1_000_000_000)?;
             let dataplane = &mut kernel.dataplane;
             dataplane.set_cookie_ports(&[(443, CookieMode::Always)])?;
-            dataplane.set_cookie_addresses(&[DESTINATION4.into(), DESTINATION6.into()])?;
+            dataplane.set_cookie_addresses(&[DESTINATION4.into(), DESTINATION6.into()], &[])?;
             kernel.run_many(&segment, MANY)?;
             let calm = kernel.run_many(&segment, MANY)?;
             ensure!(calm.pass == u64::from(MANY), "{}", shown(&calm));

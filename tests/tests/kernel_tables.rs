@@ -227,9 +227,9 @@ fn watches_and_addresses_that_somebody_else_changed_are_put_right() -> Result<()
         ensure!(kernel.watches.audit()? == differences(0, 0), "found again");
 
         let own: Vec<IpAddr> = vec!["198.51.100.1".parse()?, v6];
-        kernel.dataplane.set_cookie_addresses(&own)?;
+        kernel.dataplane.set_cookie_addresses(&own, &[])?;
         let changed: Vec<IpAddr> = vec!["198.51.100.2".parse()?, v6];
-        kernel.dataplane.set_cookie_addresses(&changed)?;
+        kernel.dataplane.set_cookie_addresses(&changed, &[])?;
         ensure!(
             kernel.dataplane.take_cookie_differences() == differences(0, 0),
             "a change of ours is no difference"
@@ -240,7 +240,7 @@ fn watches_and_addresses_that_somebody_else_changed_are_put_right() -> Result<()
             addr: addr.octets(),
         })?;
         addresses.insert(Addr6 { addr: [7; 16] }, 1, 0)?;
-        kernel.dataplane.set_cookie_addresses(&changed)?;
+        kernel.dataplane.set_cookie_addresses(&changed, &[])?;
         ensure!(
             kernel.dataplane.take_cookie_differences() == differences(1, 1),
             "not found"

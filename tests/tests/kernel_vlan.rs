@@ -241,7 +241,7 @@ fn armed(wire: &Wire) -> Result<Kernel> {
         .dataplane
         .set_cookie_ports(&[(PORT, CookieMode::Always)])?;
     let own: [IpAddr; 2] = [wire.near4().into(), wire.near6().into()];
-    kernel.dataplane.set_cookie_addresses(&own)?;
+    kernel.dataplane.set_cookie_addresses(&[], &own)?;
     kernel.dataplane.attach(&wire.near, AttachMode::Generic)?;
     Ok(kernel)
 }

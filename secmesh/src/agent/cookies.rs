@@ -1,9 +1,6 @@
 //! SYN cookies follow what listens on this host, which addresses it has, and the system's own switch.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{info, warn};
 
@@ -14,11 +11,9 @@ use crate::{
     dataplane::{
         AttachMode, driver_of,
         syncookies::{self, Restored},
+        takes_tags_out,
     },
-    sense::{
-        listeners,
-        netinfo::{LiveSystem, SystemView as _},
-    },
+    sense::{listeners, vlans},
     state::StateDir,
 };
 
@@ -141,24 +136,43 @@ impl Agent {
         let switch = switch.ok();
         self.cookies.switch = switch;
         let (ports, why) = possible(wanted, switch, enforce);
-        let addresses: Vec<IpAddr> = LiveSystem
-            .own_addresses()
-            .map_err(|e| format!("this host's addresses are not known: {e}"))?
-            .into_iter()
-            .filter(|address| !address.is_loopback())
-            .collect();
+        let addresses = vlans::own_addresses()
+            .map_err(|e| format!("this host's addresses are not known: {e}"))?;
         let left_out = self
             .dataplane
-            .set_cookie_addresses(&addresses)
+            .set_cookie_addresses(&addresses.plain, &addresses.of_vlans)
             .map_err(|e| e.to_string())?;
         self.dataplane
             .set_cookie_ports(&ports)
             .map_err(|e| e.to_string())?;
-        Ok(trouble.or(why).or_else(|| {
+        let without_tags = || {
+            let (address, others) = addresses
+                .of_vlans
+                .split_first()
+                .filter(|_| !ports.is_empty())?;
+            let interface = self.takes_tags_out()?;
+            let others = match others.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            Some(format!(
+                "{interface} takes VLAN tags out before anybody sees them, so attempts to addresses of VLANs ({address}{others}) are left to the kernel's own cookies; `ethtool -K {interface} rxvlan off` keeps the tags"
+            ))
+        };
+        Ok(trouble.or(why).or_else(without_tags).or_else(|| {
             (left_out > 0).then(|| {
                 format!("{left_out} addresses of this host do not fit; attempts to them are not answered with cookies")
             })
         }))
+    }
+
+    /// An interface whose frames come without the VLAN tags that they had on the wire.
+    fn takes_tags_out(&self) -> Option<String> {
+        self.dataplane
+            .attached()
+            .iter()
+            .find(|interface| takes_tags_out(&interface.name).unwrap_or(false))
+            .map(|interface| interface.name.clone())
     }
 
     /// An interface whose answers might never leave (`veth_xdp_flush` in drivers/net/veth.c).

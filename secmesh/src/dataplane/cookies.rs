@@ -12,7 +12,7 @@ use aya::{
 use secmesh_common::{
     block::Addr6,
     config::features,
-    cookie::{LISTENERS, Listener, MAX_ADDRESSES},
+    cookie::{LISTENERS, Listener, MAX_ADDRESSES, OWN, OWN_OF_VLAN},
     port::{COOKIE_ALWAYS, COOKIE_AUTO, PortPolicy},
 };
 
@@ -31,7 +31,7 @@ pub(super) struct CookieMaps {
     /// What is in the port map; unknown if an earlier agent wrote it.
     known: Option<BTreeMap<u16, CookieMode>>,
     /// The addresses that were written last.
-    written: Option<BTreeSet<[u8; 16]>>,
+    written: Option<BTreeMap<[u8; 16], u32>>,
     /// Addresses that somebody else took out or put in, since they were last asked for.
     differed: Differences,
 }
@@ -165,33 +165,50 @@ impl Dataplane {
         self.cookies.apply(&self.config, &wanted)
     }
 
-    /// Sets which addresses are this host's; attempts to others are not answered. Those beyond
-    /// [`MAX_ADDRESSES`] are left out, and their number is given.
+    /// Sets which addresses are this host's; attempts to others are not answered. Attempts to an address that is among
+    /// `of_vlans` and not among `addresses` are answered only in frames with a tag. Those beyond [`MAX_ADDRESSES`] are
+    /// left out, and their number is given.
     ///
     /// # Errors
     ///
     /// The kernel's refusal of a map call.
-    pub fn set_cookie_addresses(&mut self, addresses: &[IpAddr]) -> Result<usize, DataplaneError> {
-        let wanted: BTreeSet<[u8; 16]> = addresses.iter().map(key_of).collect();
+    pub fn set_cookie_addresses(
+        &mut self,
+        addresses: &[IpAddr],
+        of_vlans: &[IpAddr],
+    ) -> Result<usize, DataplaneError> {
+        let mut wanted: BTreeMap<[u8; 16], u32> = of_vlans
+            .iter()
+            .map(|address| (key_of(address), OWN_OF_VLAN))
+            .collect();
+        wanted.extend(addresses.iter().map(|address| (key_of(address), OWN)));
         let left_out = wanted.len().saturating_sub(MAX_ADDRESSES);
-        let wanted: BTreeSet<_> = wanted.into_iter().take(MAX_ADDRESSES).collect();
+        let wanted: BTreeMap<_, _> = wanted.into_iter().take(MAX_ADDRESSES).collect();
         let map = &mut self.cookies.addresses;
-        let known: BTreeSet<[u8; 16]> = map
-            .keys()
-            .map(|key| key.map(|key| key.addr))
+        let known: BTreeMap<[u8; 16], u32> = map
+            .iter()
+            .map(|entry| entry.map(|(key, own)| (key.addr, own)))
             .collect::<Result<_, _>>()
             .map_err(DataplaneError::Map)?;
         if let Some(written) = self.cookies.written.take() {
-            let differed = &mut self.cookies.differed;
-            differed.added += written.difference(&known).count();
-            differed.removed += known.difference(&written).count();
+            let (missing, foreign) = (
+                written
+                    .iter()
+                    .filter(|(addr, own)| known.get(*addr) != Some(*own)),
+                known.keys().filter(|addr| !written.contains_key(*addr)),
+            );
+            self.cookies.differed.added += missing.count();
+            self.cookies.differed.removed += foreign.count();
         }
-        for addr in known.difference(&wanted).copied() {
-            map.remove(&Addr6 { addr }).map_err(DataplaneError::Map)?;
-        }
-        for addr in wanted.difference(&known).copied() {
-            map.insert(Addr6 { addr }, 1, 0)
+        for addr in known.keys().filter(|addr| !wanted.contains_key(*addr)) {
+            map.remove(&Addr6 { addr: *addr })
                 .map_err(DataplaneError::Map)?;
+        }
+        for (addr, own) in &wanted {
+            if known.get(addr) != Some(own) {
+                map.insert(Addr6 { addr: *addr }, own, 0)
+                    .map_err(DataplaneError::Map)?;
+            }
         }
         self.cookies.written = Some(wanted);
         Ok(left_out)

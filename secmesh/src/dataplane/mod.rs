@@ -67,7 +67,7 @@ pub use self::{
     batch::set as set_elements,
     captures::CaptureReader,
     counters::CounterReader,
-    driver::driver_of,
+    driver::{driver_of, takes_tags_out},
     error::DataplaneError,
     events::{EventReader, KernelLog},
     flows::{Egress, FlowInterface, FlowOptions, Swept},

@@ -6,3 +6,4 @@ pub mod listeners;
 pub mod netinfo;
 pub mod observation;
 pub mod process;
+pub mod vlans;

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::Prefix;
 pub use system::LiveSystem;
+pub(in crate::sense) use system::interface_addresses;
 
 /// The port of sshd unless the operator's own session says another.
 const SSH_PORT: u16 = 22;

@@ -19,20 +19,28 @@ const MAX_SESSION_FILE: u64 = 16 * 1024;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LiveSystem;
 
+/// All addresses of this network namespace, each with the name of its interface (of IPv4 its label: `eth0:1`).
+///
+/// # Errors
+/// What the system says.
+pub(in crate::sense) fn interface_addresses() -> io::Result<impl Iterator<Item = (String, IpAddr)>>
+{
+    let addresses = getifaddrs().map_err(io::Error::from)?;
+    Ok(addresses.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        let address = v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))?;
+        Some((interface.interface_name, address))
+    }))
+}
+
 impl SystemView for LiveSystem {
     fn open(&self, source: Source) -> io::Result<Box<dyn BufRead + '_>> {
         Ok(Box::new(BufReader::new(File::open(source.path())?)))
     }
 
     fn own_addresses(&self) -> io::Result<Vec<IpAddr>> {
-        let addresses = getifaddrs().map_err(io::Error::from)?;
-        Ok(addresses
-            .filter_map(|interface| {
-                let address = interface.address?;
-                let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-                v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
-            })
-            .collect())
+        Ok(interface_addresses()?.map(|(_, address)| address).collect())
     }
 
     fn env(&self, name: &str) -> Option<String> {

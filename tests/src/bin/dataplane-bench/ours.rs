@@ -132,7 +132,7 @@ pub fn arm(kernel: &mut Kernel) -> Result<()> {
         .set_cookie_ports(&[(443, CookieMode::Auto)])?;
     kernel
         .dataplane
-        .set_cookie_addresses(&[DESTINATION4.into(), DESTINATION6.into()])?;
+        .set_cookie_addresses(&[DESTINATION4.into(), DESTINATION6.into()], &[])?;
     Ok(())
 }
 
@@ -144,7 +144,7 @@ pub fn defender(port: u16, mode: CookieMode, addresses: &[IpAddr]) -> Result<Ker
         .dataplane
         .set_protection(&Config::default().protection(false))?;
     kernel.dataplane.set_cookie_ports(&[(port, mode)])?;
-    kernel.dataplane.set_cookie_addresses(addresses)?;
+    kernel.dataplane.set_cookie_addresses(addresses, &[])?;
     Ok(kernel)
 }
 
