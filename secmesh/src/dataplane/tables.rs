@@ -171,7 +171,8 @@ impl BlockTable {
     ///
     /// # Errors
     ///
-    /// A full map, or the kernel's refusal. Then nothing changed.
+    /// A full map, or the kernel's refusal. Then nothing changed; but if it is the configuration's entry that is
+    /// refused, the block is there, and in force from the next timer tick on.
     pub fn put(
         &mut self,
         prefix: &Prefix,
