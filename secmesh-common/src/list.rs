@@ -6,9 +6,10 @@
 //! bitmap with which a packet of no blocked neighbourhood skips every table for the price of one load.
 //!
 //! What a flood of listed sources costs is cache misses, so what every lookup reads is as small as it can be:
-//! a bucket has the addresses (of IPv6 half as long prints of them, [`print6`]) and what it takes to see that they are
+//! a bucket has the addresses ([`lane4`]; of IPv6 half as long prints of them, [`print6`]) and what it takes to see that they are
 //! in force; the list that names an address and its hits are in a table beside it ([`Listed`]), which one packet in
-//! [`HIT_SAMPLE`] touches, or in [`FLOOD_SAMPLE`]. Tables have as many buckets as they need, not the next power of two.
+//! [`HIT_SAMPLE`] touches, or in [`FLOOD_SAMPLE`]. Tables have as many buckets as they need (an even number), not
+//! the next power of two.
 //!
 //! Who writes: the controller only, apart from hit counts. The order of its writes keeps every entry
 //! visible to the kernel at all times: a moved host is written in its new place before the old is cleared,
@@ -68,13 +69,13 @@ pub struct Listed6 {
     pub beside: Listed,
 }
 
-/// One bucket of the IPv4 host table.
+/// One bucket of the IPv4 host table, compared two lanes at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct ListBucket4 {
-    /// Addresses, network byte order. A free slot has one that belongs into other buckets, so that nobody who
-    /// looks here looks for it.
-    pub addrs: [[u8; 4]; BUCKET4],
+    /// A [`lane4`] of each address. A free slot has one that belongs into other buckets, so that nobody who looks here
+    /// looks for it.
+    pub lanes: [u32; BUCKET4],
     /// No host of the bucket ends before this; from then on each one's own [`Listed::expires`] says.
     pub soonest: u32,
 }
@@ -232,11 +233,32 @@ pub const fn host_order(half: u64) -> u64 {
     ((u32::from_be(half as u32) as u64) << 32) | u32::from_be((half >> 32) as u32) as u64
 }
 
-/// The two buckets of an IPv4 address (network byte order word) among so many.
+/// What an IPv4 bucket has of an address (network byte order word): all but its uppermost bit, which is the side of the
+/// bucket ([`buckets4`]). The difference of two lanes less one has that bit only if they are equal.
+#[inline(always)]
+pub const fn lane4(word: u32) -> u32 {
+    word & (u32::MAX >> 1)
+}
+
+/// Hash of a lane. Bit 31 says which side addresses are on whose uppermost bit is zero.
+#[inline(always)]
+const fn hash4(lane: u32, seed: u64) -> u64 {
+    mixed((lane as u64 ^ (seed >> 32)).wrapping_mul(seed | 1))
+}
+
+/// The two buckets of an IPv4 address (network byte order word) among so many, an even number. Of two addresses with the
+/// same lane one has two buckets with even numbers, the other their odd neighbours.
 #[inline(always)]
 pub const fn buckets4(word: u32, seed: u64, buckets: u32) -> [u32; 2] {
-    let hash = (word as u64 ^ (seed >> 32)).wrapping_mul(seed | 1);
-    two(hash, buckets)
+    let hash = hash4(lane4(word), seed);
+    let side = (hash as u32 ^ word) >> 31;
+    let [first, second] = scaled(hash, buckets);
+    [first & !1 | side, second & !1 | side]
+}
+
+/// The address whose lane is in a bucket with this number.
+pub const fn word4(lane: u32, bucket: u32, seed: u64) -> u32 {
+    lane | (hash4(lane, seed) as u32 ^ bucket << 31) & (1 << 31)
 }
 
 /// Secret numbers that [`print6`] is made with.
@@ -278,19 +300,29 @@ pub const fn print6(low: u64, high: u64, keys: &[u64; PRINT_KEYS]) -> u64 {
     (first >> 32) | (second & 0x7fff_ffff_0000_0000)
 }
 
-/// The two buckets of an IPv6 address by its [`print6`].
+/// The two buckets of an IPv6 address by its [`print6`]. Mixed once more: prints of neighbours differ by multiples of a
+/// key, which under some keys lie close together.
 #[inline(always)]
 pub const fn buckets6(print: u64, buckets: u32) -> [u32; 2] {
     two(print, buckets)
 }
 
-/// Two numbers below `buckets` from a hash. Each half is scaled by a multiplication (Lemire 2019), so `buckets`
-/// need not be a power of two.
+/// Two numbers below `buckets` from a hash.
 #[inline(always)]
 pub(crate) const fn two(hash: u64, buckets: u32) -> [u32; 2] {
-    // The hash is a product that was folded, and neighbours differ in its upper bits only where a product spreads
-    // upwards only: one more product, and its halves.
-    let hash = (hash ^ (hash >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    scaled(mixed(hash), buckets)
+}
+
+/// The hash is a product, and neighbours differ in its upper bits only where a product spreads upwards only: folded, and
+/// one more product.
+#[inline(always)]
+const fn mixed(hash: u64) -> u64 {
+    (hash ^ (hash >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb)
+}
+
+/// Both halves of a hash, scaled by a multiplication (Lemire 2019), so `buckets` need not be a power of two.
+#[inline(always)]
+const fn scaled(hash: u64, buckets: u32) -> [u32; 2] {
     let (first, second) = (hash >> 32, (hash ^ (hash >> 32)) & 0xffff_ffff);
     [
         ((first * buckets as u64) >> 32) as u32,
@@ -429,6 +461,23 @@ mod tests {
     /// Numbers that look random.
     fn numbers() -> impl Iterator<Item = u64> {
         (1..20_000_u64).map(|n| n.wrapping_mul(SEED) ^ (n << 7))
+    }
+
+    #[test]
+    fn a_lane_and_its_bucket_are_one_address_and_its_other_one_is_beside() {
+        for n in numbers() {
+            let (word, seed) = (n as u32, SEED ^ n);
+            let other = word ^ (1 << 31);
+            assert_eq!(lane4(word), lane4(other));
+            assert_eq!(lane4(word) >> 31, 0);
+            let (places, others) = (buckets4(word, seed, 1000), buckets4(other, seed, 1000));
+            assert_eq!(places.map(|place| place ^ 1), others);
+            assert_eq!(places[0] & 1, places[1] & 1);
+            for place in places {
+                assert_eq!(word4(lane4(word), place, seed), word);
+                assert_eq!(word4(lane4(word), place ^ 1, seed), other);
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use secmesh_common::{
         BUCKET4, BUCKET6, EXPIRY_SHIFT, FLOOD_SAMPLE, GROUP6_SHIFT, GUARD_ALL, GUARD_HOST,
         GUARD_RANGE, GuardPlace, HIT_SAMPLE, INDEX4, ListRange6, Listed, Listed6, SEARCH_STEPS,
         WIDE4_DECISION, WIDE4_LIST, WIDE6_DECISION, WIDE6_LIST, buckets4, buckets6, guard4_long,
-        guard4_short, guard6_long, guard6_short, host_order, native, print6,
+        guard4_short, guard6_long, guard6_short, host_order, lane4, native, print6,
     },
     packet::{Family, Packet, Words},
 };
@@ -37,10 +37,10 @@ pub trait Source: Copy {
     fn guard(self, config: &Config) -> u64;
 
     /// What its host buckets say by themselves.
-    fn glance(self, config: &Config, now: u64) -> Glance;
+    fn glance(self, config: &Config) -> Glance;
 
     /// What the networks of this half of the range maps say by themselves.
-    fn glance_nets(self, config: &Config, half: u32, now: u64) -> Glance;
+    fn glance_nets(self, config: &Config, half: u32) -> Glance;
 
     /// Whether a range in this half of the range maps names it.
     fn is_in_range(self, half: u32, now: u64, weight: u32) -> bool;
@@ -102,13 +102,13 @@ impl Source for Source4 {
     }
 
     #[inline(always)]
-    fn glance(self, config: &Config, now: u64) -> Glance {
-        glance4(self.word, config, now)
+    fn glance(self, config: &Config) -> Glance {
+        glance4(self.word, config)
     }
 
     #[inline(always)]
-    fn glance_nets(self, config: &Config, half: u32, now: u64) -> Glance {
-        nets::glance4(u32::from_be(self.word), config, half, now)
+    fn glance_nets(self, config: &Config, half: u32) -> Glance {
+        nets::glance4(u32::from_be(self.word), config, half)
     }
 
     #[inline(always)]
@@ -152,13 +152,13 @@ impl Source for Source6 {
     }
 
     #[inline(always)]
-    fn glance(self, config: &Config, now: u64) -> Glance {
-        glance6(self, config, now)
+    fn glance(self, config: &Config) -> Glance {
+        glance6(self, config)
     }
 
     #[inline(always)]
-    fn glance_nets(self, config: &Config, half: u32, now: u64) -> Glance {
-        nets::glance6(host_order(self.low), config, half, now)
+    fn glance_nets(self, config: &Config, half: u32) -> Glance {
+        nets::glance6(host_order(self.low), config, half)
     }
 
     #[inline(always)]
@@ -219,7 +219,7 @@ pub fn listed(
     let weight = weight(flood, counters);
     if guard & GUARD_HOST != 0 {
         let before = moves(packet, config);
-        let glance = glance(packet, config, now);
+        let glance = glance(packet, config);
         if matches!(glance, Glance::Listed) && weight == 0 {
             return true;
         }
@@ -307,48 +307,57 @@ pub enum Glance {
     Closer,
 }
 
+/// What it means to be found in a bucket or network whose first one ends at `soonest`. The clock is read here and not
+/// before: that costs a register, or a call, while tables are being asked.
+#[inline(always)]
+pub fn found_in(soonest: u32, config: &Config) -> Glance {
+    if live(soonest, now_ns(config) >> EXPIRY_SHIFT) {
+        Glance::Listed
+    } else {
+        Glance::Closer
+    }
+}
+
 /// Looks for the source in its buckets without asking for its slot, which is needed for one packet in
 /// [`HIT_SAMPLE`] only. A loop that ends at the slot would end differently for each packet of a flood of random
 /// sources, and a branch that is predicted wrongly costs as much as all these comparisons.
 #[inline(always)]
-fn glance(packet: &Packet, config: &Config, now: u64) -> Glance {
+fn glance(packet: &Packet, config: &Config) -> Glance {
     match packet.family {
-        Family::V4 => Source4::of(packet).glance(config, now),
-        Family::V6 => Source6::of(packet).glance(config, now),
+        Family::V4 => Source4::of(packet).glance(config),
+        Family::V6 => Source6::of(packet).glance(config),
         Family::Other => Glance::Nothing,
     }
 }
 
 #[inline(always)]
-fn glance4(word: u32, config: &Config, now: u64) -> Glance {
+fn glance4(word: u32, config: &Config) -> Glance {
     if config.list_hosts4 == 0 {
         return Glance::Nothing;
     }
-    let addr = u64::from(word);
+    let lane = u64::from(lane4(word));
+    let both = lane | lane << 32;
     let places = buckets4(word, config.table_seed, config.list_buckets4);
     let mut n = 0;
     while n < 2 {
         let Some(bucket) = LIST4.get_ptr(places[n]) else {
             return Glance::Nothing;
         };
-        let addrs = bucket.cast::<u32>();
-        let mut found = 0_u64;
-        let mut slot = 0;
-        while slot < BUCKET4 {
-            // SAFETY: as in `host4`.
-            let other = u64::from(unsafe { addrs.add(slot).read() });
-            // The uppermost bit is set if they are equal: both have 32 bits.
-            found |= (other ^ addr).wrapping_sub(1);
-            slot += 1;
+        let pairs = bucket.cast::<u64>();
+        // SAFETY: as in `host4`; the one that is beside no other lane.
+        let last = unsafe { (*bucket).lanes[BUCKET4 - 1] };
+        let mut found = (u64::from(last) ^ lane).wrapping_sub(1);
+        let mut pair = 0;
+        while pair < BUCKET4 / 2 {
+            // SAFETY: as in `host4`; two lanes, and the bucket is aligned to eight.
+            let others = unsafe { pairs.add(pair).read() };
+            // Of lanes that are equal the uppermost bit is set, for all have 31 bits. Of one above an equal one it may be.
+            found |= (others ^ both).wrapping_sub(1 << 32 | 1);
+            pair += 1;
         }
-        if found.cast_signed() < 0 {
+        if found & (1 << 63 | 1 << 31) != 0 {
             // SAFETY: as in `host4`.
-            let soonest = unsafe { (*bucket).soonest };
-            return if live(soonest, now) {
-                Glance::Listed
-            } else {
-                Glance::Closer
-            };
+            return found_in(unsafe { (*bucket).soonest }, config);
         }
         n += 1;
     }
@@ -356,7 +365,7 @@ fn glance4(word: u32, config: &Config, now: u64) -> Glance {
 }
 
 #[inline(always)]
-fn glance6(source: Source6, config: &Config, now: u64) -> Glance {
+fn glance6(source: Source6, config: &Config) -> Glance {
     if config.list_hosts6 == 0 {
         return Glance::Nothing;
     }
@@ -379,11 +388,7 @@ fn glance6(source: Source6, config: &Config, now: u64) -> Glance {
         }
         if found.cast_signed() < 0 {
             let soonest = SOONEST6.get(places[n] >> GROUP6_SHIFT).map_or(0, |s| *s);
-            return if live(soonest, now) {
-                Glance::Listed
-            } else {
-                Glance::Closer
-            };
+            return found_in(soonest, config);
         }
         n += 1;
     }
@@ -450,22 +455,22 @@ fn host4(packet: &Packet, config: &Config, now: u64, weight: u32) -> bool {
     if config.list_hosts4 == 0 {
         return false;
     }
-    let addr = packet.src[0];
-    let places = buckets4(addr, config.table_seed, config.list_buckets4);
+    let lane = lane4(packet.src[0]);
+    let places = buckets4(packet.src[0], config.table_seed, config.list_buckets4);
     let mut n = 0;
     while n < 2 {
         let Some(bucket) = LIST4.get_ptr(places[n]) else {
             return false;
         };
-        // The bucket, and so the addresses at its beginning, is aligned to four.
-        let addrs = bucket.cast::<u32>();
+        // The lanes are at its beginning.
+        let lanes = bucket.cast::<u32>();
         // SAFETY: array entries are never freed while the program runs; aligned plain integers that the
         // controller may write, each of them read or written whole.
         let soonest = unsafe { (*bucket).soonest };
         let mut slot = 0;
         while slot < BUCKET4 {
             // SAFETY: as above, and below the array's length.
-            if unsafe { addrs.add(slot).read() } == addr {
+            if unsafe { lanes.add(slot).read() } == lane {
                 let beside = places[n] * BUCKET4 as u32 + slot as u32;
                 if in_force(soonest, LISTED4.get_ptr_mut(beside), now, weight) {
                     return true;

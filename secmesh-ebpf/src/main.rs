@@ -33,6 +33,7 @@ mod capture;
 mod clock;
 mod cookie;
 mod count;
+mod flood;
 mod flow;
 mod frame;
 mod hot;
@@ -78,6 +79,10 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
     if counters.lately == LATELY_HOT && hot::look(&ctx, config, counters) {
         return XDP_DROP;
     }
+    let is_flood = flood::is_on(counters);
+    if is_flood && flood::look(&ctx, config, counters) {
+        return XDP_DROP;
+    }
     // From before the tables are asked: what is written meanwhile ends the lease that this packet may bring.
     let key = clock::lease_key(config);
     let mut seen = 0;
@@ -85,7 +90,9 @@ pub fn secmesh(ctx: XdpContext) -> u32 {
     if counters.lately == LATELY_LEASED {
         known = lease::look(&ctx, config, counters, key);
     }
-    if known == routine::NO {
+    if known == routine::NO && is_flood {
+        seen = quick::UNSEEN | quick::FLOOD;
+    } else if known == routine::NO {
         seen = quick::look(&ctx, config, counters, key);
         if seen == quick::DROPPED {
             return XDP_DROP;

@@ -6,13 +6,13 @@ use secmesh_common::{
 };
 
 use crate::{
-    list::{Glance, live},
+    list::{Glance, found_in},
     maps::{NET4, NET6},
 };
 
 /// What the networks of a half say of an IPv4 source (host byte order).
 #[inline(always)]
-pub fn glance4(addr: u32, config: &Config, half: u32, now: u64) -> Glance {
+pub fn glance4(addr: u32, config: &Config, half: u32) -> Glance {
     let half = half & 1;
     let buckets = config.list_nets4[half as usize];
     if buckets == 0 {
@@ -37,7 +37,7 @@ pub fn glance4(addr: u32, config: &Config, half: u32, now: u64) -> Glance {
         }
         if found.cast_signed() < 0 {
             // SAFETY: as above.
-            return in_force(unsafe { (*bucket).soonest }, now);
+            return found_in(unsafe { (*bucket).soonest }, config);
         }
         n += 1;
     }
@@ -46,7 +46,7 @@ pub fn glance4(addr: u32, config: &Config, half: u32, now: u64) -> Glance {
 
 /// The same of an IPv6 source's first half, in host byte order.
 #[inline(always)]
-pub fn glance6(high: u64, config: &Config, half: u32, now: u64) -> Glance {
+pub fn glance6(high: u64, config: &Config, half: u32) -> Glance {
     let half = half & 1;
     let buckets = config.list_nets6[half as usize];
     let Some(key) = key6(high) else {
@@ -73,20 +73,11 @@ pub fn glance6(high: u64, config: &Config, half: u32, now: u64) -> Glance {
         }
         if found.cast_signed() < 0 {
             // SAFETY: as in `glance4`.
-            return in_force(unsafe { (*bucket).soonest }, now);
+            return found_in(unsafe { (*bucket).soonest }, config);
         }
         n += 1;
     }
     missed(config.list_whole[half as usize] & WHOLE6 != 0)
-}
-
-#[inline(always)]
-fn in_force(soonest: u32, now: u64) -> Glance {
-    if live(soonest, now) {
-        Glance::Listed
-    } else {
-        Glance::Closer
-    }
 }
 
 /// What it means that no network names a source.

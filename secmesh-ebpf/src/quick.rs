@@ -7,7 +7,7 @@
 use aya_ebpf::programs::XdpContext;
 use secmesh_common::{
     config::{Config, features::QUICK_LISTS},
-    counters::{Counters, LATELY_HOT, LISTED_FLOOD, LISTED_LESS, LISTED_MOST},
+    counters::{Counters, LATELY_HOT},
     list::{EXPIRY_SHIFT, GUARD_DECISION, GUARD_HOST, GUARD_RANGE},
     reason::Reason,
 };
@@ -15,6 +15,7 @@ use secmesh_common::{
 use crate::{
     clock::now_ns,
     count::dropped,
+    flood,
     frame::{load_long_at, load_word_at},
     hot,
     list::{Glance, Source, Source4, Source6, half_of, weight},
@@ -94,82 +95,59 @@ fn find<S: Source>(
     counters: &mut Counters,
     key: u64,
 ) -> u64 {
-    let lately = counters.listed_lately;
-    let flood = lately >= LISTED_FLOOD;
-    let found = seek(source, length, flood, config, counters, key);
+    let found = seek(source, length, config, counters, key);
     if found == LISTED {
-        if lately < LISTED_MOST {
-            counters.listed_lately = lately + 1;
-        }
+        flood::listed(counters);
         dropped(length, Reason::List, counters);
         return DROPPED;
     }
-    if lately != 0 {
-        counters.listed_lately = lately.saturating_sub(LISTED_LESS);
-    }
-    if flood && found != DROPPED {
-        return found | FLOOD;
+    if counters.listed_lately != 0 {
+        flood::not_listed(counters);
     }
     found
 }
 
 /// [`LISTED`], or what [`look`] is to say.
-///
-/// In a `flood` of listed sources the guard says yes to nearly all of them, and reading it is half of what they cost in
-/// cache misses: hosts and networks are asked without it then. A source that a decision blocks as well is counted as
-/// listed meanwhile, but for the packet in [`secmesh_common::list::FLOOD_SAMPLE`] that goes the long way.
 #[inline(always)]
 fn seek<S: Source>(
     source: S,
     length: usize,
-    flood: bool,
     config: &Config,
     counters: &mut Counters,
     key: u64,
 ) -> u64 {
-    // The controller takes allowed addresses out of lists before it writes them.
-    let lists = config.features & QUICK_LISTS != 0 && weight(flood, counters) == 0;
-    let ahead = lists && flood;
-    let mut guard = if ahead {
-        GUARD_HOST
-    } else {
-        source.guard(config)
-    };
+    let mut guard = source.guard(config);
     if guard & GUARD_DECISION != 0 && hot::is_hot(source, length, config, key) {
         counters.lately = LATELY_HOT;
         dropped(length, Reason::Exact, counters);
         return DROPPED;
     }
+    // The controller takes allowed addresses out of lists before it writes them.
+    let lists = config.features & QUICK_LISTS != 0 && weight(false, counters) == 0;
     if guard == 0 || guard & GUARD_DECISION != 0 || !lists {
         return guard;
     }
-    let now = now_ns(config) >> EXPIRY_SHIFT;
     if guard & GUARD_HOST != 0 {
         let before = S::moves(config);
-        match source.glance(config, now) {
+        match source.glance(config) {
             Glance::Listed => return LISTED,
             Glance::Nothing if S::moves(config) == before => guard &= !GUARD_HOST,
-            Glance::Nothing | Glance::Closer if ahead => return UNSEEN,
             Glance::Nothing | Glance::Closer => return guard,
         }
     }
-    if ahead || guard & GUARD_RANGE != 0 {
+    if guard & GUARD_RANGE != 0 {
         let half = half_of(config);
-        let found = match source.glance_nets(config, half, now) {
+        let found = match source.glance_nets(config, half) {
             Glance::Nothing => false,
             Glance::Listed => true,
-            Glance::Closer if ahead && source.guard(config) & GUARD_RANGE == 0 => return UNSEEN,
-            Glance::Closer => source.is_in_range(half, now, 0),
+            Glance::Closer => source.is_in_range(half, now_ns(config) >> EXPIRY_SHIFT, 0),
         };
         // The half that was in use at the beginning is written again only once the other one is.
-        if found && half_of(config) == half {
-            return LISTED;
-        }
-        if ahead {
-            return UNSEEN;
-        }
         if half_of(config) != half {
             return guard;
+        }
+        if found {
+            return LISTED;
         }
         guard &= !GUARD_RANGE;
     }

@@ -223,6 +223,38 @@ pub fn patched(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// `frame`, which has no tags and no options, with lengths at the borders of what can be parsed, each with what is odd about
+/// it and whether it can be. It is sent as `sent` bytes, zeros at its end.
+#[must_use]
+pub fn of_odd_length(frame: &[u8], ipv4: bool, sent: usize) -> Vec<(&'static str, Vec<u8>, bool)> {
+    let length = |value: usize| {
+        let value = u16::try_from(value).unwrap_or(u16::MAX);
+        patched(
+            frame.to_vec(),
+            if ipv4 { 16 } else { 18 },
+            &value.to_be_bytes(),
+        )
+    };
+    let longest = sent - if ipv4 { 14 } else { 54 };
+    let mut all = vec![
+        ("as long as it can be", length(longest), true),
+        ("longer than its frame", length(longest + 1), false),
+        ("far longer", length(usize::MAX), false),
+    ];
+    if ipv4 {
+        let bare = |byte| patched(frame.to_vec(), 14, &[byte]);
+        all.extend([
+            ("no longer than its header", length(20), true),
+            ("shorter than its header", length(19), false),
+            ("of no length", length(0), false),
+            ("with options", bare(0x46), true),
+            ("with a header too short", bare(0x44), false),
+            ("of another version", bare(0x55), false),
+        ]);
+    }
+    all
+}
+
 /// The first `length` bytes, with the length in the IP header made to agree where there is one.
 ///
 /// Without that nearly every truncation would be refused for its IP length and no other check be tried.

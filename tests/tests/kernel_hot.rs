@@ -20,7 +20,7 @@ use secmesh_common::{
 };
 use secmesh_tests::{
     chaos::mono_ns,
-    frames::patched,
+    frames::of_odd_length,
     kernel::{Kernel, LONG_NS, difference, options, shown},
     lists::frame,
     livegen::{PLAYED, Play},
@@ -338,28 +338,7 @@ fn what_cannot_be_parsed_is_malformed_also_between_packets_that_are_dropped_unas
         let mut kernel = hot(source)?;
         let program = kernel.dataplane.program()?.fd()?.try_clone()?;
         let good = frame(source);
-        let length = |value: u16| {
-            let at = if source.is_ipv4() { 14 + 2 } else { 14 + 4 };
-            patched(good.clone(), at, &value.to_be_bytes())
-        };
-        let longest = u16::try_from(PLAYED - if source.is_ipv4() { 14 } else { 54 })?;
-        let mut others = vec![
-            ("as long as it can be", length(longest), true),
-            ("longer than its frame", length(longest + 1), false),
-            ("far longer", length(u16::MAX), false),
-        ];
-        if source.is_ipv4() {
-            let bare = |at, byte| patched(good.clone(), at, &[byte]);
-            others.extend([
-                ("no longer than its header", length(20), true),
-                ("shorter than its header", length(19), false),
-                ("of no length", length(0), false),
-                ("with options", bare(14, 0x46), true),
-                ("with a header too short", bare(14, 0x44), false),
-                ("of another version", bare(14, 0x55), false),
-            ]);
-        }
-        for (name, other, blocked) in others {
+        for (name, other, blocked) in of_odd_length(&good, source.is_ipv4(), PLAYED) {
             let mut frames = vec![good.clone(); 9];
             frames.push(other);
             let before = kernel.counters()?;

@@ -8,8 +8,10 @@ use secmesh::{addr::Prefix, dataplane::Compiled};
 use secmesh_common::{block::origin, list::FLOOD_SAMPLE};
 use secmesh_tests::{
     chaos::mono_ns,
-    kernel::{Kernel, LONG_NS, options, shown},
+    frames::of_odd_length,
+    kernel::{Kernel, LONG_NS, difference, options, shown},
     lists::{dropped, frame, is_dropped, replace, span},
+    livegen::{PLAYED, Play},
     netns::pin,
 };
 
@@ -147,6 +149,40 @@ fn hits_in_a_flood_are_as_many_as_packets() -> Result<()> {
             hits.abs_diff(sent) <= u64::from(FLOOD_SAMPLE),
             "{source}: {hits} hits of {sent} packets"
         );
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn what_cannot_be_parsed_is_malformed_also_in_a_flood() -> Result<()> {
+    pin(Pid::from_raw(0), 0)?;
+    let mut kernel = Kernel::load(&options())?;
+    let base = 0x2001_0db8_u128 << 96;
+    let wanted = Compiled {
+        hosts4: vec![span(0xc633_6407, 0xc633_6407, 1)],
+        hosts6: vec![span(base | 7, base | 7, 1)],
+        ..Compiled::default()
+    };
+    replace(&mut kernel.lists, &wanted)?;
+    let program = kernel.dataplane.program()?.fd()?.try_clone()?;
+    for source in ["198.51.100.7", "2001:db8::7"] {
+        let source: IpAddr = source.parse()?;
+        let good = frame(source);
+        for (name, other, listed) in of_odd_length(&good, source.is_ipv4(), PLAYED) {
+            Play::load(&program, std::slice::from_ref(&good))?.run(FLOOD)?;
+            let mut frames = vec![good.clone(); 19];
+            frames.push(other);
+            let before = kernel.counters()?;
+            Play::load(&program, &frames)?.run(1000)?;
+            let moved = difference(&kernel.counters()?, &before);
+            let wanted = if listed { (1000, 0) } else { (950, 50) };
+            ensure!(
+                (moved.drop_list, moved.drop_malformed) == wanted,
+                "{source}, {name}: {}",
+                shown(&moved)
+            );
+        }
     }
     Ok(())
 }

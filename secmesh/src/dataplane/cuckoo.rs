@@ -33,12 +33,12 @@ pub(super) trait Geometry {
 /// What a host carries: its end in kernel units and its list.
 pub(super) type Value = (u32, u16);
 
-/// Buckets that hold `hosts` hosts of a geometry at its load.
+/// Buckets that hold `hosts` hosts of a geometry at its load, an even number.
 pub(super) fn buckets_for<G: Geometry>(hosts: u32) -> u32 {
     let slots = u64::from(hosts) * 8;
     let of_one = (G::SLOTS * G::LOAD_EIGHTHS).max(1) as u64;
-    u32::try_from(slots.div_ceil(of_one))
-        .unwrap_or(u32::MAX)
+    u32::try_from(slots.div_ceil(of_one).next_multiple_of(2))
+        .unwrap_or(!1)
         .max(MIN_BUCKETS)
 }
 

@@ -12,7 +12,7 @@ use aya::{
 };
 use secmesh_common::list::{
     BUCKET4, BUCKET6, EXPIRY_NEVER, GROUP6_SHIFT, ListBucket4, ListBucket6, Listed, Listed6,
-    buckets4, buckets6, native, print_keys, print6,
+    buckets4, buckets6, lane4, native, print_keys, print6, word4,
 };
 
 use super::{Differences, count, refused};
@@ -40,9 +40,9 @@ pub(in crate::dataplane) trait Family: Geometry {
     /// What is in a slot, of a host or not.
     fn word(bucket: &Self::Bucket, slot: usize) -> Option<u64>;
 
-    /// The host in a slot, by what is there and beside it.
+    /// The host in a slot of the bucket with this number, by what is there and beside it.
     fn host(
-        bucket: &Self::Bucket,
+        bucket: (u32, &Self::Bucket),
         slot: usize,
         beside: &Self::Listed,
         hash: Hash,
@@ -117,24 +117,34 @@ impl Family for Four {
     const LISTED: &'static str = "LISTED4";
 
     fn bucket(n: u32, slots: &[Slot<u32>], soonest: u32, hash: Hash) -> ListBucket4 {
-        let free = stranger(|addr| Self::places(addr, hash.seed, hash.buckets), n).to_be_bytes();
+        // Both addresses of a lane are in the same pairs of buckets.
+        let free = stranger(|number| {
+            let lane = lane4(low(number));
+            let places = buckets4(lane, hash.seed, hash.buckets);
+            (!places.map(|place| place / 2).contains(&(n / 2))).then_some(lane)
+        });
         let mut bucket = ListBucket4 {
-            addrs: [free; BUCKET4],
+            lanes: [free; BUCKET4],
             soonest,
         };
-        for (to, from) in bucket.addrs.iter_mut().zip(slots) {
-            *to = from.map_or(free, |(addr, _)| addr.to_be_bytes());
+        for (to, from) in bucket.lanes.iter_mut().zip(slots) {
+            *to = from.map_or(free, |(addr, _)| lane4(addr.to_be()));
         }
         bucket
     }
 
     fn word(bucket: &ListBucket4, slot: usize) -> Option<u64> {
-        let addr = bucket.addrs.get(slot)?;
-        Some(u32::from_be_bytes(*addr).into())
+        bucket.lanes.get(slot).copied().map(u64::from)
     }
 
-    fn host(bucket: &ListBucket4, slot: usize, _beside: &Listed, _hash: Hash) -> Option<u32> {
-        bucket.addrs.get(slot).map(|addr| u32::from_be_bytes(*addr))
+    fn host(
+        (n, bucket): (u32, &ListBucket4),
+        slot: usize,
+        _beside: &Listed,
+        hash: Hash,
+    ) -> Option<u32> {
+        let lane = bucket.lanes.get(slot)?;
+        Some(u32::from_be(word4(*lane, n, hash.seed)))
     }
 
     fn listed(host: Slot<u32>) -> Listed {
@@ -174,7 +184,10 @@ impl Family for Six {
     const LISTED: &'static str = "LISTED6";
 
     fn bucket(n: u32, slots: &[Slot<u128>], _soonest: u32, hash: Hash) -> ListBucket6 {
-        let free = stranger(|print| buckets6(print.into(), hash.buckets), n).into();
+        let free = stranger(|number| {
+            let print = number & (u64::MAX >> 1);
+            (!buckets6(print, hash.buckets).contains(&n)).then_some(print)
+        });
         let mut bucket = ListBucket6 {
             prints: [free; BUCKET6],
         };
@@ -188,7 +201,12 @@ impl Family for Six {
         bucket.prints.get(slot).copied()
     }
 
-    fn host(bucket: &ListBucket6, slot: usize, beside: &Listed6, hash: Hash) -> Option<u128> {
+    fn host(
+        (_n, bucket): (u32, &ListBucket6),
+        slot: usize,
+        beside: &Listed6,
+        hash: Hash,
+    ) -> Option<u128> {
         let addr = u128::from_be_bytes(beside.addr);
         (bucket.prints.get(slot) == Some(&print(addr, hash.seed))).then_some(addr)
     }
@@ -237,11 +255,18 @@ fn tell(
     told.map_err(unconfigured)
 }
 
-/// An address, or a print, that belongs into other buckets: nobody who looks into this one looks for it.
-fn stranger(places: impl Fn(u32) -> [u32; 2], bucket: u32) -> u32 {
-    (0..u32::MAX)
-        .find(|addr| !places(*addr).contains(&bucket))
-        .unwrap_or(u32::MAX)
+/// What a free slot has: the first one of some numbers of which `made` makes what belongs into other buckets, so that
+/// nobody who looks into this one looks for it.
+fn stranger<T: Default>(made: impl Fn(u64) -> Option<T>) -> T {
+    // Multiples of an odd number, so that both halves of each are another one's (2⁶⁴ divided by the golden ratio).
+    (0..u64::MAX)
+        .find_map(|n| made(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        .unwrap_or_default()
+}
+
+/// The lower half.
+fn low(number: u64) -> u32 {
+    u32::try_from(number & 0xffff_ffff).unwrap_or_default()
 }
 
 /// When the soonest of these hosts ends.
@@ -337,7 +362,7 @@ impl<F: Family> HostTable<F> {
                 let there = self.maps.listed.get(&at, 0).map_err(refused(F::LISTED))?;
                 let beside = F::beside(&there);
                 if beside.expires != 0
-                    && let Some(key) = F::host(&bucket, slot, &there, self.maps.hash)
+                    && let Some(key) = F::host((n, &bucket), slot, &there, self.maps.hash)
                 {
                     self.table
                         .learn(key, (beside.expires, beside.list), n, slot);
