@@ -144,13 +144,14 @@ fn used(lab: &Lab, map: &str) -> Result<Vec<(u32, Vec<String>)>> {
     Ok(used)
 }
 
-/// Takes an IPv4 address out of the table of listed hosts. What is in the free slots of its bucket is wanted there, and
-/// need not be zeros.
+/// Takes an IPv4 address out of the table of listed hosts, where it is without its uppermost bit (`lane4`). What is in the
+/// free slots of its bucket is wanted there, and need not be zeros.
 fn take_out_of_lists(lab: &Lab, address: IpAddr) -> Result<()> {
     let IpAddr::V4(address) = address else {
         anyhow::bail!("{address} is no IPv4 address");
     };
-    let host = address.octets().map(|byte| format!("0x{byte:02x}"));
+    let [a, b, c, d] = address.octets();
+    let host = [a, b, c, d & 0x7f].map(|byte| format!("0x{byte:02x}"));
     for (bucket, mut value) in used(lab, "LIST4")? {
         let free = value.chunks(4).find(|slot| *slot != host);
         let free = free.context("a slot")?.to_vec();
