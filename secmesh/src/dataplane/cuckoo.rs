@@ -252,20 +252,42 @@ impl<G: Geometry> Cuckoo<G> {
         self.walk
     }
 
+    /// The first free slot of a bucket.
+    fn free_in(&self, bucket: u32) -> Option<(u32, usize)> {
+        let slot = self.bucket(bucket).iter().position(Option::is_none)?;
+        Some((bucket, slot))
+    }
+
+    /// The other bucket of the host in a slot.
+    fn other_of(&self, (bucket, slot): (u32, usize)) -> Option<u32> {
+        let (key, _) = (*self.bucket(bucket).get(slot)?)?;
+        let [a, b] = G::places(key, self.seed, self.buckets);
+        Some(if a == bucket { b } else { a })
+    }
+
     /// Finds the chain of moves that frees a slot for a host with these two places: the slots from the one
     /// that the host takes to the free one.
     fn path(&mut self, places: [u32; 2]) -> Option<Vec<(u32, usize)>> {
+        if let Some(free) = places.into_iter().find_map(|bucket| self.free_in(bucket)) {
+            return Some(vec![free]);
+        }
+        // One move, if one is enough: a walk moves a dozen hosts, most of them away from the bucket that is looked at
+        // first. With walks alone one host of 13 (15 slots) or of 6 (8 slots) was in its second one, of a table at 7/8;
+        // it is one of 17, or of 9.
         for bucket in places {
-            if let Some(slot) = self.bucket(bucket).iter().position(Option::is_none) {
-                return Some(vec![(bucket, slot)]);
+            for slot in 0..G::SLOTS {
+                let other = self.other_of((bucket, slot));
+                if let Some(free) = other.and_then(|other| self.free_in(other)) {
+                    return Some(vec![(bucket, slot), free]);
+                }
             }
         }
         let mut path: Vec<(u32, usize)> = Vec::new();
         let first = usize::from(self.random() & 1 == 1);
         let mut bucket = *places.get(first)?;
         for _ in 0..MAX_MOVES {
-            if let Some(slot) = self.bucket(bucket).iter().position(Option::is_none) {
-                path.push((bucket, slot));
+            if let Some(free) = self.free_in(bucket) {
+                path.push(free);
                 return Some(path);
             }
             let turn = self.random();
@@ -274,9 +296,7 @@ impl<G: Geometry> Cuckoo<G> {
                 continue;
             }
             path.push((bucket, slot));
-            let (key, _) = (*self.bucket(bucket).get(slot)?)?;
-            let [a, b] = G::places(key, self.seed, self.buckets);
-            bucket = if a == bucket { b } else { a };
+            bucket = self.other_of((bucket, slot))?;
         }
         None
     }
