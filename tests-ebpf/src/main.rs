@@ -8,6 +8,7 @@
 //! | `bare_drop` | drops: the ceiling of everything that drops |
 //! | `bare_pass` | passes: what a pass cannot be cheaper than |
 //! | `bare_read` | drops whatever source it reads: the ceiling of everything that looks at the packet |
+//! | `bare_line` | drops after a look at one cache line of a table, by the source: the ceiling of every blocklist |
 //! | `bare_hash` | drops the IPv4 sources that are in a hash map of the kernel: the least that a blocklist can be |
 //! | `edge` | stands behind the generator: lets in only what is for one address, counts and drops the rest |
 //! | `tag`, `untag` | put VLAN tags on what leaves an interface and take them off what comes |
@@ -211,6 +212,20 @@ pub fn bare_pass(_ctx: XdpContext) -> u32 {
     XDP_PASS
 }
 
+/// A number of all bits of the source.
+#[inline(always)]
+fn folded_source(start: usize) -> u32 {
+    let kind = frame::load_word(start + ETHER_TYPE_AT);
+    if kind as u16 == u16::from_ne_bytes([0x86, 0xdd]) {
+        frame::load_word(start + SOURCE6_AT)
+            ^ frame::load_word(start + SOURCE6_AT + 4)
+            ^ frame::load_word(start + SOURCE6_AT + 8)
+            ^ frame::load_word(start + SOURCE6_AT + 12)
+    } else {
+        frame::load_word(start + SOURCE4_AT)
+    }
+}
+
 /// Drops after a look at the EtherType and all of the source, which is never nothing but zeros.
 #[xdp(frags)]
 pub fn bare_read(ctx: XdpContext) -> u32 {
@@ -218,18 +233,29 @@ pub fn bare_read(ctx: XdpContext) -> u32 {
     if start + LENGTH4 > ctx.data_end() {
         return XDP_ABORTED;
     }
-    let kind = frame::load_word(start + ETHER_TYPE_AT);
-    let source = if kind as u16 == u16::from_ne_bytes([0x86, 0xdd]) {
-        frame::load_word(start + SOURCE6_AT)
-            | frame::load_word(start + SOURCE6_AT + 4)
-            | frame::load_word(start + SOURCE6_AT + 8)
-            | frame::load_word(start + SOURCE6_AT + 12)
-    } else {
-        frame::load_word(start + SOURCE4_AT)
-    };
+    let source = folded_source(start);
     if source == 0 {
         return XDP_PASS;
     }
+    XDP_DROP
+}
+
+/// Drops if a cache line that the source chooses, of [`maps::LINES`], has nothing but zeros, as all have; counts it.
+#[xdp(frags)]
+pub fn bare_line(ctx: XdpContext) -> u32 {
+    let start = ctx.data();
+    if start + LENGTH4 > ctx.data_end() {
+        return XDP_ABORTED;
+    }
+    let hash = folded_source(start).wrapping_mul(0x9e37_79b1);
+    let at = (u64::from(hash) * u64::from(maps::LINE_COUNT.load())) >> 32;
+    let (Some(state), Some(line)) = (maps::state(), maps::LINES.get(at as u32)) else {
+        return XDP_ABORTED;
+    };
+    if line.iter().fold(0, |all, word| all | word) != 0 {
+        return XDP_PASS;
+    }
+    state.frames += 1;
     XDP_DROP
 }
 

@@ -66,6 +66,14 @@ pub static FRAME_COUNT: Global<u32> = Global::new(1);
 #[btf_map]
 pub static HASH: HashMap<u32, u32, 1> = HashMap::new();
 
+/// Cache lines of zeros that [`crate::bare_line`] looks at. Sized before loading.
+#[btf_map]
+pub static LINES: Array<[u64; 8], 1> = Array::new();
+
+/// How many they are.
+#[unsafe(no_mangle)]
+pub static LINE_COUNT: Global<u32> = Global::new(1);
+
 /// What each CPU remembers.
 #[btf_map]
 pub static STATE: PerCpuArray<State, 1> = PerCpuArray::new();

@@ -352,12 +352,28 @@ impl Bare {
         Self::load("bare_read", [0; 4])
     }
 
+    /// Looks at one cache line of so many for each packet's source and drops it, whatever it is.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn looking(lines: u32) -> Result<Self> {
+        let room = Room {
+            lines,
+            ..Room::default()
+        };
+        Self::load_sized("bare_line", [0; 4], room)
+    }
+
     /// Drops these IPv4 sources by one look-up in a hash map of the kernel that has room for just them.
     ///
     /// # Errors
     /// What the kernel says, and an IPv6 address.
     pub fn hash(sources: &[IpAddr]) -> Result<Self> {
-        let mut this = Self::load_sized("bare_hash", [0; 4], sources.len())?;
+        let room = Room {
+            hashed: u32::try_from(sources.len())?.max(1),
+            ..Room::default()
+        };
+        let mut this = Self::load_sized("bare_hash", [0; 4], room)?;
         let map = this.ebpf.map_mut("HASH").context("no map HASH")?;
         let mut map: HashMap<_, u32, u32> = HashMap::try_from(map)?;
         for source in sources {
@@ -377,15 +393,15 @@ impl Bare {
     }
 
     fn load(name: &'static str, edge: [u32; 4]) -> Result<Self> {
-        Self::load_sized(name, edge, 1)
+        Self::load_sized(name, edge, Room::default())
     }
 
-    fn load_sized(name: &'static str, edge: [u32; 4], hashed: usize) -> Result<Self> {
+    fn load_sized(name: &'static str, edge: [u32; 4], room: Room) -> Result<Self> {
         let setting = Setting {
             edge,
             ..Setting::default()
         };
-        let mut ebpf = load_sized(&setting, &[], hashed)?;
+        let mut ebpf = load_sized(&setting, &[], room)?;
         xdp(&mut ebpf, name)?.load()?;
         Ok(Self { ebpf, name })
     }
@@ -430,14 +446,31 @@ struct Setting {
     edge: [u32; 4],
 }
 
-fn load(setting: &Setting, sources: &[IpAddr]) -> Result<Ebpf> {
-    load_sized(setting, sources, 1)
+/// Entries of maps that few of the programs need.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Of `HASH`.
+    hashed: u32,
+    /// Of `LINES`.
+    lines: u32,
 }
 
-/// As [`load`], with room for so many entries of the map `HASH`.
-fn load_sized(setting: &Setting, sources: &[IpAddr], hashed: usize) -> Result<Ebpf> {
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            hashed: 1,
+            lines: 1,
+        }
+    }
+}
+
+fn load(setting: &Setting, sources: &[IpAddr]) -> Result<Ebpf> {
+    load_sized(setting, sources, Room::default())
+}
+
+/// As [`load`], with maps of these sizes.
+fn load_sized(setting: &Setting, sources: &[IpAddr], room: Room) -> Result<Ebpf> {
     let count = u32::try_from(sources.len())?;
-    let hashed = u32::try_from(hashed)?.max(1);
     let mut ebpf = EbpfLoader::new()
         .override_global("TEMPLATE", &setting.template, true)
         .override_global("IPV6", &setting.ipv6, true)
@@ -450,7 +483,9 @@ fn load_sized(setting: &Setting, sources: &[IpAddr], hashed: usize) -> Result<Eb
         .override_global("EDGE", &setting.edge, true)
         .override_global("SOURCE_COUNT", &count, true)
         .map_max_entries("SOURCES", count.max(1))
-        .map_max_entries("HASH", hashed)
+        .override_global("LINE_COUNT", &room.lines, true)
+        .map_max_entries("HASH", room.hashed)
+        .map_max_entries("LINES", room.lines)
         .load(OBJECT)
         .context("the programs of the tests")?;
     let map = ebpf.map_mut("SOURCES").context("no map SOURCES")?;
