@@ -94,6 +94,9 @@ enum Task {
         /// Only say which targets there are and what each checks.
         #[arg(long, conflicts_with_all = ["targets", "time", "input"])]
         list: bool,
+        /// Only build them.
+        #[arg(long, conflicts_with_all = ["targets", "time", "input", "list", "json"])]
+        no_run: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -286,12 +289,14 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             no_lab,
             full,
         }),
+        Task::Fuzz { no_run: true, .. } => fuzz::binary().map(drop),
         Task::Fuzz {
             targets,
             time,
             input,
             list,
             json,
+            no_run: false,
         } => fuzz::command(
             &fuzz::Options {
                 targets,
@@ -428,6 +433,7 @@ mod tests {
             "xtask bench mesh --row simulation --json",
             "xtask fuzz",
             "xtask fuzz --list --json",
+            "xtask fuzz --no-run",
             "xtask fuzz packet ticket --time 5m",
             "xtask fuzz packet --input file",
             "xtask lab",
@@ -444,6 +450,7 @@ mod tests {
             "xtask vm --kernel 5.10",
             "xtask vm --limit 1",
             "xtask fuzz --time never",
+            "xtask fuzz packet --no-run",
             "xtask fuzz --input file",
             "xtask lab --nodes 0",
             "xtask lab --nodes 41",
