@@ -124,8 +124,9 @@ impl Listener {
     }
 }
 
-/// Tag of a destination: never 0. Its entry is at the tag's low bits or beside. `link` is the interface's index, and
-/// whether the frame had VLAN tags: what is answered in the one need not be answered in the other.
+/// Tag of a destination: never 0. Its entry is at the tag's low bits or beside. The last but one says by which link
+/// attempts come, the interface's index and whether the frame had VLAN tags: what is answered in the one need not be
+/// answered in the other.
 #[inline(always)]
 pub fn listener_tag(
     dst: &Words,

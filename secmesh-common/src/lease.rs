@@ -34,8 +34,8 @@ pub const STRAY: usize = 3;
 /// Limits in [`Config::leased`].
 pub const LIMITS: usize = 4;
 
-/// What a lease of tick number `ticks` is good for, by [`Config::epoch`]. Never 0, which is none: the kernel counts ticks from below 2³²
-/// (`INITIAL_JIFFIES` in include/linux/jiffies.h).
+/// What a lease of tick number `ticks` is good for, by [`Config::epoch`]. Never 0, which is none: the kernel counts ticks
+/// from below 2³² (`INITIAL_JIFFIES` in include/linux/jiffies.h).
 #[inline(always)]
 pub const fn key(ticks: u64, epoch: u64) -> u64 {
     epoch.wrapping_add(ticks)

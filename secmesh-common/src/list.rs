@@ -6,10 +6,10 @@
 //! bitmap with which a packet of no blocked neighbourhood skips every table for the price of one load.
 //!
 //! What a flood of listed sources costs is cache misses, so what every lookup reads is as small as it can be:
-//! a bucket has the addresses ([`lane4`]; of IPv6 half as long prints of them, [`print6`]) and what it takes to see that they are
-//! in force; the list that names an address and its hits are in a table beside it ([`Listed`]), which one packet in
-//! [`HIT_SAMPLE`] touches, or in [`FLOOD_SAMPLE`]. Tables have as many buckets as they need (an even number), not
-//! the next power of two.
+//! a bucket has the addresses ([`lane4`]; of IPv6 half as long prints of them, [`print6`]) and what it takes to see
+//! that they are in force; the list that names an address and its hits are in a table beside it ([`Listed`]), which one
+//! packet in [`HIT_SAMPLE`] touches, or in [`FLOOD_SAMPLE`]. Tables have as many buckets as they need (an even number),
+//! not the next power of two.
 //!
 //! Who writes: the controller only, apart from hit counts. The order of its writes keeps every entry
 //! visible to the kernel at all times: a moved host is written in its new place before the old is cleared,

@@ -14,9 +14,8 @@ use secmesh_common::{
 use crate::{
     clock::now_ns,
     count::dropped,
-    frame::{load_long_at, load_word_at},
-    list::{Glance, Source, Source4, Source6, half_of, weight},
-    quick::{BARE, BARE4, ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN6},
+    list::{Glance, Source, half_of, weight},
+    plain::{self, Ask},
 };
 
 /// Whether most of a CPU's latest packets were of listed sources.
@@ -46,7 +45,9 @@ pub fn not_listed(counters: &mut Counters) {
 /// options goes the long way.
 #[inline(always)]
 pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> bool {
-    let is_dropped = find(ctx, config, counters).is_some();
+    // The controller takes allowed addresses out of lists before it writes them.
+    let may_drop = config.features & QUICK_LISTS != 0 && weight(true, counters) == 0;
+    let is_dropped = may_drop && plain::ask(ctx, Listed { config, counters });
     if is_dropped {
         listed(counters);
     } else {
@@ -55,57 +56,26 @@ pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> bool 
     is_dropped
 }
 
-#[inline(always)]
-fn find(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> Option<()> {
-    // The controller takes allowed addresses out of lists before it writes them.
-    if config.features & QUICK_LISTS == 0 || weight(true, counters) != 0 {
-        return None;
-    }
-    let (start, end) = (ctx.data(), ctx.data_end());
-    if start + ETHERNET + HEADER4 > end {
-        return None;
-    }
-    let length = end - start;
-    let kind = load_word_at::<12, 0>(start);
-    if kind & BARE == BARE4 {
-        let [total @ .., _, _] = load_word_at::<16, 0>(start).to_ne_bytes();
-        // Shorter than its header is longer than any frame.
-        let rest = usize::from(u16::from_be_bytes(total)).wrapping_sub(HEADER4);
-        if rest > length - (ETHERNET + HEADER4) {
-            return None;
-        }
-        let word = load_word_at::<26, 0>(start);
-        return drop_listed(Source4 { word }, length, config, counters);
-    }
-    if kind & PLAIN != PLAIN6 || start + ETHERNET + HEADER6 > end {
-        return None;
-    }
-    let [payload @ .., _, _] = load_word_at::<18, 0>(start).to_ne_bytes();
-    if ETHERNET + HEADER6 + usize::from(u16::from_be_bytes(payload)) > length {
-        return None;
-    }
-    let (low, high) = (load_long_at::<22>(start), load_long_at::<30>(start));
-    drop_listed(Source6 { low, high }, length, config, counters)
+/// Drops what lists name.
+struct Listed<'a> {
+    config: &'a Config,
+    counters: &'a mut Counters,
 }
 
-#[inline(always)]
-fn drop_listed<S: Source>(
-    source: S,
-    length: usize,
-    config: &Config,
-    counters: &mut Counters,
-) -> Option<()> {
-    let is_listed = match source.glance(config) {
-        Glance::Listed => true,
-        // While hosts are being moved, one of them may not be found; the long way looks again.
-        Glance::Nothing => is_in_net(source, config),
-        Glance::Closer => false,
-    };
-    if !is_listed {
-        return None;
+impl Ask for Listed<'_> {
+    #[inline(always)]
+    fn ask<S: Source>(self, source: S, length: usize) -> bool {
+        let is_listed = match source.glance(self.config) {
+            Glance::Listed => true,
+            // While hosts are being moved, one of them may not be found; the long way looks again.
+            Glance::Nothing => is_in_net(source, self.config),
+            Glance::Closer => false,
+        };
+        if is_listed {
+            dropped(length, Reason::List, self.counters);
+        }
+        is_listed
     }
-    dropped(length, Reason::List, counters);
-    Some(())
 }
 
 #[inline(always)]

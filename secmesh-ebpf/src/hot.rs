@@ -14,10 +14,9 @@ use crate::{
     block::{add_hits, entry_of},
     clock::{lease_key, now_ns},
     count::dropped,
-    frame::{load_long_at, load_word_at},
-    list::{Source, Source4, Source6},
+    list::Source,
     maps::HOT,
-    quick::{BARE, BARE4, ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN6},
+    plain::{self, Ask},
 };
 
 /// Drops the packet of a plain frame if its source is a hot one. Asked before all else while the packet before was one's:
@@ -26,55 +25,29 @@ use crate::{
 /// An IPv4 header with options goes the next longer way.
 #[inline(always)]
 pub fn look(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> bool {
-    let is_dropped = find(ctx, config, counters).is_some();
+    let is_dropped = plain::ask(ctx, Again { config, counters });
     if !is_dropped {
         counters.lately = 0;
     }
     is_dropped
 }
 
-#[inline(always)]
-fn find(ctx: &XdpContext, config: &Config, counters: &mut Counters) -> Option<()> {
-    let (start, end) = (ctx.data(), ctx.data_end());
-    if start + ETHERNET + HEADER4 > end {
-        return None;
-    }
-    let length = end - start;
-    let kind = load_word_at::<12, 0>(start);
-    if kind & BARE == BARE4 {
-        let [total @ .., _, _] = load_word_at::<16, 0>(start).to_ne_bytes();
-        // Shorter than its header is longer than any frame.
-        let rest = usize::from(u16::from_be_bytes(total)).wrapping_sub(HEADER4);
-        if rest > length - (ETHERNET + HEADER4) {
-            return None;
-        }
-        let word = load_word_at::<26, 0>(start);
-        return again(Source4 { word }, length, config, counters);
-    }
-    if kind & PLAIN != PLAIN6 || start + ETHERNET + HEADER6 > end {
-        return None;
-    }
-    let [payload @ .., _, _] = load_word_at::<18, 0>(start).to_ne_bytes();
-    if ETHERNET + HEADER6 + usize::from(u16::from_be_bytes(payload)) > length {
-        return None;
-    }
-    let (low, high) = (load_long_at::<22>(start), load_long_at::<30>(start));
-    again(Source6 { low, high }, length, config, counters)
+/// Drops what is hot.
+struct Again<'a> {
+    config: &'a Config,
+    counters: &'a mut Counters,
 }
 
-#[inline(always)]
-fn again<S: Source>(
-    source: S,
-    length: usize,
-    config: &Config,
-    counters: &mut Counters,
-) -> Option<()> {
-    let key = lease_key(config);
-    if !is_hot(source, length, config, key) {
-        return None;
+impl Ask for Again<'_> {
+    #[inline(always)]
+    fn ask<S: Source>(self, source: S, length: usize) -> bool {
+        let key = lease_key(self.config);
+        let is_hot = is_hot(source, length, self.config, key);
+        if is_hot {
+            dropped(length, Reason::Exact, self.counters);
+        }
+        is_hot
     }
-    dropped(length, Reason::Exact, counters);
-    Some(())
 }
 
 /// The slot of a source, whoever is in it.

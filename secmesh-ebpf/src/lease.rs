@@ -16,7 +16,7 @@ use secmesh_common::{
 use crate::{
     frame::{load_long_at, load_word_at},
     maps::{FLOW, HASH_SEED, SOURCES},
-    quick::{BARE, BARE4, ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN6},
+    plain::{BARE, BARE4, ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN6},
     routine::{ACCOUNTED, NO, TCP, UDP, passed},
 };
 

@@ -42,6 +42,7 @@ mod list;
 mod maps;
 mod nets;
 mod observe;
+mod plain;
 mod process;
 mod quick;
 mod routine;

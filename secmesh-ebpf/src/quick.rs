@@ -19,6 +19,7 @@ use crate::{
     frame::{load_long_at, load_word_at},
     hot,
     list::{Glance, Source, Source4, Source6, half_of, weight},
+    plain::{ETHERNET, HEADER4, HEADER6, PLAIN, PLAIN4, PLAIN6},
 };
 
 /// Instead of guard bits: nobody has looked at the source.
@@ -29,23 +30,6 @@ pub const FLOOD: u64 = 1 << 11;
 const LISTED: u64 = 1 << 10;
 /// Instead of guard bits: the source is blocked, and everything is counted.
 pub const DROPPED: u64 = 1 << 9;
-
-/// Bytes of an Ethernet header without tags.
-pub const ETHERNET: usize = 14;
-/// Bytes of an IPv4 header without options.
-pub const HEADER4: usize = 20;
-/// Bytes of an IPv6 header.
-pub const HEADER6: usize = 40;
-
-/// EtherType and IP version of a frame without tags, in the word at byte 12.
-pub const PLAIN: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
-const PLAIN4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x40, 0]);
-/// The same and the length of an IPv4 header.
-pub const BARE: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
-/// What that is of IPv4 without options.
-pub const BARE4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
-/// What that is of IPv6.
-pub const PLAIN6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
 
 /// Drops the packet if a decision or a list names the source of a plain frame and nothing else can be said of it:
 /// [`DROPPED`].

@@ -24,7 +24,7 @@ use crate::{
     count::bump,
     frame::{load_word, load_word_at},
     maps::{HASH_SEED, SOURCES},
-    quick::{ETHERNET, HEADER4, HEADER6},
+    plain::{ETHERNET, HEADER4, HEADER6},
 };
 
 /// Bytes of a TCP header without options.

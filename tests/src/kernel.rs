@@ -21,6 +21,8 @@ use secmesh_common::{
 };
 use xtask::sh;
 
+use crate::livegen::Play;
+
 /// `XDP_DROP` (include/uapi/linux/bpf.h).
 pub const XDP_DROP: u32 = 1;
 /// `XDP_PASS`.
@@ -117,6 +119,19 @@ impl Kernel {
             output: vec![0; OUTPUT],
             dataplane,
         })
+    }
+
+    /// Plays a thousand frames, every so many times `other` and else `good`; what the counters moved by.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn play_among(&mut self, good: &[u8], other: &[u8], every: usize) -> Result<Counters> {
+        let mut frames = vec![good.to_vec(); every.saturating_sub(1)];
+        frames.push(other.to_vec());
+        let program = self.dataplane.program()?.fd()?.try_clone()?;
+        let before = self.counters()?;
+        Play::load(&program, &frames)?.run(1000)?;
+        Ok(difference(&self.counters()?, &before))
     }
 
     /// Takes the event ring; call it inside a tokio runtime.

@@ -336,14 +336,9 @@ fn what_cannot_be_parsed_is_malformed_also_between_packets_that_are_dropped_unas
     pin(Pid::from_raw(0), 0)?;
     for source in sources() {
         let mut kernel = hot(source)?;
-        let program = kernel.dataplane.program()?.fd()?.try_clone()?;
         let good = frame(source);
         for (name, other, blocked) in of_odd_length(&good, source.is_ipv4(), PLAYED) {
-            let mut frames = vec![good.clone(); 9];
-            frames.push(other);
-            let before = kernel.counters()?;
-            Play::load(&program, &frames)?.run(1000)?;
-            let moved = difference(&kernel.counters()?, &before);
+            let moved = kernel.play_among(&good, &other, 10)?;
             let wanted = if blocked { (1000, 0) } else { (900, 100) };
             ensure!(
                 (moved.drop_exact, moved.drop_malformed) == wanted,

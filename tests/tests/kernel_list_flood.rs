@@ -9,7 +9,7 @@ use secmesh_common::{block::origin, list::FLOOD_SAMPLE};
 use secmesh_tests::{
     chaos::mono_ns,
     frames::of_odd_length,
-    kernel::{Kernel, LONG_NS, difference, options, shown},
+    kernel::{Kernel, LONG_NS, options, shown},
     lists::{dropped, frame, is_dropped, replace, span},
     livegen::{PLAYED, Play},
     netns::pin,
@@ -171,11 +171,7 @@ fn what_cannot_be_parsed_is_malformed_also_in_a_flood() -> Result<()> {
         let good = frame(source);
         for (name, other, listed) in of_odd_length(&good, source.is_ipv4(), PLAYED) {
             Play::load(&program, std::slice::from_ref(&good))?.run(FLOOD)?;
-            let mut frames = vec![good.clone(); 19];
-            frames.push(other);
-            let before = kernel.counters()?;
-            Play::load(&program, &frames)?.run(1000)?;
-            let moved = difference(&kernel.counters()?, &before);
+            let moved = kernel.play_among(&good, &other, 20)?;
             let wanted = if listed { (1000, 0) } else { (950, 50) };
             ensure!(
                 (moved.drop_list, moved.drop_malformed) == wanted,
