@@ -67,18 +67,29 @@ pub fn run(selection: Selection) -> anyhow::Result<()> {
         totals.take(step, &logs)?;
     }
     totals.take(user_tests(), &logs)?;
-    let mut busy = vec![simulation(selection)?];
     if !selection.quick {
-        busy.push(fuzzers()?);
-        totals.take(computing_built()?, &logs)?;
-        totals.take_root_tests("packets through the kernel", "kernel", Needs::Kernel, &logs)?;
+        // Its tests wait for the kernel most of the time.
+        totals.beside(vec![computing_built()?], &logs, |totals| {
+            let name = "packets through the kernel";
+            totals.take_root_tests(name, "kernel", Needs::Kernel, &logs)
+        })?;
+    }
+    let mut computing = vec![simulation(selection)?];
+    if !selection.quick {
+        computing.push(fuzzers()?);
     }
     if selection.quick || selection.no_lab {
-        for step in busy {
+        for step in computing {
             totals.take(step, &logs)?;
         }
     } else {
-        totals.take_lab(busy, &logs)?;
+        // So do these, and nothing is built meanwhile: who waits for a processor holds no lock of a file system that
+        // an agent of the lab could need.
+        totals.beside(computing, &logs, |totals| {
+            totals.take_root_tests("end to end, in the lab", "lab", Needs::Lab, &logs)?;
+            let nats = "end to end, the mesh over NATS";
+            totals.take_root_tests(nats, "lab-nats", Needs::LabOverNats, &logs)
+        })?;
     }
     if selection.full {
         totals.take(kernels()?, &logs)?;
@@ -148,21 +159,23 @@ impl Totals {
         Ok(())
     }
 
-    /// The scenarios in the lab, which mostly wait, and beside them steps that do nothing but compute: who waits for
-    /// a processor holds no lock that an agent of the lab could need.
-    fn take_lab(&mut self, busy: Vec<Step>, logs: &std::path::Path) -> anyhow::Result<()> {
+    /// Takes `others`, and beside them steps that get the processors only when nobody else wants one; all have ended then.
+    fn beside(
+        &mut self,
+        idle: Vec<Step>,
+        logs: &std::path::Path,
+        others: impl FnOnce(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         std::thread::scope(|scope| {
-            let beside = scope.spawn(|| -> anyhow::Result<Vec<Outcome>> {
-                busy.into_iter()
+            let idle = scope.spawn(|| -> anyhow::Result<Vec<Outcome>> {
+                idle.into_iter()
                     .map(|step| step.when_idle().perform(logs))
                     .collect()
             });
-            self.take_root_tests("end to end, in the lab", "lab", Needs::Lab, logs)?;
-            let nats = "end to end, the mesh over NATS";
-            self.take_root_tests(nats, "lab-nats", Needs::LabOverNats, logs)?;
-            let outcomes = beside
+            others(self)?;
+            let outcomes = idle
                 .join()
-                .map_err(|_| anyhow::anyhow!("a step beside the lab panicked"))??;
+                .map_err(|_| anyhow::anyhow!("a step beside others panicked"))??;
             for outcome in outcomes {
                 announce(outcome.name)?;
                 self.settle(outcome);

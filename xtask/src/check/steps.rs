@@ -161,9 +161,9 @@ pub fn kernels() -> anyhow::Result<Step> {
     })
 }
 
-/// What [`simulation`] and [`fuzzers`] run, built, and what is to be known of it. By itself: beside the lab they run when
-/// nobody else wants a processor, and a build that is left waiting between two writes holds up whoever else writes to
-/// that file system.
+/// What [`simulation`] and [`fuzzers`] run, built, and what is to be known of it. By itself: a build that is left waiting
+/// for a processor between two writes holds up whoever else writes to that file system, so it must not be beside
+/// agents of a lab.
 pub fn computing_built() -> anyhow::Result<Step> {
     let command = own_commands()?;
     // The engine's own file is linted here: without its C++ part it does not compile.
