@@ -45,6 +45,8 @@ use crate::{clock, sh};
 
 /// The mesh's port.
 pub const MESH_PORT: u16 = 4747;
+/// Last lines of an agent's log that are shown when it does not answer: the lab and the rest of it may be gone soon.
+const LOG_LINES: usize = 12;
 /// How long an agent may take to answer, and a mesh to find together.
 const BRING_UP: Duration = Duration::from_secs(30);
 /// Agents that may be starting while the next node joins: each has kernel programs to load, which the others need
@@ -337,7 +339,14 @@ impl Lab {
         if let Some(slot) = self.agents.get_mut(number - 1) {
             *slot = Some(child);
         }
-        answered?.with_context(|| format!("the agent of {} does not answer", node.name))?;
+        answered?.with_context(|| {
+            let log = std::fs::read(&node.log).unwrap_or_default();
+            format!(
+                "the agent of {} does not answer; its log ends so:\n{}",
+                node.name,
+                sh::tail(&String::from_utf8_lossy(&log), LOG_LINES)
+            )
+        })?;
         Ok(())
     }
 
