@@ -46,7 +46,7 @@ pub struct Row {
     pub peer: Option<String>,
     /// The peer's value.
     pub peer_value: Option<f64>,
-    /// `value / peer_value`.
+    /// `value / peer_value`, or what [`Row::by_turns`] says.
     pub ratio: Option<f64>,
     /// What is asked of the ratio, or of the value where there is no peer.
     pub bar: Option<Bar>,
@@ -116,6 +116,14 @@ impl Row {
         self.peer = Some(peer.to_owned());
         self.peer_value = Some(theirs);
         self.ratio = self.value.filter(|_| theirs != 0.0).map(|own| own / theirs);
+        self
+    }
+
+    /// The same with a ratio of its own: the median of the ratios of turns that were measured one right after the other.
+    /// Where the machine is slower for some turns than for others, that says more than the ratio of two medians.
+    #[must_use]
+    pub fn by_turns(mut self, ratio: f64) -> Self {
+        self.ratio = Some(ratio);
         self
     }
 
@@ -331,6 +339,9 @@ mod tests {
         assert_eq!(row(0.0).ratio, None);
         // A peer that did nothing proves nothing.
         assert_eq!(row(0.0).bar(Bar::AtLeast(5.0)).met, Some(false));
+        // What the turns say wins over what their medians say.
+        let by_turns = row(60.0).by_turns(0.7).bar(Bar::AtMost(0.5));
+        assert_eq!((by_turns.ratio, by_turns.met), (Some(0.7), Some(false)));
     }
 
     #[test]

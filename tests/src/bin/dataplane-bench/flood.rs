@@ -4,7 +4,7 @@
 //! cost is that thread's time by the scheduler's own count, so what else the machine does is not in it;
 //! it is the whole of the receiving side, from the driver's ring to the drop.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use secmesh::config::AttachMode;
@@ -27,8 +27,13 @@ use crate::{
 const OWN_WORDS: u64 = 16;
 
 const GROUP: &str = "flood";
+const FILTER: &str = "xdp-filter";
 /// Sources in the generator's list.
 const SOURCES: usize = 1 << 17;
+
+/// Parts that each turn is cut into, with all sides in each. A virtual machine may be half as fast for a second or two,
+/// and what is compared should be measured in the same one.
+const PARTS: u32 = 3;
 
 /// Cache lines of 100,000 addresses of four bytes, as many as fit at seven eighths: 490 KiB.
 const LINES: u32 = 7_620;
@@ -82,16 +87,20 @@ impl<F: FnMut(&Wire) -> Result<u64>> Line<F> {
 
     /// One turn; the first one only warms up.
     pub fn turn(&mut self, effort: &Effort, keep: bool) -> Result<()> {
+        self.turn_of(effort.flood, keep)
+    }
+
+    fn turn_of(&mut self, length: Duration, keep: bool) -> Result<()> {
         let before = ((self.dropped)(&self.wire)?, self.napi.cpu_ns()?);
         let sent = self.generator.send_from(
             &self.wire.sender,
             &self.wire.far,
             SENDER_CPU,
             u64::MAX,
-            effort.flood,
+            length,
         )?;
         // What is still in the ring is dropped within microseconds.
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
         let dropped = (self.dropped)(&self.wire)? - before.0;
         let cpu = self.napi.cpu_ns()? - before.1;
         // A host says a word of its own on a new wire now and then (router solicitation, multicast listener).
@@ -114,13 +123,36 @@ impl<F: FnMut(&Wire) -> Result<u64>> Line<F> {
 
     /// The medians of the turns that were kept.
     pub fn figures(&self) -> Figures {
-        let of = |get: fn(&Figures) -> f64| median(self.turns.iter().map(get).collect());
-        Figures {
+        Figures::medians(&self.turns)
+    }
+}
+
+impl Figures {
+    fn medians(turns: &[Self]) -> Self {
+        let of = |get: fn(&Self) -> f64| median(turns.iter().map(get).collect());
+        Self {
             dropped_mpps: of(|turn| turn.dropped_mpps),
             cpu_ns: of(|turn| turn.cpu_ns),
             offered_mpps: of(|turn| turn.offered_mpps),
         }
     }
+}
+
+/// A row of two sides that had their turns one after the other.
+fn beside(
+    row: (String, &str),
+    ours: &[Figures],
+    (peer, theirs): (&str, &[Figures]),
+    get: fn(&Figures) -> f64,
+) -> Row {
+    let (name, unit) = row;
+    let ratios = ours
+        .iter()
+        .zip(theirs)
+        .map(|(own, other)| get(own) / get(other));
+    Row::new(GROUP, name, get(&Figures::medians(ours)), unit)
+        .beside(peer, get(&Figures::medians(theirs)))
+        .by_turns(median(ratios.collect()))
 }
 
 /// A flood to our program; its own count must be the driver's.
@@ -205,82 +237,120 @@ fn family(effort: &Effort, ipv6: bool) -> Result<Vec<Row>> {
     let mut reading_line = to_bare(Wire::new(4)?, &mut reading, &sources)?;
     let mut looking = Bare::looking(LINES)?;
     let mut looking_line = to_bare(Wire::new(6)?, &mut looking, &sources)?;
-    for turn in 0..=effort.turns {
-        let keep = turn > 0;
-        own.turn(effort, keep)?;
-        nft_line.turn(effort, keep)?;
-        filter_line.turn(effort, keep)?;
-        small_line.turn(effort, keep)?;
-        bare_line.turn(effort, keep)?;
-        reading_line.turn(effort, keep)?;
-        looking_line.turn(effort, keep)?;
+    // Odd, so that the median is one of them.
+    let parts = effort.turns * PARTS as usize;
+    for part in 0..=parts {
+        let (keep, length) = (part > 0, effort.flood / PARTS);
+        own.turn_of(length, keep)?;
+        nft_line.turn_of(length, keep)?;
+        filter_line.turn_of(length, keep)?;
+        small_line.turn_of(length, keep)?;
+        bare_line.turn_of(length, keep)?;
+        reading_line.turn_of(length, keep)?;
+        looking_line.turn_of(length, keep)?;
     }
     drop(filter);
-    let mine = own.figures();
     let family = if ipv6 { "IPv6" } else { "IPv4" };
+    let lines = format!("{LINES} cache lines, whatever the family");
+    let fewer = format!(
+        "xdp-filter holds {} addresses and no prefix; its flood comes from those alone",
+        few.hosts.len()
+    );
     let peers = [
-        (nft.shown(), nft_line.figures(), Some(6.0), None),
-        (
-            "xdp-filter".to_owned(),
-            filter_line.figures(),
-            Some(1.3),
-            Some(format!(
-                "xdp-filter holds {} addresses and no prefix; its flood comes from those alone",
-                few.hosts.len()
-            )),
-        ),
-        (
-            "bare XDP drop".to_owned(),
-            bare_line.figures(),
-            Some(0.8),
-            None,
-        ),
-        (
-            "XDP drop that reads the source".to_owned(),
-            reading_line.figures(),
-            None,
-            None,
-        ),
-        (
-            "XDP drop that reads a line of a table".to_owned(),
-            looking_line.figures(),
-            None,
-            Some(format!("{LINES} cache lines, whatever the family")),
-        ),
+        Peer {
+            bar: Some(6.0),
+            ..Peer::new(nft.shown(), &nft_line.turns)
+        },
+        Peer {
+            bar: Some(1.3),
+            note: Some(fewer),
+            ..Peer::new(FILTER, &filter_line.turns)
+        },
+        Peer {
+            bar: Some(0.8),
+            ..Peer::new("bare XDP drop", &bare_line.turns)
+        },
+        Peer::new("XDP drop that reads the source", &reading_line.turns),
+        Peer {
+            note: Some(lines),
+            ..Peer::new("XDP drop that reads a line of a table", &looking_line.turns)
+        },
     ];
-    let (small, filter) = (small_line.figures(), filter_line.figures());
-    let mut rows = same_work(few.hosts.len(), small, filter, family);
-    for (peer, theirs, bar, note) in &peers {
-        let name = format!("dropped, {family}");
-        let mut row =
-            Row::new(GROUP, name, mine.dropped_mpps, "Mpps").beside(peer, theirs.dropped_mpps);
-        row = bar.map_or(row.clone(), |least| row.clone().bar(Bar::AtLeast(least)));
-        let offered = format!(
-            "offered {:.1} and {:.1} Mpps",
-            mine.offered_mpps, theirs.offered_mpps
-        );
-        rows.push(
-            row.note(
-                note.as_ref()
-                    .map_or(offered.clone(), |note| format!("{offered}; {note}")),
-            ),
-        );
-    }
-    for (peer, theirs, ..) in &peers {
-        let name = format!("receiver's CPU, {family}");
-        rows.push(Row::new(GROUP, name, mine.cpu_ns, "ns/packet").beside(peer, theirs.cpu_ns));
-    }
+    let mut rows = same_work(
+        few.hosts.len(),
+        &small_line.turns,
+        &filter_line.turns,
+        family,
+    );
+    rows.extend(against(&own.turns, &peers, family));
     Ok(rows)
 }
 
+/// One whom the large list is compared with.
+struct Peer<'a> {
+    name: String,
+    turns: &'a [Figures],
+    /// What is asked of the rate.
+    bar: Option<f64>,
+    note: Option<String>,
+}
+
+impl<'a> Peer<'a> {
+    fn new(name: impl Into<String>, turns: &'a [Figures]) -> Self {
+        Self {
+            name: name.into(),
+            turns,
+            bar: None,
+            note: None,
+        }
+    }
+}
+
+fn against(ours: &[Figures], peers: &[Peer<'_>], family: &str) -> Vec<Row> {
+    let rates = peers.iter().map(|peer| {
+        let name = format!("dropped, {family}");
+        let mut row = beside((name, "Mpps"), ours, (&peer.name, peer.turns), |turn| {
+            turn.dropped_mpps
+        });
+        if let Some(least) = peer.bar {
+            row = row.bar(Bar::AtLeast(least));
+        }
+        let offered = format!(
+            "offered {:.1} and {:.1} Mpps",
+            Figures::medians(ours).offered_mpps,
+            Figures::medians(peer.turns).offered_mpps
+        );
+        match &peer.note {
+            Some(note) => row.note(format!("{offered}; {note}")),
+            None => row.note(offered),
+        }
+    });
+    let costs = peers.iter().map(|peer| {
+        let name = format!("receiver's CPU, {family}");
+        beside(
+            (name, "ns/packet"),
+            ours,
+            (&peer.name, peer.turns),
+            |turn| turn.cpu_ns,
+        )
+    });
+    rates.chain(costs).collect()
+}
+
 /// Ours with no more than xdp-filter has, and xdp-filter.
-fn same_work(addresses: usize, ours: Figures, filter: Figures, family: &str) -> Vec<Row> {
-    let row = |what: &str, own, theirs, unit| {
-        let name = format!("{what}, {addresses} addresses only, {family}");
-        Row::new(GROUP, name, own, unit).beside("xdp-filter", theirs)
-    };
+fn same_work(addresses: usize, ours: &[Figures], filter: &[Figures], family: &str) -> Vec<Row> {
+    let name = |what: &str| format!("{what}, {addresses} addresses only, {family}");
+    let theirs = (FILTER, filter);
     vec![
-        row("dropped", ours.dropped_mpps, filter.dropped_mpps, "Mpps").bar(Bar::AtLeast(1.3)),
-        row("receiver's CPU", ours.cpu_ns, filter.cpu_ns, "ns/packet"),
+        beside((name("dropped"), "Mpps"), ours, theirs, |turn| {
+            turn.dropped_mpps
+        })
+        .bar(Bar::AtLeast(1.3)),
+        beside(
+            (name("receiver's CPU"), "ns/packet"),
+            ours,
+            theirs,
+            |turn| turn.cpu_ns,
+        ),
     ]
 }
