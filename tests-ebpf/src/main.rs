@@ -45,7 +45,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    frame::{ETHER_TYPE_AT, LENGTH4, LENGTH6, SOURCE4_AT, SOURCE6_AT},
+    frame::{ETHER_TYPE_AT, LENGTH4, LENGTH6, LENGTH6_UDP, SOURCE4_AT, SOURCE6_AT},
     maps::State,
 };
 
@@ -75,11 +75,17 @@ fn generate(ctx: &XdpContext) -> Option<()> {
     // Read once: the verifier compares what it has in a register, not what it could read again.
     let start = ctx.data();
     if maps::IPV6.load() != 0 {
-        if start + LENGTH6 > ctx.data_end() {
+        let is_datagram = maps::UDP.load() != 0;
+        let length = if is_datagram { LENGTH6_UDP } else { LENGTH6 };
+        if start + length > ctx.data_end() {
             return None;
         }
         let source = source(state, random)?;
-        frame::write6(start, source, random);
+        if is_datagram {
+            frame::write6::<{ LENGTH6_UDP / 8 }>(start, source, random);
+        } else {
+            frame::write6::<{ LENGTH6 / 8 }>(start, source, random);
+        }
     } else {
         if start + LENGTH4 > ctx.data_end() {
             return None;

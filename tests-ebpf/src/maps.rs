@@ -6,8 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 
-/// The frame as it is but for source, source port and checksums, which are zero in it: 64 bytes of IPv4
-/// or 80 of IPv6.
+/// The frame as it is but for source, source port and checksums, which are zero in it: 64 bytes, or 80 of IPv6 with TCP.
 #[unsafe(no_mangle)]
 pub static TEMPLATE: Global<[u64; 10]> = Global::new([0; 10]);
 

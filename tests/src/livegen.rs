@@ -547,10 +547,10 @@ struct Template {
 
 impl Template {
     fn new(flood: &Flood<'_>) -> Self {
-        let (length, header_length) = if flood.destination.is_ipv6() {
-            (80, 40)
-        } else {
-            (64, 20)
+        let (length, header_length) = match (flood.destination, flood.traffic) {
+            (IpAddr::V6(_), Traffic::Syn) => (80, 40),
+            (IpAddr::V6(_), Traffic::Udp) => (64, 40),
+            (IpAddr::V4(_), _) => (64, 20),
         };
         let (proto, segment) = match flood.traffic {
             Traffic::Syn => (protocol::TCP, syn()),
