@@ -31,4 +31,4 @@ pub mod sanity;
 /// Version of every layout in this crate that is pinned in bpffs.
 ///
 /// A controller that finds pinned maps of another version must not read them as its own.
-pub const SCHEMA: u32 = 7;
+pub const SCHEMA: u32 = 8;

@@ -6,7 +6,7 @@
 //! bitmap with which a packet of no blocked neighbourhood skips every table for the price of one load.
 //!
 //! What a flood of listed sources costs is cache misses, so what every lookup reads is as small as it can be:
-//! a bucket has the addresses ([`lane4`]; of IPv6 half as long prints of them, [`print6`]) and what it takes to see
+//! a bucket has the addresses ([`lane4`]; of IPv6 a part of their prints, [`lane6`]) and what it takes to see
 //! that they are in force; the list that names an address and its hits are in a table beside it ([`Listed`]), which one
 //! packet in [`HIT_SAMPLE`] touches, or in [`FLOOD_SAMPLE`]. Tables have as many buckets as they need (an even number),
 //! not the next power of two.
@@ -31,7 +31,9 @@ pub const EXPIRY_NEVER: u32 = u32::MAX;
 /// IPv4 hosts in one bucket: one cache line.
 pub const BUCKET4: usize = 15;
 /// IPv6 hosts in one bucket: one cache line.
-pub const BUCKET6: usize = 8;
+pub const BUCKET6: usize = 3 * GROUPS6;
+/// Words that a bucket has of each half of its lanes, three lanes in each.
+pub const GROUPS6: usize = 4;
 /// Buckets of the IPv6 table that share one word about the soonest end, as a power of two: together
 /// they stay in the first-level cache.
 pub const GROUP6_SHIFT: u32 = 4;
@@ -80,12 +82,34 @@ pub struct ListBucket4 {
     pub soonest: u32,
 }
 
-/// One bucket of the IPv6 host table; when the soonest host of its group ends is in a table of its own.
+/// One bucket of the IPv6 host table, compared three lanes at a time; when the soonest host of its group ends is in a
+/// table of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C, align(8))]
 pub struct ListBucket6 {
-    /// A [`print6`] of each address. A free slot has one that belongs into other buckets.
-    pub prints: [u64; BUCKET6],
+    /// The first half of the [`lane6`] of each address, slot 0 in the lowest bits of the first word. Free slots are zeros.
+    pub lows: [u64; GROUPS6],
+    /// The second halves.
+    pub highs: [u64; GROUPS6],
+}
+
+impl ListBucket6 {
+    /// What is in a slot, as [`lane6`] has it in the lowest bits of each half.
+    pub fn lane(&self, slot: usize) -> Option<[u64; 2]> {
+        let shift = slot % 3 * LANE6_STEP;
+        let of = |words: &[u64]| words.get(slot / 3).map(|word| word >> shift & LANE6_FIELD);
+        Some([of(&self.lows)?, of(&self.highs)?])
+    }
+
+    /// Puts a lane, as [`lane6`] makes it, into a slot; nothing if there is no such slot.
+    pub fn put(&mut self, slot: usize, lane: [u64; 2]) {
+        let field = LANE6_FIELD << (slot % 3 * LANE6_STEP);
+        for (words, half) in [&mut self.lows, &mut self.highs].into_iter().zip(lane) {
+            if let Some(word) = words.get_mut(slot / 3) {
+                *word = *word & !field | half & field;
+            }
+        }
+    }
 }
 
 /// A range of addresses of a list.
@@ -275,14 +299,11 @@ pub fn print_keys(seed: u64) -> [u64; PRINT_KEYS] {
     })
 }
 
-/// An IPv6 address as 63 bits, whose halves are as [`native`] makes them: half the memory of an address, which is
-/// what a flood of random sources is slowed down by. The uppermost bit is zero, so that the difference of two prints
-/// less one has it only if they are equal: half the instructions of a comparison without a branch.
+/// An IPv6 address as 64 bits that nobody can foresee; its halves are as [`native`] makes them.
 ///
 /// Two multilinear hashes of four 32-bit words, each strongly universal (Lemire and Kaser 2014, "Strongly universal
-/// string hashing is fast"): whichever two addresses somebody chooses who does not know the keys, they have the same
-/// print with a probability of 2^-63, as far as [`print_keys`] are as good as random. So a list of a million addresses
-/// names a given stranger with one of 2^-43, and packets that are counted (one in [`HIT_SAMPLE`]) are compared whole.
+/// string hashing is fast"): whichever two addresses somebody chooses who does not know the keys, any *n* bits of their
+/// prints are the same with a probability of 2^-n, as far as [`print_keys`] are as good as random.
 #[inline(always)]
 pub const fn print6(low: u64, high: u64, keys: &[u64; PRINT_KEYS]) -> u64 {
     let (a, b) = (low & 0xffff_ffff, low >> 32);
@@ -297,7 +318,53 @@ pub const fn print6(low: u64, high: u64, keys: &[u64; PRINT_KEYS]) -> u64 {
         .wrapping_add(keys[7].wrapping_mul(b))
         .wrapping_add(keys[8].wrapping_mul(c))
         .wrapping_add(keys[9].wrapping_mul(d));
-    (first >> 32) | (second & 0x7fff_ffff_0000_0000)
+    (first >> 32) | (second & 0xffff_ffff_0000_0000)
+}
+
+/// Bits of each half of an IPv6 lane.
+const LANE6_HALF: u32 = 20;
+/// Bits from one lane to the next in a word: above each half is a zero, which says in a difference whether it is one.
+const LANE6_STEP: usize = 21;
+/// A lane's place in a word, the first one's.
+const LANE6_FIELD: u64 = (1 << LANE6_STEP) - 1;
+/// The lowest bit of each place.
+const LANE6_ONES: u64 = 1 | 1 << LANE6_STEP | 1 << (2 * LANE6_STEP);
+
+/// What an IPv6 bucket has of an address, by its [`print6`]: 40 bits, in two halves, each in all three places of a word.
+/// A third of the memory of an address, which is what a flood of random sources is slowed down by.
+///
+/// The print's other 24 bits tell in the buckets only ([`buckets6`]). A stranger looks at the lanes of two buckets, so a
+/// list of whatever length names him with a probability of 2^-35 (24 of 2^40), and as long as the table has its keys;
+/// packets that are counted (one in [`HIT_SAMPLE`], or in [`FLOOD_SAMPLE`]) are compared whole.
+#[inline(always)]
+pub const fn lane6(print: u64) -> [u64; 2] {
+    let half = (1 << LANE6_HALF) - 1;
+    [
+        (print & half) * LANE6_ONES,
+        (print >> 32 & half) * LANE6_ONES,
+    ]
+}
+
+/// Where three lanes of a bucket are not the one that is looked for: in each place zeros if they are equal.
+#[inline(always)]
+pub const fn differs6(lows: u64, highs: u64, lane: [u64; 2]) -> u64 {
+    (lows ^ lane[0]) | (highs ^ lane[1])
+}
+
+/// Of what [`differs6`] says: a word that has one of the bits of [`EQUAL6`] if one of the three is equal, and only then.
+#[inline(always)]
+pub const fn equals6(differs: u64) -> u64 {
+    // The bit above what is zero is set, because it was zero. One above an equal one may be, too.
+    differs.wrapping_sub(LANE6_ONES)
+}
+
+/// See [`equals6`].
+pub const EQUAL6: u64 = LANE6_ONES << LANE6_HALF;
+
+/// Whether the lane in this place of three is equal, of what [`differs6`] says.
+#[inline(always)]
+pub const fn is_equal6(differs: u64, place: usize) -> bool {
+    differs >> (place * LANE6_STEP) & LANE6_FIELD == 0
 }
 
 /// The two buckets of an IPv6 address by its [`print6`]. Mixed once more: prints of neighbours differ by multiples of a
@@ -389,6 +456,51 @@ mod tests {
         for shift in [0, 32] {
             let halves: BTreeSet<u32> = prints.iter().map(|p| (p >> shift) as u32).collect();
             assert!(halves.len() + 3 > count, "{shift}");
+        }
+    }
+
+    #[test]
+    fn a_lane_is_found_in_every_slot_and_nowhere_else() {
+        let lanes = |n: u64| lane6(n.wrapping_mul(SEED) ^ (n << 7));
+        for n in 1..2_000_u64 {
+            let mut bucket = ListBucket6::default();
+            // Neighbours that differ least, all ones among them.
+            for slot in 0..BUCKET6 {
+                let near = lane6((lanes(n)[0] & 0xfffff) ^ (1 << (slot % 20)));
+                bucket.put(slot, if n % 3 == 0 { lane6(u64::MAX) } else { near });
+            }
+            let own = lanes(n);
+            let found = |bucket: &ListBucket6| {
+                let pairs = bucket.lows.into_iter().zip(bucket.highs);
+                let differs: Vec<u64> = pairs.map(|(l, h)| differs6(l, h, own)).collect();
+                let any = differs.iter().fold(0, |all, d| all | equals6(*d)) & EQUAL6 != 0;
+                let at: Vec<usize> = (0..BUCKET6)
+                    .filter(|slot| is_equal6(differs[slot / 3], slot % 3))
+                    .collect();
+                assert_eq!(any, !at.is_empty());
+                at
+            };
+            assert_eq!(found(&bucket), Vec::<usize>::new());
+            for slot in 0..BUCKET6 {
+                let (before, mut with) = (bucket, bucket);
+                with.put(slot, own);
+                assert_eq!(found(&with), [slot]);
+                assert_eq!(with.lane(slot), Some(own.map(|half| half & 0xfffff)));
+                for other in (0..BUCKET6).filter(|other| *other != slot) {
+                    assert_eq!(with.lane(other), before.lane(other));
+                }
+                // Half of a lane is not it.
+                for half in 0..2 {
+                    let mut torn = own;
+                    torn[half] ^= LANE6_ONES << (n % 20);
+                    let mut with = bucket;
+                    with.put(slot, torn);
+                    assert_eq!(found(&with), Vec::<usize>::new());
+                }
+            }
+            bucket.put(BUCKET6, own);
+            assert_eq!(found(&bucket), Vec::<usize>::new());
+            assert_eq!(bucket.lane(BUCKET6), None);
         }
     }
 

@@ -4,10 +4,11 @@ use secmesh_common::{
     config::Config,
     counters::{Counter, Counters},
     list::{
-        BUCKET4, BUCKET6, EXPIRY_SHIFT, FLOOD_SAMPLE, GROUP6_SHIFT, GUARD_ALL, GUARD_HOST,
-        GUARD_RANGE, GuardPlace, HIT_SAMPLE, INDEX4, ListRange6, Listed, Listed6, SEARCH_STEPS,
-        WIDE4_DECISION, WIDE4_LIST, WIDE6_DECISION, WIDE6_LIST, buckets4, buckets6, guard4_long,
-        guard4_short, guard6_long, guard6_short, host_order, lane4, native, print6,
+        BUCKET4, BUCKET6, EQUAL6, EXPIRY_SHIFT, FLOOD_SAMPLE, GROUP6_SHIFT, GROUPS6, GUARD_ALL,
+        GUARD_HOST, GUARD_RANGE, GuardPlace, HIT_SAMPLE, INDEX4, ListRange6, Listed, Listed6,
+        SEARCH_STEPS, WIDE4_DECISION, WIDE4_LIST, WIDE6_DECISION, WIDE6_LIST, buckets4, buckets6,
+        differs6, equals6, guard4_long, guard4_short, guard6_long, guard6_short, host_order,
+        is_equal6, lane4, lane6, native, print6,
     },
     packet::{Family, Packet, Words},
 };
@@ -370,23 +371,22 @@ fn glance6(source: Source6, config: &Config) -> Glance {
         return Glance::Nothing;
     }
     let print = print6(source.low, source.high, &config.print_keys);
+    let lane = lane6(print);
     let places = buckets6(print, config.list_buckets6);
     let mut n = 0;
     while n < 2 {
         let Some(bucket) = LIST6.get_ptr(places[n]) else {
             return Glance::Nothing;
         };
-        let prints = bucket.cast::<u64>();
+        let words = bucket.cast::<u64>();
         let mut found = 0_u64;
-        let mut slot = 0;
-        while slot < BUCKET6 {
+        let mut group = 0;
+        while group < GROUPS6 {
             // SAFETY: as in `host6`.
-            let other = unsafe { prints.add(slot).read() };
-            // The uppermost bit is set if they are equal: both have 63 bits.
-            found |= (other ^ print).wrapping_sub(1);
-            slot += 1;
+            found |= equals6(unsafe { three6(words, group, lane) });
+            group += 1;
         }
-        if found.cast_signed() < 0 {
+        if found & EQUAL6 != 0 {
             let soonest = SOONEST6.get(places[n] >> GROUP6_SHIFT).map_or(0, |s| *s);
             return found_in(soonest, config);
         }
@@ -509,30 +509,48 @@ fn host6(packet: &Packet, config: &Config, now: u64, weight: u32) -> bool {
     }
     let [low, high] = native(&packet.src);
     let print = print6(low, high, &config.print_keys);
+    let lane = lane6(print);
     let places = buckets6(print, config.list_buckets6);
     let mut n = 0;
     while n < 2 {
         let Some(bucket) = LIST6.get_ptr(places[n]) else {
             return false;
         };
-        // The bucket is its prints, and aligned to eight.
-        let prints = bucket.cast::<u64>();
-        let mut slot = 0;
-        while slot < BUCKET6 {
-            // SAFETY: as in `host4`, and below the array's length.
-            if unsafe { prints.add(slot).read() } == print {
-                let soonest = SOONEST6.get(places[n] >> GROUP6_SHIFT).map_or(0, |s| *s);
-                let listed = LISTED6.get_ptr_mut(places[n] * BUCKET6 as u32 + slot as u32);
-                if in_force(soonest, beside6(listed, low, high), now, weight) {
-                    return true;
+        let soonest = SOONEST6.get(places[n] >> GROUP6_SHIFT).map_or(0, |s| *s);
+        let words = bucket.cast::<u64>();
+        let mut group = 0;
+        while group < GROUPS6 {
+            // SAFETY: an entry of the array is never freed while the program runs.
+            let differs = unsafe { three6(words, group, lane) };
+            let mut place = 0;
+            while place < 3 {
+                if is_equal6(differs, place) {
+                    let slot = (group * 3 + place) as u32;
+                    let listed = LISTED6.get_ptr_mut(places[n] * BUCKET6 as u32 + slot);
+                    // Another host may have the same lane: on.
+                    if in_force(soonest, beside6(listed, low, high), now, weight) {
+                        return true;
+                    }
                 }
-                break;
+                place += 1;
             }
-            slot += 1;
+            group += 1;
         }
         n += 1;
     }
     false
+}
+
+/// Where three lanes of a bucket are not this one; `group` is below [`GROUPS6`].
+///
+/// # Safety
+/// `words` is a bucket of the IPv6 table.
+#[inline(always)]
+unsafe fn three6(words: *const u64, group: usize, lane: [u64; 2]) -> u64 {
+    // SAFETY: the bucket is eight aligned words, first halves first, that the controller may write, each of them read or
+    // written whole. A lane whose halves are of two hosts is nobody's but by the chance that any other is.
+    let (lows, highs) = unsafe { (words.add(group).read(), words.add(GROUPS6 + group).read()) };
+    differs6(lows, highs, lane)
 }
 
 /// What is beside a slot, if the address there is this one.

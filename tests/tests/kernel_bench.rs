@@ -11,6 +11,8 @@ use xtask::{bench::Row, sh};
 /// the row says, or where a counter of drops disagrees with the driver's or with what was sent.
 fn rows(arguments: &[&str]) -> Result<Vec<Row>> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dataplane-bench"));
+    // Its last lines are what went wrong, not where it was noticed.
+    let command = command.env("RUST_BACKTRACE", "0");
     let output = sh::output(command.arg("--smoke").args(arguments))?;
     serde_json::from_slice(&output.stdout).context("the rows")
 }

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use secmesh::dataplane::{Compiled, LoadOptions, Span, TableError};
 use secmesh_common::{
     config::Config,
-    list::{ListRange4, ListRange6, Listed6},
+    list::{BUCKET6, ListBucket6, ListRange4, ListRange6, Listed6, lane6},
     nets::{ListNets4, ListNets6},
 };
 use secmesh_tests::{
@@ -395,6 +395,48 @@ fn a_list_entry_ends_by_itself_and_not_early() -> Result<()> {
             ensure!(!is_dropped(&mut kernel, addr)?, "{addr} came back");
         }
     }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test runs it"]
+fn a_host_is_found_behind_another_one_of_the_same_lane() -> Result<()> {
+    pin(Pid::from_raw(0), 0)?;
+    let mut kernel = Kernel::load(&LoadOptions {
+        max_list_addresses: 100,
+        ..options()
+    })?;
+    // So many that some bucket has two of them.
+    let hosts = (1..=30).map(|n| span(n << 64, n << 64, 1)).collect();
+    let wanted = Compiled {
+        hosts6: hosts,
+        ..Compiled::default()
+    };
+    replace(&mut kernel.lists, &wanted)?;
+    let mut list = kernel.map::<ListBucket6>("LIST6")?;
+    let listed = kernel.map::<Listed6>("LISTED6")?;
+    let mut behind = None;
+    for n in 0..list.len() {
+        let mut bucket = list.get(&n, 0)?;
+        let slot = n * u32::try_from(BUCKET6)? + 1;
+        let (Some(lane), second) = (bucket.lane(1), listed.get(&slot, 0)?) else {
+            continue;
+        };
+        if second.beside.expires == 0 {
+            continue;
+        }
+        // Two of 2^40 lanes are the same too seldom to wait for: the first host gets the second one's.
+        bucket.put(0, lane6(lane[0] | lane[1] << 32));
+        list.set(n, bucket, 0)?;
+        behind = Some(second.addr);
+    }
+    drop((list, listed));
+    let behind = v6(u128::from_be_bytes(
+        behind.context("no bucket has two hosts")?,
+    ));
+    // Those of which the lane is enough, and those that are counted on the host itself.
+    let moved = kernel.run_many(&frame(behind), 2_000)?;
+    ensure!(dropped(&moved, 2_000)?, "{behind} passes");
     Ok(())
 }
 

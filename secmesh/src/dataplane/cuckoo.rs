@@ -272,8 +272,8 @@ impl<G: Geometry> Cuckoo<G> {
             return Some(vec![free]);
         }
         // One move, if one is enough: a walk moves a dozen hosts, most of them away from the bucket that is looked at
-        // first. With walks alone one host of 13 (15 slots) or of 6 (8 slots) was in its second one, of a table at 7/8;
-        // it is one of 17, or of 9.
+        // first. With walks alone one host of 13 (15 slots) or of 10 (12 slots) was in its second one, of a table at
+        // 7/8; it is one of 16, or of 13.
         for bucket in places {
             for slot in 0..G::SLOTS {
                 let other = self.other_of((bucket, slot));

@@ -12,7 +12,7 @@ use aya::{
 };
 use secmesh_common::list::{
     BUCKET4, BUCKET6, EXPIRY_NEVER, GROUP6_SHIFT, ListBucket4, ListBucket6, Listed, Listed6,
-    buckets4, buckets6, lane4, native, print_keys, print6, word4,
+    buckets4, buckets6, lane4, lane6, native, print_keys, print6, word4,
 };
 
 use super::{Differences, count, refused};
@@ -57,14 +57,8 @@ pub(in crate::dataplane) trait Family: Geometry {
     /// Whether the address that is beside a slot is that of its host.
     fn is_beside(listed: &Self::Listed, host: Slot<Self::Key>) -> bool;
 
-    /// The two buckets where somebody may look for zeros.
-    fn zeros(hash: Hash) -> [u32; 2];
-
     /// When the first host ends, if buckets themselves say so; else a map of groups does.
     fn soonest(bucket: &Self::Bucket) -> Option<u32>;
-
-    /// Whether a bucket that was never written, all zeros, holds nobody.
-    fn is_empty_as_made(n: u32, hash: Hash) -> bool;
 
     /// Says that a host was moved, for those who read meanwhile.
     fn tell_of_move(config: &ConfigCell) -> Result<(), TableError>;
@@ -104,7 +98,7 @@ impl Geometry for Six {
     }
 }
 
-/// What the IPv6 table has of an address.
+/// The print of an address under the table's keys.
 fn print(addr: u128, seed: u64) -> u64 {
     let [low, high] = native(&words(addr.to_be_bytes()));
     print6(low, high, &print_keys(seed))
@@ -159,17 +153,8 @@ impl Family for Four {
         true
     }
 
-    fn zeros(hash: Hash) -> [u32; 2] {
-        Self::places(0, hash.seed, hash.buckets)
-    }
-
     fn soonest(bucket: &ListBucket4) -> Option<u32> {
         Some(bucket.soonest)
-    }
-
-    fn is_empty_as_made(_n: u32, _hash: Hash) -> bool {
-        // Its soonest end has passed, and nothing beside it is in force.
-        true
     }
 
     fn tell_of_move(config: &ConfigCell) -> Result<(), TableError> {
@@ -183,22 +168,19 @@ impl Family for Six {
     const LIST: &'static str = "LIST6";
     const LISTED: &'static str = "LISTED6";
 
-    fn bucket(n: u32, slots: &[Slot<u128>], _soonest: u32, hash: Hash) -> ListBucket6 {
-        let free = stranger(|number| {
-            let print = number & (u64::MAX >> 1);
-            (!buckets6(print, hash.buckets).contains(&n)).then_some(print)
-        });
-        let mut bucket = ListBucket6 {
-            prints: [free; BUCKET6],
-        };
-        for (to, from) in bucket.prints.iter_mut().zip(slots) {
-            *to = from.map_or(free, |(addr, _)| print(addr, hash.seed));
+    fn bucket(_n: u32, slots: &[Slot<u128>], _soonest: u32, hash: Hash) -> ListBucket6 {
+        let mut bucket = ListBucket6::default();
+        for (slot, host) in slots.iter().enumerate() {
+            if let Some((addr, _)) = host {
+                bucket.put(slot, lane6(print(*addr, hash.seed)));
+            }
         }
         bucket
     }
 
     fn word(bucket: &ListBucket6, slot: usize) -> Option<u64> {
-        bucket.prints.get(slot).copied()
+        let [low, high] = bucket.lane(slot)?;
+        Some(low | high << 32)
     }
 
     fn host(
@@ -208,7 +190,9 @@ impl Family for Six {
         hash: Hash,
     ) -> Option<u128> {
         let addr = u128::from_be_bytes(beside.addr);
-        (bucket.prints.get(slot) == Some(&print(addr, hash.seed))).then_some(addr)
+        let mut own = ListBucket6::default();
+        own.put(slot, lane6(print(addr, hash.seed)));
+        (bucket.lane(slot) == own.lane(slot)).then_some(addr)
     }
 
     fn listed(host: Slot<u128>) -> Listed6 {
@@ -226,17 +210,8 @@ impl Family for Six {
         listed.addr == Self::listed(host).addr
     }
 
-    fn zeros(hash: Hash) -> [u32; 2] {
-        buckets6(0, hash.buckets)
-    }
-
     fn soonest(_bucket: &ListBucket6) -> Option<u32> {
         None
-    }
-
-    fn is_empty_as_made(n: u32, hash: Hash) -> bool {
-        // Zeros are a print, too: somebody may look for it here.
-        !Self::zeros(hash).contains(&n)
     }
 
     fn tell_of_move(config: &ConfigCell) -> Result<(), TableError> {
@@ -350,7 +325,6 @@ impl<F: Family> HostTable<F> {
         if has_hosts {
             this.learn()?;
         }
-        this.fill()?;
         Ok(this)
     }
 
@@ -367,23 +341,6 @@ impl<F: Family> HostTable<F> {
                     self.table
                         .learn(key, (beside.expires, beside.list), n, slot);
                 }
-            }
-        }
-        Ok(())
-    }
-
-    /// A new table is all zeros, which may be an address or its print: the buckets where somebody would look for it
-    /// get others.
-    fn fill(&mut self) -> Result<(), TableError> {
-        let hash = self.maps.hash;
-        for n in F::zeros(hash) {
-            if F::is_empty_as_made(n, hash) {
-                continue;
-            }
-            let list = &mut self.maps.list;
-            if list.get(&n, 0).map_err(refused(F::LIST))? == F::Bucket::default() {
-                let free = F::bucket(n, &[], EXPIRY_NEVER, hash);
-                list.set(n, free, 0).map_err(refused(F::LIST))?;
             }
         }
         Ok(())
@@ -454,10 +411,9 @@ impl<F: Family> HostTable<F> {
             }
         }
         let there = maps.list.get(&n, 0).map_err(refused(F::LIST))?;
-        if there == F::Bucket::default()
-            && slots.iter().all(Option::is_none)
-            && F::is_empty_as_made(n, maps.hash)
-        {
+        // A bucket that was never written holds nobody: of IPv4 its soonest end has passed, and nothing is beside it; of
+        // IPv6 free slots are zeros.
+        if there == F::Bucket::default() && slots.iter().all(Option::is_none) {
             return Ok(());
         }
         let right = F::bucket(n, slots, group, maps.hash);
