@@ -47,6 +47,8 @@ use crate::{clock, sh};
 pub const MESH_PORT: u16 = 4747;
 /// Last lines of an agent's log that are shown when it does not answer: the lab and the rest of it may be gone soon.
 const LOG_LINES: usize = 12;
+/// Calls that are shown of each of its threads.
+const CALLS: usize = 6;
 /// How long an agent may take to answer, and a mesh to find together.
 const BRING_UP: Duration = Duration::from_secs(30);
 /// Agents that may be starting while the next node joins: each has kernel programs to load, which the others need
@@ -336,15 +338,17 @@ impl Lab {
             }
             Ok(self.ask(&node).status().ok())
         });
+        let pid = child.id();
         if let Some(slot) = self.agents.get_mut(number - 1) {
             *slot = Some(child);
         }
         answered?.with_context(|| {
             let log = std::fs::read(&node.log).unwrap_or_default();
             format!(
-                "the agent of {} does not answer; its log ends so:\n{}",
+                "the agent of {} does not answer; its log ends so:\n{}\nand its threads wait here:\n{}",
                 node.name,
-                sh::tail(&String::from_utf8_lossy(&log), LOG_LINES)
+                sh::tail(&String::from_utf8_lossy(&log), LOG_LINES),
+                where_it_waits(pid)
             )
         })?;
         Ok(())
@@ -526,6 +530,30 @@ impl Lab {
         self.agents.clear();
         self.broker = None;
     }
+}
+
+/// Each thread of a process by its name, and the innermost of the kernel's functions that it waits in, if it does.
+fn where_it_waits(pid: u32) -> String {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let of = |thread: &Path, file: &str| {
+        // Threads may end meanwhile.
+        std::fs::read_to_string(thread.join(file)).unwrap_or_default()
+    };
+    let shown = |thread: std::io::Result<std::fs::DirEntry>| {
+        let thread = thread.ok()?.path();
+        let stack = of(&thread, "stack");
+        let calls = stack.lines().take(CALLS);
+        let calls: Vec<&str> = calls
+            .filter_map(|call| call.split_whitespace().last())
+            .collect();
+        let name = of(&thread, "comm");
+        Some(format!("{}: {}", name.trim_end(), calls.join(" < ")))
+    };
+    let mut lines: Vec<String> = threads.into_iter().flatten().filter_map(shown).collect();
+    // Most are workers that wait for the same.
+    lines.sort_unstable();
+    lines.dedup();
+    lines.join("\n")
 }
 
 impl Drop for Lab {
