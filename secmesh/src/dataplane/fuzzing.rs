@@ -79,7 +79,8 @@ impl HostTables {
     pub fn new(seed: u64) -> Self {
         Self {
             four: Published::new(seed, 64),
-            six: Published::new(seed, 64),
+            // 504 slots; of IPv4 960.
+            six: Published::new(seed, 42),
         }
     }
 
