@@ -101,6 +101,12 @@ impl ListBucket6 {
         Some([of(&self.lows)?, of(&self.highs)?])
     }
 
+    /// Whether a slot has this lane, as [`lane6`] makes it; not if there is no such slot.
+    pub fn has(&self, slot: usize, lane: [u64; 2]) -> bool {
+        let words = self.lows.get(slot / 3).zip(self.highs.get(slot / 3));
+        words.is_some_and(|(low, high)| is_equal6(differs6(*low, *high, lane), slot % 3))
+    }
+
     /// Puts a lane, as [`lane6`] makes it, into a slot; nothing if there is no such slot.
     pub fn put(&mut self, slot: usize, lane: [u64; 2]) {
         let field = LANE6_FIELD << (slot % 3 * LANE6_STEP);
@@ -478,6 +484,7 @@ mod tests {
                     .filter(|slot| is_equal6(differs[slot / 3], slot % 3))
                     .collect();
                 assert_eq!(any, !at.is_empty());
+                assert!((0..=BUCKET6).all(|slot| bucket.has(slot, own) == at.contains(&slot)));
                 at
             };
             assert_eq!(found(&bucket), Vec::<usize>::new());

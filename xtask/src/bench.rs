@@ -120,10 +120,11 @@ impl Row {
     }
 
     /// The same with a ratio of its own: the median of the ratios of turns that were measured one right after the other.
-    /// Where the machine is slower for some turns than for others, that says more than the ratio of two medians.
+    /// Where the machine is slower for some turns than for others, that says more than the ratio of two medians. There is
+    /// none where [`Row::beside`] has none. A bar comes after it.
     #[must_use]
     pub fn by_turns(mut self, ratio: f64) -> Self {
-        self.ratio = Some(ratio);
+        self.ratio = self.ratio.map(|_| ratio);
         self
     }
 
@@ -342,6 +343,7 @@ mod tests {
         // What the turns say wins over what their medians say.
         let by_turns = row(60.0).by_turns(0.7).bar(Bar::AtMost(0.5));
         assert_eq!((by_turns.ratio, by_turns.met), (Some(0.7), Some(false)));
+        assert_eq!(row(0.0).by_turns(f64::INFINITY).ratio, None);
     }
 
     #[test]

@@ -111,12 +111,7 @@ impl Family for Four {
     const LISTED: &'static str = "LISTED4";
 
     fn bucket(n: u32, slots: &[Slot<u32>], soonest: u32, hash: Hash) -> ListBucket4 {
-        // Both addresses of a lane are in the same pairs of buckets.
-        let free = stranger(|number| {
-            let lane = lane4(low(number));
-            let places = buckets4(lane, hash.seed, hash.buckets);
-            (!places.map(|place| place / 2).contains(&(n / 2))).then_some(lane)
-        });
+        let free = stranger(n, hash);
         let mut bucket = ListBucket4 {
             lanes: [free; BUCKET4],
             soonest,
@@ -190,9 +185,8 @@ impl Family for Six {
         hash: Hash,
     ) -> Option<u128> {
         let addr = u128::from_be_bytes(beside.addr);
-        let mut own = ListBucket6::default();
-        own.put(slot, lane6(print(addr, hash.seed)));
-        (bucket.lane(slot) == own.lane(slot)).then_some(addr)
+        let own = lane6(print(addr, hash.seed));
+        bucket.has(slot, own).then_some(addr)
     }
 
     fn listed(host: Slot<u128>) -> Listed6 {
@@ -230,18 +224,17 @@ fn tell(
     told.map_err(unconfigured)
 }
 
-/// What a free slot has: the first one of some numbers of which `made` makes what belongs into other buckets, so that
-/// nobody who looks into this one looks for it.
-fn stranger<T: Default>(made: impl Fn(u64) -> Option<T>) -> T {
-    // Multiples of an odd number, so that both halves of each are another one's (2⁶⁴ divided by the golden ratio).
-    (0..u64::MAX)
-        .find_map(|n| made(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
-        .unwrap_or_default()
-}
-
-/// The lower half.
-fn low(number: u64) -> u32 {
-    u32::try_from(number & 0xffff_ffff).unwrap_or_default()
+/// What free slots of an IPv4 bucket have: the first lane that belongs into other buckets, so that nobody who looks into
+/// this one looks for it.
+fn stranger(n: u32, hash: Hash) -> u32 {
+    // Multiples of an odd number, so that lanes follow in no order of the buckets (2³² divided by the golden ratio).
+    let mut lanes = (0..=u32::MAX).map(|number| lane4(number.wrapping_mul(0x9e37_79b9)));
+    // Both addresses of a lane are in the same pairs of buckets.
+    let is_stranger = |lane: &u32| {
+        let places = buckets4(*lane, hash.seed, hash.buckets);
+        !places.map(|place| place / 2).contains(&(n / 2))
+    };
+    lanes.find(is_stranger).unwrap_or_default()
 }
 
 /// When the soonest of these hosts ends.
@@ -521,5 +514,27 @@ impl<F: Family> Sink<F> for HostMaps<F> {
             self.write_beside(table, changes)?;
         }
         set_ends(self, later)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_looks_where_free_slots_have_what_he_looks_for() {
+        for (seed, buckets) in (1..40_u64).zip([16, 18, 240, 7_620].into_iter().cycle()) {
+            let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let hash = Hash { seed, buckets };
+            for n in 0..buckets {
+                let free = Four::bucket(n, &[None; BUCKET4], EXPIRY_NEVER, hash);
+                let lane = free.lanes.first().copied().unwrap_or_default();
+                assert_eq!(free.lanes, [lane; BUCKET4]);
+                for word in [lane, lane | 1 << 31] {
+                    let places = buckets4(word, seed, buckets);
+                    assert!(!places.contains(&n), "{word:x} in {n} of {buckets}");
+                }
+            }
+        }
     }
 }
