@@ -46,12 +46,10 @@ pub fn store_word(at: usize, word: u32) {
 
 /// Stores an IPv6 address.
 #[inline(always)]
-pub fn store_words(at: usize, words: [u32; 4]) {
-    let [a, b, c, d] = words;
-    store_word(at, a);
-    store_word(at + 4, b);
-    store_word(at + 8, c);
-    store_word(at + 12, d);
+pub fn store_address(at: usize, address: [u64; 2]) {
+    let [first, second] = address;
+    store_long(at, first);
+    store_long(at + 8, second);
 }
 
 /// Stores the first `N` eight bytes of the template.
@@ -112,18 +110,19 @@ pub fn load_word(at: usize) -> u32 {
     word as u32
 }
 
-/// Both halves of a word, added.
+/// The Internet checksum of a sum of words of 16 or 32 bits (RFC 1071), eight of 32 at most. It is the same in either
+/// byte order as long as all were read in one.
 #[inline(always)]
-fn halves(word: u32) -> u32 {
-    (word >> 16) + (word & 0xffff)
+fn folded(sum: u64) -> u16 {
+    let fold = |sum: u64| (sum >> 16) + (sum & 0xffff);
+    // Below 2^35, so below 2^20 after one fold, 2^16 + 15 after two and 2^16 after three.
+    !(fold(fold(fold(sum))) as u16)
 }
 
-/// The Internet checksum of a sum (RFC 1071). It is the same in either byte order as long as all words
-/// were read in one.
+/// Both words, added.
 #[inline(always)]
-fn folded(sum: u32) -> u16 {
-    // Two folds take the carries of up to 2^16 words.
-    !(halves(halves(sum)) as u16)
+fn words(long: u64) -> u64 {
+    (long >> 32) + (long & 0xffff_ffff)
 }
 
 /// Source port and destination port, as they are in the packet.
@@ -136,12 +135,12 @@ fn ports(random: u64) -> (u16, u16) {
 
 /// Writes ports and checksum of the transport header at `at`; `sum` is what the addresses add.
 #[inline(always)]
-fn transport(at: usize, sum: u32, random: u64) {
+fn transport(at: usize, sum: u64, random: u64) {
     let (source, destination) = ports(random);
     store_half(at, source);
     store_half(at + 2, destination);
-    let sum = TRANSPORT_SUM.load() + sum + u32::from(source) + u32::from(destination);
-    let checksum = folded(sum);
+    let template = u64::from(TRANSPORT_SUM.load());
+    let checksum = folded(template + sum + u64::from(source) + u64::from(destination));
     if UDP.load() != 0 {
         // Zero would mean "none" (RFC 768), which IPv6 forbids.
         store_half(at + 6, if checksum == 0 { 0xffff } else { checksum });
@@ -154,20 +153,20 @@ fn transport(at: usize, sum: u32, random: u64) {
 #[inline(always)]
 pub fn write4(start: usize, source: u32, random: u64) {
     store_template::<{ LENGTH4 / 8 }>(start);
-    let sum = halves(source);
-    store_half(start + CHECKSUM4_AT, folded(HEADER_SUM.load() + sum));
+    let template = u64::from(HEADER_SUM.load());
+    let sum = u64::from(source);
+    store_half(start + CHECKSUM4_AT, folded(template + sum));
     store_word(start + SOURCE4_AT, source);
     transport(start + TRANSPORT4_AT, sum, random);
 }
 
 /// Writes an IPv6 frame of `LONGS` times eight bytes; the caller has checked that they are there.
 #[inline(always)]
-pub fn write6<const LONGS: usize>(start: usize, source: [u32; 4], random: u64) {
+pub fn write6<const LONGS: usize>(start: usize, source: [u64; 2], random: u64) {
     store_template::<LONGS>(start);
-    store_words(start + SOURCE6_AT, source);
-    let [a, b, c, d] = source;
-    let sum = halves(a) + halves(b) + halves(c) + halves(d);
-    transport(start + TRANSPORT6_AT, sum, random);
+    store_address(start + SOURCE6_AT, source);
+    let [first, second] = source;
+    transport(start + TRANSPORT6_AT, words(first) + words(second), random);
 }
 
 /// Whether a frame is for this address, IPv4 or IPv6, or is neither (ARP).

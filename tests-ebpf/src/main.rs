@@ -90,38 +90,29 @@ fn generate(ctx: &XdpContext) -> Option<()> {
         if start + LENGTH4 > ctx.data_end() {
             return None;
         }
-        let [source, ..] = source(state, random)?;
-        frame::write4(start, source, random);
+        let [source, _] = source(state, random)?;
+        frame::write4(start, source as u32, random);
     }
     state.frames += 1;
     Some(())
 }
 
-/// The next source: of the list if there is one, else a random one. Words in the order of the packet.
+/// The next source: of the list if there is one, else a random one, as [`maps::SOURCES`] has them.
 #[inline(always)]
-fn source(state: &mut State, random: u64) -> Option<[u32; 4]> {
+fn source(state: &mut State, random: u64) -> Option<[u64; 2]> {
     let count = maps::SOURCE_COUNT.load();
     if count > 0 {
         return listed(state, count);
     }
     Some(if maps::IPV6.load() != 0 {
         let more = random::next(state);
-        [
-            // 2001:db8::/32, for documentation (RFC 3849).
-            0x2001_0db8_u32.to_be(),
-            random as u32,
-            (random >> 32) as u32,
-            more as u32,
-        ]
+        // 2001:db8::/32, for documentation (RFC 3849).
+        [u64::from(0x2001_0db8_u32.to_be()) | random << 32, more]
     } else {
         // A first byte of 11 to 74: unicast, routable, and none that the kernel throws out as a martian.
         let first = 11 + (random & 0x3f) as u32;
-        [
-            (first << 24 | (random >> 8) as u32 & 0x00ff_ffff).to_be(),
-            0,
-            0,
-            0,
-        ]
+        let word = (first << 24 | (random >> 8) as u32 & 0x00ff_ffff).to_be();
+        [word.into(), 0]
     })
 }
 
@@ -130,7 +121,7 @@ fn source(state: &mut State, random: u64) -> Option<[u32; 4]> {
 /// In order and not by chance: the list is shuffled already, and reading it in order costs the generator
 /// no cache misses of its own.
 #[inline(always)]
-fn listed(state: &mut State, count: u32) -> Option<[u32; 4]> {
+fn listed(state: &mut State, count: u32) -> Option<[u64; 2]> {
     let mut at = state.position;
     if at >= count {
         at = 0;
@@ -163,13 +154,13 @@ fn rewrite(ctx: &XdpContext) -> Option<()> {
         if start + LENGTH6 > ctx.data_end() {
             return None;
         }
-        frame::store_words(start + SOURCE6_AT, source);
+        frame::store_address(start + SOURCE6_AT, source);
     } else {
         if start + LENGTH4 > ctx.data_end() {
             return None;
         }
-        let [word, ..] = source;
-        frame::store_word(start + SOURCE4_AT, word);
+        let [word, _] = source;
+        frame::store_word(start + SOURCE4_AT, word as u32);
     }
     state.frames += 1;
     Some(())

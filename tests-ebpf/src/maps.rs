@@ -46,9 +46,9 @@ pub static SEED: Global<u64> = Global::new(1);
 #[unsafe(no_mangle)]
 pub static EDGE: Global<[u32; 4]> = Global::new([0; 4]);
 
-/// The sources, IPv4 in the first word. Words in the order of the packet. Sized before loading.
+/// The sources, IPv4 in the first four bytes. Bytes in the order of the packet. Sized before loading.
 #[btf_map]
-pub static SOURCES: Array<[u32; 4], 1> = Array::new();
+pub static SOURCES: Array<[u64; 2], 1> = Array::new();
 
 /// Bytes of the frames that [`crate::play`] plays.
 pub const FRAME: usize = 128;
