@@ -18,6 +18,8 @@ pub struct Report {
     pub machine: Machine,
     /// What was measured.
     pub rows: Vec<Row>,
+    /// Whether every group was measured; if not, standard error has said why.
+    pub ok: bool,
 }
 
 /// The machine a benchmark ran on.
@@ -168,6 +170,36 @@ impl Machine {
     }
 }
 
+/// Measures group after group and prints their rows as one JSON array, which [`dataplane`] and [`mesh`] read. A group
+/// that fails costs no other one its rows: what it was goes to standard error at once.
+///
+/// # Errors
+/// At the end, when a group failed, with the names of all that did; or when nothing can be printed.
+pub fn print_groups<G: std::fmt::Debug>(
+    groups: impl IntoIterator<Item = G>,
+    mut measure: impl FnMut(&G) -> anyhow::Result<Vec<Row>>,
+) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    let mut failed = Vec::new();
+    for group in groups {
+        eprintln!("measuring: {group:?}");
+        match measure(&group) {
+            Ok(measured) => rows.extend(measured),
+            Err(error) => {
+                eprintln!("{group:?} failed: {error:?}");
+                failed.push(format!("{group:?}"));
+            }
+        }
+    }
+    println!("{}", serde_json::to_string_pretty(&rows)?);
+    ensure!(
+        failed.is_empty(),
+        "not measured: {}; why is said above",
+        failed.join(", ")
+    );
+    Ok(())
+}
+
 /// The binary of the tests' package that measures the kernel program.
 const DATAPLANE: &str = "dataplane-bench";
 
@@ -186,7 +218,8 @@ pub struct Selection {
 /// The plot of the blocklist's rows goes to `target/bench/blocklist.svg`.
 ///
 /// # Errors
-/// When it cannot be built or run, or prints something else than rows.
+/// When it cannot be built or run, or prints no rows. Where only some groups failed, the report has the others and says
+/// that it is not [`ok`](Report::ok).
 pub fn dataplane(selection: &Selection) -> anyhow::Result<Report> {
     let binary = binary(DATAPLANE)?;
     let folder = sh::repo_root().join("target/bench");
@@ -216,7 +249,7 @@ pub fn mesh(selection: &Selection) -> anyhow::Result<Report> {
     let all = selection.rows.is_empty();
     let others: Vec<&String> = selection.rows.iter().filter(|r| *r != SIMULATION).collect();
     let simulated = all || others.len() < selection.rows.len();
-    let mut rows = Vec::new();
+    let (mut rows, mut ok) = (Vec::new(), true);
     if all || !others.is_empty() {
         // Network namespaces are root's.
         let mut command = sh::as_root(&binary(MESH)?)?;
@@ -226,15 +259,24 @@ pub fn mesh(selection: &Selection) -> anyhow::Result<Report> {
         for row in others {
             command.args(["--row", row]);
         }
-        rows.extend(report("mesh", &mut command)?.rows);
+        let report = report("mesh", &mut command)?;
+        rows.extend(report.rows);
+        ok = report.ok;
     }
     if simulated {
-        rows.extend(crate::sim::growth()?.rows);
+        match crate::sim::growth() {
+            Ok(measured) => rows.extend(measured),
+            Err(error) => {
+                eprintln!("{SIMULATION} failed: {error:?}");
+                ok = false;
+            }
+        }
     }
     Ok(Report {
         suite: "mesh".to_owned(),
         machine: Machine::here(),
         rows,
+        ok,
     })
 }
 
@@ -261,8 +303,9 @@ fn report(suite: &str, command: &mut Command) -> anyhow::Result<Report> {
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("cannot start `{}`", sh::shown(command)))?;
+    let ok = output.status.success();
     ensure!(
-        output.status.success(),
+        ok || !output.stdout.is_empty(),
         "`{}` failed ({})",
         sh::shown(command),
         output.status
@@ -271,6 +314,7 @@ fn report(suite: &str, command: &mut Command) -> anyhow::Result<Report> {
         suite: suite.to_owned(),
         machine: Machine::here(),
         rows: serde_json::from_slice(&output.stdout).context("the benchmark's rows")?,
+        ok,
     })
 }
 
@@ -355,6 +399,22 @@ mod tests {
     }
 
     #[test]
+    fn rows_outlive_a_group_that_fails_and_no_rows_are_an_error() {
+        let row = Row::new("drop", "IPv4", 30.0, "ns/packet");
+        let rows = serde_json::to_string(&vec![row.clone()]).unwrap();
+        let of = |script: String| report("dataplane", Command::new("sh").args(["-c", &script]));
+        for code in [0, 1] {
+            let report = of(format!("echo '{rows}'; exit {code}")).unwrap();
+            assert_eq!(
+                (report.rows.as_slice(), report.ok),
+                ([row.clone()].as_slice(), code == 0)
+            );
+        }
+        let error = of("exit 1".to_owned()).unwrap_err().to_string();
+        assert!(error.contains("exit status: 1"), "{error}");
+    }
+
+    #[test]
     fn rows_come_back_as_they_were_printed_and_the_table_names_the_peer() {
         let rows = vec![
             Row::new("drop", "IPv4", 30.0, "ns/packet")
@@ -368,6 +428,7 @@ mod tests {
             suite: "dataplane".to_owned(),
             machine: Machine::here(),
             rows,
+            ok: true,
         };
         let table = report.table();
         assert!(

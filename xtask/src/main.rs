@@ -375,6 +375,7 @@ fn measure(suite: Suite, selection: &bench::Selection, json: bool) -> anyhow::Re
     } else {
         print!("{}", report.table());
     }
+    anyhow::ensure!(report.ok, "not every row could be measured");
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
-use crate::bench::{Machine, Report};
+use crate::bench::Row;
 use crate::{build, sh};
 
 /// The program.
@@ -49,7 +49,7 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When it cannot be built or run, or prints something else than rows.
-pub fn growth() -> anyhow::Result<Report> {
+pub fn growth() -> anyhow::Result<Vec<Row>> {
     let folder = sh::repo_root().join("target/bench");
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let mut command = program()?;
@@ -69,11 +69,7 @@ pub fn growth() -> anyhow::Result<Report> {
         sh::shown(&command),
         output.status
     );
-    Ok(Report {
-        suite: "mesh".to_owned(),
-        machine: Machine::here(),
-        rows: serde_json::from_slice(&output.stdout).context("the simulation's rows")?,
-    })
+    serde_json::from_slice(&output.stdout).context("the simulation's rows")
 }
 
 /// Whether bugs can be planted in a binary.

@@ -21,7 +21,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use secmesh_tests::kernel::isolate;
-use xtask::{bench::Row, sh};
+use xtask::{bench, sh};
 
 /// Measures the kernel program beside its peers; prints rows as JSON.
 #[derive(Parser)]
@@ -136,23 +136,16 @@ fn main() -> Result<()> {
     }
     let effort = Effort::of(&arguments);
     isolate()?;
-    let mut rows: Vec<Row> = Vec::new();
-    for group in Group::value_variants() {
-        if !arguments.row.is_empty() && !arguments.row.contains(group) {
-            continue;
-        }
-        eprintln!("measuring: {group:?}");
-        rows.extend(match group {
-            Group::Drop => drop::rows(&effort)?,
-            Group::Pass => pass::rows(&effort)?,
-            Group::Flood => flood::rows(&effort)?,
-            Group::Syn => syn::rows(&effort)?,
-            Group::Blocklist => blocklist::rows(&effort, arguments.plot.as_deref())?,
-            Group::Load => million::rows(&effort)?,
-        });
-    }
-    println!("{}", serde_json::to_string_pretty(&rows)?);
-    Ok(())
+    let asked = |group: &&Group| arguments.row.is_empty() || arguments.row.contains(group);
+    let groups = Group::value_variants().iter().filter(asked);
+    bench::print_groups(groups, |group| match group {
+        Group::Drop => drop::rows(&effort),
+        Group::Pass => pass::rows(&effort),
+        Group::Flood => flood::rows(&effort),
+        Group::Syn => syn::rows(&effort),
+        Group::Blocklist => blocklist::rows(&effort, arguments.plot.as_deref()),
+        Group::Load => million::rows(&effort),
+    })
 }
 
 /// The middle one.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use xtask::bench::Row;
+use xtask::bench;
 use xtask::lab::Carrier;
 
 /// Measures the mesh; prints rows as JSON.
@@ -104,23 +104,16 @@ impl Effort {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let effort = Effort::of(&arguments);
-    let mut rows: Vec<Row> = Vec::new();
-    for group in Group::value_variants() {
-        if !arguments.row.is_empty() && !arguments.row.contains(group) {
-            continue;
-        }
-        eprintln!("measuring: {group:?}");
-        rows.extend(match group {
-            Group::Ledger => ledger::rows(effort)?,
-            Group::Latency => nodes::latency(effort)?,
-            Group::Latency30 => nodes::latency_30(effort)?,
-            Group::Votes => votes::rows(effort)?,
-            Group::Idle => nodes::idle(effort, Carrier::Grpc)?,
-            Group::IdleNats => nodes::idle(effort, Carrier::Nats)?,
-        });
-    }
-    println!("{}", serde_json::to_string_pretty(&rows)?);
-    Ok(())
+    let asked = |group: &&Group| arguments.row.is_empty() || arguments.row.contains(group);
+    let groups = Group::value_variants().iter().filter(asked);
+    bench::print_groups(groups, |group| match group {
+        Group::Ledger => ledger::rows(effort),
+        Group::Latency => nodes::latency(effort),
+        Group::Latency30 => nodes::latency_30(effort),
+        Group::Votes => votes::rows(effort),
+        Group::Idle => nodes::idle(effort, Carrier::Grpc),
+        Group::IdleNats => nodes::idle(effort, Carrier::Nats),
+    })
 }
 
 /// The middle one.
