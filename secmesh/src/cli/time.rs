@@ -34,6 +34,7 @@ pub fn span(us: u64) -> String {
         _ => format!("{large} {unit} {small} {smaller}"),
     };
     match s {
+        0 if us == 0 => "0 s".to_owned(),
         0 if us < 1_000 => format!("{us} µs"),
         0 => format!("{} ms", us / 1_000),
         1..60 => format!("{s} s"),
@@ -140,6 +141,7 @@ mod tests {
     #[test]
     fn spans_use_at_most_two_units() {
         for (us, text) in [
+            (0, "0 s"),
             (999, "999 µs"),
             (250_000, "250 ms"),
             (59_999_999, "59 s"),
