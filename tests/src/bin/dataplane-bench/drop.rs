@@ -58,7 +58,7 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
             let frame = pass::segment(ipv6, dropped);
             let side = |program, action| Side { program, action };
             let before = ours::dropped(&kernel.counters()?);
-            let [own, theirs, least] = testrun::measure(
+            let turns = testrun::measure(
                 effort,
                 &frame,
                 [
@@ -68,15 +68,16 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
                 ],
             )?;
             let moved = ours::dropped(&kernel.counters()?) - before;
-            let turns = u64::try_from(effort.turns + 1)?;
             let expected = if dropped {
-                turns * u64::from(effort.packets)
+                testrun::packets(effort)?
             } else {
                 0
             };
             anyhow::ensure!(moved == expected, "{moved} drops counted, not {expected}");
+            let [own, theirs, least] = turns.medians();
             let row = Row::new(GROUP, format!("{state}, {family}"), own, "ns/packet")
                 .beside("xdp-filter", theirs)
+                .by_turns(turns.ratio(0, 1))
                 .note(format!(
                     "a program that only drops takes {least:.0}; net ratio {:.2}",
                     (own - least) / (theirs - least)

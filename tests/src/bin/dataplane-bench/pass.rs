@@ -99,7 +99,8 @@ fn first_of_tick(
         players.push(play);
     }
     let sides: [Side; 5] = sides.try_into().ok().context("five")?;
-    let [off, on, other_off, other_on, playing] = testrun::measure(effort, &[0; PLAYED], sides)?;
+    let [off, on, other_off, other_on, playing] =
+        testrun::measure(effort, &[0; PLAYED], sides)?.medians();
     // Of two packets one is the other; and each is put in its place.
     let alone = |both: f64, other: f64| 2.0f64.mul_add(both, -other) - playing;
     Ok([alone(off, other_off), alone(on, other_on)])
@@ -136,15 +137,17 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
                 action: action(false),
             };
             let alone = first_of_tick(effort, &fds, &floor_fd, &frame)?;
-            let [plain, flows, theirs, least] = testrun::measure(
+            let turns = testrun::measure(
                 effort,
                 &frame,
                 [side(plain), side(flows), side(filter.program), side(floor)],
             )?;
-            for (state, own, bar) in [("off", plain, 1.0), ("on", flows, 1.6)] {
+            let [plain, flows, theirs, least] = turns.medians();
+            for (side, state, own, bar) in [(0, "off", plain, 1.0), (1, "on", flows, 1.6)] {
                 let name = format!("{kind}, {family}, flow records {state}");
                 let row = Row::new(GROUP, name, own, "ns/packet")
                     .beside("xdp-filter", theirs)
+                    .by_turns(turns.ratio(side, 2))
                     .bar(Bar::AtMost(bar))
                     .note(format!(
                         "armed: {}; a program that only passes takes {least:.0}",

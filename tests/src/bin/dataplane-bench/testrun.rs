@@ -24,27 +24,59 @@ pub fn action(blocked: bool) -> u32 {
     if blocked { XDP_DROP } else { XDP_PASS }
 }
 
-/// The median ns per packet of each side.
+/// Turns for each of [`Effort::turns`], with half of its packets each: a virtual machine may be half as fast for a moment,
+/// and the middle one of seven is then of that moment.
+const PARTS: usize = 3;
+
+/// Packets of each side in a [`measure`], those of its first turn too.
+pub fn packets(effort: &Effort) -> Result<u64> {
+    let turns = u64::try_from(effort.turns * PARTS + 1)?;
+    Ok(turns * u64::from(effort.packets / 2))
+}
+
+/// What each side took in each turn, ns per packet.
+#[derive(Debug)]
+pub struct Turns<const N: usize>([Vec<f64>; N]);
+
+impl<const N: usize> Turns<N> {
+    /// The median of each side.
+    pub fn medians(&self) -> [f64; N] {
+        self.0.each_ref().map(|times| median(times.clone()))
+    }
+
+    /// The median of the ratios of two sides' turns.
+    pub fn ratio(&self, own: usize, other: usize) -> f64 {
+        let times = |side: usize| self.0.get(side).into_iter().flatten();
+        median(
+            times(own)
+                .zip(times(other))
+                .map(|(own, other)| own / other)
+                .collect(),
+        )
+    }
+}
+
+/// Runs all sides in turns.
 pub fn measure<const N: usize>(
     effort: &Effort,
     frame: &[u8],
     sides: [Side; N],
-) -> Result<[f64; N]> {
+) -> Result<Turns<N>> {
     let mut times: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
-    for turn in 0..=effort.turns {
+    for turn in 0..=effort.turns * PARTS {
         let mut order: Vec<(Side, &mut Vec<f64>)> = sides.into_iter().zip(&mut times).collect();
         // Who goes first changes, so that nobody always runs on the warmer processor.
         let first = turn % N.max(1);
         order.rotate_left(first);
         for (side, times) in order {
-            let time = run(side, frame, effort.packets)?;
+            let time = run(side, frame, effort.packets / 2)?;
             // The first turn only warms up.
             if turn > 0 {
                 times.push(time);
             }
         }
     }
-    Ok(times.map(median))
+    Ok(Turns(times))
 }
 
 /// One turn: average ns per packet.
