@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::{build, sh};
@@ -121,12 +122,13 @@ impl Row {
         self
     }
 
-    /// The same with a ratio of its own: the median of the ratios of turns that were measured one right after the other.
-    /// Where the machine is slower for some turns than for others, that says more than the ratio of two medians. There is
-    /// none where [`Row::beside`] has none. A bar comes after it.
+    /// The same with a ratio of its own: the median of the ratios of turns, ours and the peer's, that were measured one
+    /// right after the other. Where the machine is slower for some turns than for others, that says more than the ratio of
+    /// two medians. There is none where [`Row::beside`] has none. A bar comes after it.
     #[must_use]
-    pub fn by_turns(mut self, ratio: f64) -> Self {
-        self.ratio = self.ratio.map(|_| ratio);
+    pub fn by_turns(mut self, turns: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        let ratios = turns.into_iter().map(|(own, theirs)| own / theirs);
+        self.ratio = self.ratio.map(|_| median(ratios.collect()));
         self
     }
 
@@ -170,24 +172,37 @@ impl Machine {
     }
 }
 
-/// Measures group after group and prints their rows as one JSON array, which [`dataplane`] and [`mesh`] read. A group
-/// that fails costs no other one its rows: what it was goes to standard error at once.
+/// The middle one, the upper of two; no number where there is none.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Measures the groups that were asked for, or all if none was, and prints their rows as one JSON array, which
+/// [`dataplane`] and [`mesh`] read. A group that fails costs no other one its rows: what it was goes to standard error at
+/// once.
 ///
 /// # Errors
 /// At the end, when a group failed, with the names of all that did; or when nothing can be printed.
-pub fn print_groups<G: std::fmt::Debug>(
-    groups: impl IntoIterator<Item = G>,
+pub fn print_groups<G: ValueEnum + PartialEq>(
+    asked: &[G],
     mut measure: impl FnMut(&G) -> anyhow::Result<Vec<Row>>,
 ) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     let mut failed = Vec::new();
-    for group in groups {
-        eprintln!("measuring: {group:?}");
-        match measure(&group) {
+    for group in G::value_variants() {
+        if !asked.is_empty() && !asked.contains(group) {
+            continue;
+        }
+        // As `--row` takes it.
+        let name = group.to_possible_value();
+        let name = name.as_ref().map_or("", |name| name.get_name());
+        eprintln!("measuring: {name}");
+        match measure(group) {
             Ok(measured) => rows.extend(measured),
             Err(error) => {
-                eprintln!("{group:?} failed: {error:?}");
-                failed.push(format!("{group:?}"));
+                eprintln!("{name} failed: {error:?}");
+                failed.push(name.to_owned());
             }
         }
     }
@@ -385,9 +400,15 @@ mod tests {
         // A peer that did nothing proves nothing.
         assert_eq!(row(0.0).bar(Bar::AtLeast(5.0)).met, Some(false));
         // What the turns say wins over what their medians say.
-        let by_turns = row(60.0).by_turns(0.7).bar(Bar::AtMost(0.5));
-        assert_eq!((by_turns.ratio, by_turns.met), (Some(0.7), Some(false)));
-        assert_eq!(row(0.0).by_turns(f64::INFINITY).ratio, None);
+        let turns = [(3.0, 4.0), (30.0, 60.0), (9.0, 10.0)];
+        let by_turns = row(60.0).by_turns(turns).bar(Bar::AtMost(0.5));
+        assert_eq!((by_turns.ratio, by_turns.met), (Some(0.75), Some(false)));
+        assert_eq!(row(0.0).by_turns([(30.0, 0.0)]).ratio, None);
+        // No turns are no better than no peer.
+        assert_eq!(
+            row(60.0).by_turns([]).bar(Bar::AtMost(0.5)).met,
+            Some(false)
+        );
     }
 
     #[test]

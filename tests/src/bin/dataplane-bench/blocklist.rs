@@ -25,13 +25,13 @@ use secmesh_tests::{
     livegen::{Bare, Walk},
     wire::Wire,
 };
-use xtask::bench::{Bar, Row};
+use xtask::bench::{Bar, Row, median};
 
 use crate::{
     Effort,
     addresses::{Blocked, Random, address},
     flood::{self, Line},
-    median, ours,
+    ours,
     peers::{Ipset, Nft, SetKind},
     plot,
 };

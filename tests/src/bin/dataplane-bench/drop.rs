@@ -77,7 +77,7 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
             let [own, theirs, least] = turns.medians();
             let row = Row::new(GROUP, format!("{state}, {family}"), own, "ns/packet")
                 .beside("xdp-filter", theirs)
-                .by_turns(turns.ratio(0, 1))
+                .by_turns(turns.pairs(0, 1))
                 .note(format!(
                     "a program that only drops takes {least:.0}; net ratio {:.2}",
                     (own - least) / (theirs - least)

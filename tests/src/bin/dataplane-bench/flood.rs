@@ -14,12 +14,12 @@ use secmesh_tests::{
     netns::Napi,
     wire::{SENDER_CPU, Wire},
 };
-use xtask::bench::{Bar, Row};
+use xtask::bench::{Bar, Row, median};
 
 use crate::{
     Effort,
     addresses::Blocked,
-    median, ours,
+    ours,
     peers::{Nft, SetKind, XDP_FILTER_ROOM, XdpFilter},
 };
 
@@ -155,9 +155,7 @@ fn beside(
         return row;
     }
     let pairs = ours.iter().zip(theirs);
-    row.by_turns(median(
-        pairs.map(|(own, other)| get(own) / get(other)).collect(),
-    ))
+    row.by_turns(pairs.map(|(own, other)| (get(own), get(other))))
 }
 
 /// A flood to our program; its own count must be the driver's.

@@ -62,9 +62,9 @@ enum Group {
 struct Effort {
     /// Turns of each side; odd, so that the median is one of them.
     turns: usize,
-    /// Packets in one turn of a test run.
+    /// Packets in one turn of a walk; `testrun` has more turns, of half as many.
     packets: u32,
-    /// Length of one turn of a flood.
+    /// Length of one turn of a flood; in the flood rows of nftables', the others have more and shorter ones.
     flood: Duration,
     /// Length of one turn of a SYN flood with connections.
     connections: Duration,
@@ -136,9 +136,7 @@ fn main() -> Result<()> {
     }
     let effort = Effort::of(&arguments);
     isolate()?;
-    let asked = |group: &&Group| arguments.row.is_empty() || arguments.row.contains(group);
-    let groups = Group::value_variants().iter().filter(asked);
-    bench::print_groups(groups, |group| match group {
+    bench::print_groups(&arguments.row, |group| match group {
         Group::Drop => drop::rows(&effort),
         Group::Pass => pass::rows(&effort),
         Group::Flood => flood::rows(&effort),
@@ -146,10 +144,4 @@ fn main() -> Result<()> {
         Group::Blocklist => blocklist::rows(&effort, arguments.plot.as_deref()),
         Group::Load => million::rows(&effort),
     })
-}
-
-/// The middle one.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -147,7 +147,7 @@ pub fn rows(effort: &Effort) -> Result<Vec<Row>> {
                 let name = format!("{kind}, {family}, flow records {state}");
                 let row = Row::new(GROUP, name, own, "ns/packet")
                     .beside("xdp-filter", theirs)
-                    .by_turns(turns.ratio(side, 2))
+                    .by_turns(turns.pairs(side, 2))
                     .bar(Bar::AtMost(bar))
                     .note(format!(
                         "armed: {}; a program that only passes takes {least:.0}",

@@ -27,9 +27,9 @@ use secmesh_tests::{
     netns::Napi,
     wire::{SENDER_CPU, Wire},
 };
-use xtask::bench::{Bar, Row};
+use xtask::bench::{Bar, Row, median};
 
-use crate::{Effort, median, ours, peers::feed};
+use crate::{Effort, ours, peers::feed};
 
 const GROUP: &str = "syn";
 const PORT: u16 = 4430;
@@ -277,7 +277,8 @@ impl Line<'_> {
             // Not all of them: one of 100,000 fails now and then, and is in the row's note.
             ensure!(
                 quiet.share() >= ENOUGH,
-                "without a flood {} of {} connections succeed: {:?}",
+                "{}, without a flood {} of {} connections succeed: {:?}",
+                family(self.ipv6),
                 quiet.successes,
                 quiet.attempts,
                 quiet.failures

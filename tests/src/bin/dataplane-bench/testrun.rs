@@ -6,9 +6,9 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use secmesh_tests::kernel::{XDP_DROP, XDP_PASS};
-use xtask::sh;
+use xtask::{bench::median, sh};
 
-use crate::{Effort, median};
+use crate::Effort;
 
 /// A program and what it must answer.
 #[derive(Debug, Clone, Copy)]
@@ -44,15 +44,10 @@ impl<const N: usize> Turns<N> {
         self.0.each_ref().map(|times| median(times.clone()))
     }
 
-    /// The median of the ratios of two sides' turns.
-    pub fn ratio(&self, own: usize, other: usize) -> f64 {
-        let times = |side: usize| self.0.get(side).into_iter().flatten();
-        median(
-            times(own)
-                .zip(times(other))
-                .map(|(own, other)| own / other)
-                .collect(),
-        )
+    /// The turns of two sides.
+    pub fn pairs(&self, own: usize, other: usize) -> impl Iterator<Item = (f64, f64)> {
+        let times = |side: usize| self.0.get(side).into_iter().flatten().copied();
+        times(own).zip(times(other))
     }
 }
 

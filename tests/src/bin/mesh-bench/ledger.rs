@@ -10,9 +10,9 @@ use secmesh::ledger::{Ledger, LedgerHandle, LedgerKeys, Record, Retention, verif
 use secmesh::mesh::identity::Identity;
 use secmesh::mesh::ids::{Name, Zone};
 use secmesh::state::StateDir;
-use xtask::bench::{Bar, Row};
+use xtask::bench::{Bar, Row, median};
 
-use crate::{Effort, median};
+use crate::Effort;
 
 /// Appends that are under way at once: the queue before the writer makes batches of up to 512.
 const TASKS: u64 = 512;

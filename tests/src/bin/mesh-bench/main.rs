@@ -104,9 +104,7 @@ impl Effort {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let effort = Effort::of(&arguments);
-    let asked = |group: &&Group| arguments.row.is_empty() || arguments.row.contains(group);
-    let groups = Group::value_variants().iter().filter(asked);
-    bench::print_groups(groups, |group| match group {
+    bench::print_groups(&arguments.row, |group| match group {
         Group::Ledger => ledger::rows(effort),
         Group::Latency => nodes::latency(effort),
         Group::Latency30 => nodes::latency_30(effort),
@@ -114,10 +112,4 @@ fn main() -> Result<()> {
         Group::Idle => nodes::idle(effort, Carrier::Grpc),
         Group::IdleNats => nodes::idle(effort, Carrier::Nats),
     })
-}
-
-/// The middle one.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -13,13 +13,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
 };
-use xtask::bench::{Bar, Row};
+use xtask::bench::{Bar, Row, median};
 use xtask::build::{self, Mode};
 use xtask::lab::agent::{Alert, Decision};
 use xtask::lab::net::{self, Family};
 use xtask::lab::{Carrier, Lab, Options, ns};
 
-use crate::{Effort, median};
+use crate::Effort;
 
 /// A port where nothing is: a packet to it is an alert.
 const TRIPWIRE: u16 = 7;

@@ -8,9 +8,9 @@ use secmesh::mesh::genesis::Params;
 use secmesh::mesh::ids::{Hash, MeshId, NodeId};
 use secmesh::mesh::message::Message;
 use secmesh::mesh::vote::{Action, AttackClass, Ballot, Verdict, Vote, bucket_of};
-use xtask::bench::{Bar, Row};
+use xtask::bench::{Bar, Row, median};
 
-use crate::{Effort, median};
+use crate::Effort;
 
 /// Voters that the votes are of.
 const VOTERS: u8 = 30;
