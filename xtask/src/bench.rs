@@ -183,7 +183,8 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// once.
 ///
 /// # Errors
-/// At the end, when a group failed, with the names of all that did; or when nothing can be printed.
+/// At the end, when a group failed, with what each said, a line each: after minutes of progress, what was said at once is
+/// far above. Or when nothing can be printed.
 pub fn print_groups<G: ValueEnum + PartialEq>(
     asked: &[G],
     mut measure: impl FnMut(&G) -> anyhow::Result<Vec<Row>>,
@@ -202,16 +203,12 @@ pub fn print_groups<G: ValueEnum + PartialEq>(
             Ok(measured) => rows.extend(measured),
             Err(error) => {
                 eprintln!("{name} failed: {error:?}");
-                failed.push(name.to_owned());
+                failed.push(format!("{name}: {error:#}"));
             }
         }
     }
     println!("{}", serde_json::to_string_pretty(&rows)?);
-    ensure!(
-        failed.is_empty(),
-        "not measured: {}; why is said above",
-        failed.join(", ")
-    );
+    ensure!(failed.is_empty(), "not measured:\n{}", failed.join("\n"));
     Ok(())
 }
 

@@ -57,17 +57,27 @@ fn connections() -> Result<Vec<(TcpListener, TcpStream)>> {
         (IpAddr::from(CLEAR6), IpAddr::from(DESTINATION6)),
     ] {
         for address in [from, to] {
-            tool("ip", &["addr", "add", &address.to_string(), "dev", "lo"])?;
+            let address = address.to_string();
+            // Even here nobody can bind to an IPv6 address until a worker of the kernel's has looked at it
+            // (`addrconf_dad_work` in net/ipv6/addrconf.c), and that waits for everybody who changes a network.
+            let at_once: &[&str] = if from.is_ipv6() { &["nodad"] } else { &[] };
+            tool(
+                "ip",
+                &[&["addr", "add", &address, "dev", "lo"], at_once].concat(),
+            )?;
         }
-        let listener = TcpListener::bind((to, 443))?;
-        let stream = runtime.block_on(async {
-            let socket = match from {
-                IpAddr::V4(_) => TcpSocket::new_v4(),
-                IpAddr::V6(_) => TcpSocket::new_v6(),
-            }?;
-            socket.bind(SocketAddr::new(from, 50_000))?;
-            socket.connect(SocketAddr::new(to, 443)).await?.into_std()
-        })?;
+        let listener =
+            TcpListener::bind((to, 443)).with_context(|| format!("listening at {to}"))?;
+        let stream = runtime
+            .block_on(async {
+                let socket = match from {
+                    IpAddr::V4(_) => TcpSocket::new_v4(),
+                    IpAddr::V6(_) => TcpSocket::new_v6(),
+                }?;
+                socket.bind(SocketAddr::new(from, 50_000))?;
+                socket.connect(SocketAddr::new(to, 443)).await?.into_std()
+            })
+            .with_context(|| format!("connecting {from} with {to}"))?;
         open.push((listener, stream));
     }
     Ok(open)
